@@ -1,0 +1,1 @@
+"""Benchmarks: equality is checked before anything is timed."""

@@ -1,0 +1,55 @@
+"""Scale-aware contrastive reverse distillation: train, build an engine, score a batch.
+
+    engine = scrd_fast.build_engine("model.safetensors")
+    result = scrd_fast.score(batch)
+
+Importing this package loads nothing heavy: a name is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scrd_fast._current import score
+    from scrd_fast.engine.build import build_engine, export_onnx, load_engine, verify_engine
+    from scrd_fast.engine.engine import Engine, Result
+    from scrd_fast.errors import ScrdError
+    from scrd_fast.model.published_pickle import convert_published
+    from scrd_fast.spec import ScoringSpec
+    from scrd_fast.training.loop import TrainConfig, train
+    from scrd_fast.training.pretrain import PretrainConfig, pretrain_teacher
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "score": "_current",
+    "build_engine": "engine.build",
+    "export_onnx": "engine.build",
+    "load_engine": "engine.build",
+    "verify_engine": "engine.build",
+    "Engine": "engine.engine",
+    "Result": "engine.engine",
+    "ScrdError": "errors",
+    "convert_published": "model.published_pickle",
+    "ScoringSpec": "spec",
+    "TrainConfig": "training.loop",
+    "train": "training.loop",
+    "PretrainConfig": "training.pretrain",
+    "pretrain_teacher": "training.pretrain",
+}
+
+__all__ = [
+    "Engine", "PretrainConfig", "Result", "ScoringSpec", "ScrdError", "TrainConfig",
+    "build_engine", "convert_published", "export_onnx", "load_engine", "pretrain_teacher",
+    "score", "train", "verify_engine",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'scrd_fast' has no attribute {name!r}")
+    return getattr(import_module(f"scrd_fast.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

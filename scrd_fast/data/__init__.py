@@ -1,0 +1,1 @@
+"""Images: reading them from files, and the demo set."""

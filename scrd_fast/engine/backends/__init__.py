@@ -1,0 +1,1 @@
+"""One file per runtime; each turns prepared batches into scores, maps and scale weights."""

@@ -1,0 +1,264 @@
+"""build_engine, load_engine, verify_engine, export_onnx: from a checkpoint to scores."""
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from scrd_fast import _current
+from scrd_fast.data.images import read_images
+from scrd_fast.engine import fidelity
+from scrd_fast.engine.backends.runner import (
+    PRECISIONS,
+    Runner,
+    choose_backend,
+    make_runner,
+    native_precisions,
+)
+from scrd_fast.engine.engine import Engine
+from scrd_fast.engine.file import (
+    GOLDEN,
+    NETWORK,
+    Manifest,
+    read_engine_file,
+    write_engine_file,
+)
+from scrd_fast.engine.golden import golden_images
+from scrd_fast.engine.graph import build_graph, network_graph
+from scrd_fast.errors import EngineFileError, FidelityError, InputError, expect
+from scrd_fast.files import atomic_write
+from scrd_fast.model.checkpoint import Checkpoint, load_checkpoint
+from scrd_fast.model.reference import score_images, score_pixels
+from scrd_fast.ops.anomaly_map import combine_distances
+from scrd_fast.ops.preprocess import normalise
+from scrd_fast.spec import ScoringSpec
+
+GOLDEN_COUNT = 8
+# Rounding-only precisions need no ranks: a few images show the largest error.
+PROBE_COUNT = {"fp32": 24, "bf16": fidelity.JUDGED_FROM}
+Progress = Callable[[int, int, str], None]
+
+
+def _silent(done: int, total: int, what: str) -> None:
+    return None
+
+
+def fingerprint() -> dict[str, Any]:
+    """The machine: what decides which compiled code runs."""
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _images(images: Any) -> Any:
+    """Arrays as they are; a folder or list of paths is read."""
+    if images is None or isinstance(images, np.ndarray | torch.Tensor):
+        return images
+    if isinstance(images, str | os.PathLike):
+        return read_images(images)
+    if isinstance(images, list) and images and isinstance(images[0], str | os.PathLike):
+        return read_images(images)
+    return images
+
+
+def _engine_scores(
+    runner: Runner, spec: ScoringSpec, pixels: torch.Tensor, step: Callable[[int], None]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    scores, maps = [], []
+    for chunk in pixels.split(8):
+        distances, weights = runner.run(normalise(chunk, spec))
+        result = combine_distances(distances, weights, spec)
+        assert result.map is not None
+        scores.append(result.score(spec))
+        maps.append(result.map)
+        step(len(chunk))
+    return torch.cat(scores), torch.cat(maps)
+
+
+def _measure(
+    runner: Runner, network: onnx.ModelProto, checkpoint: Checkpoint, precision: str, images: Any,
+    progress: Progress,
+) -> fidelity.Report:
+    """The fidelity report of one runner; raises FidelityError on values that are not finite."""
+    spec = checkpoint.spec
+    probe = fidelity.make_probe(spec, images, PROBE_COUNT[precision])
+    n, done = len(probe.pixels), 0
+
+    def step(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, 2 * n, f"checking {precision} against the reference")
+
+    reference_scores, reference_maps = [], []
+    for chunk in probe.pixels.split(8):
+        result, _ = score_pixels(checkpoint.model, spec, chunk)
+        assert result.map is not None
+        reference_scores.append(result.score(spec))
+        reference_maps.append(result.map)
+        step(len(chunk))
+    scores, maps = _engine_scores(runner, spec, probe.pixels, step)
+    bad = ~torch.isfinite(maps).all(dim=(1, 2))
+    if bool(bad.any()):
+        from scrd_fast.engine.backends.torch_eager import first_nonfinite
+
+        pixels = normalise(probe.pixels[bad][:1], spec)
+        layer = first_nonfinite(network, pixels, "fp32")
+        raise FidelityError(
+            f"{precision}: values that are not finite, first in layer {layer!r}"
+            if layer else f"{precision}: values that are not finite; fp32 stays finite"
+        )
+    return fidelity.compare(probe, scores, maps, torch.cat(reference_scores),
+                            torch.cat(reference_maps))
+
+
+def build_engine(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    backend: str = "auto",
+    precision: str = "auto",
+    device: str | None = None,
+    images: Any = None,
+    buckets: tuple[int, ...] = (1, 8, 32),
+    progress: Progress = _silent,
+) -> Engine:
+    """Compile a checkpoint into one engine file for this machine, and load it.
+
+    checkpoint: a .safetensors file of this package. out: the engine file, `<checkpoint>.scrd`
+    beside it by default. backend: "auto", "openvino" or "torch_eager". precision: "fp32", "bf16",
+    or "auto": bf16 where this CPU computes in it natively and the result keeps the fidelity
+    limits, else fp32. images: normal images (array, folder or paths) to judge fidelity on; their
+    pictures are not kept. buckets: batch sizes, the last one bounds what runs at once.
+    progress: called with (done, total, what).
+
+    Raises CheckpointError, BackendUnavailable, FidelityError (with the figures), OutputError.
+    """
+    ok = isinstance(buckets, tuple | list) and buckets and list(buckets) == sorted(set(buckets))
+    expect(bool(ok) and all(isinstance(b, int) and b > 0 for b in buckets), "buckets",
+           "rising positive integers", buckets)
+    expect(precision in ("auto", *PRECISIONS), "precision", f"one of {('auto', *PRECISIONS)}",
+           repr(precision))
+    name = choose_backend(backend, device)
+    path = Path(checkpoint)
+    target = Path(out) if out is not None else path.with_suffix(".scrd")
+    loaded = load_checkpoint(path)
+    probe_images = _images(images)
+    proto = build_graph(loaded.model, loaded.spec)
+    network = network_graph(proto, loaded.spec)
+
+    candidates = native_precisions(name)[::-1] if precision == "auto" else [precision]
+    misses: list[str] = []
+    for candidate in candidates:
+        progress(0, 1, f"compiling {name} {candidate}")
+        runner = make_runner(name, network, candidate)
+        report = _measure(runner, network, loaded, candidate, probe_images, progress)
+        broken = fidelity.broken_limits(report, fidelity.limits_for(candidate))
+        if not broken:
+            break
+        misses.append(f"{candidate}: " + "; ".join(broken))
+    else:
+        raise FidelityError(f"{path}: no precision keeps the fidelity limits: {' | '.join(misses)}")
+
+    golden = golden_images(GOLDEN_COUNT, loaded.spec.input_size)
+    result, _ = score_images(loaded.model, loaded.spec, golden)
+    assert result.map is not None
+    tensors = {f"image{i}": torch.from_numpy(image) for i, image in enumerate(golden)}
+    tensors |= {"scores": result.score(loaded.spec), "maps": result.map}
+    manifest = Manifest(
+        spec=loaded.spec.to_dict(),
+        model={"backbone": loaded.config.backbone, "teacher": loaded.config.teacher},
+        backend=name,
+        precision=candidate,
+        precision_used=runner.precision_used(),
+        buckets=tuple(buckets),
+        fingerprint=fingerprint(),
+        versions={"torch": str(torch.__version__), "onnx": onnx.__version__,
+                  name: runner.version},
+        fidelity={"precision": candidate, "probe": "images" if images is not None else "golden",
+                  "limits": fidelity.asdict(fidelity.limits_for(candidate)),
+                  "rejected": misses, **report.to_dict()},
+    )
+    members = {NETWORK: proto.SerializeToString(), GOLDEN: save_tensors(tensors)}
+    write_engine_file(target, manifest, members)
+    return _current.use(Engine(manifest, runner, target))
+
+
+def load_engine(path: str | os.PathLike[str], *, verify: bool = False) -> Engine:
+    """Load an engine file; it becomes the engine of `scrd_fast.score`.
+
+    verify: replay the golden images first and raise FidelityError where this machine does not
+    keep the limits. Raises EngineFileError, BackendUnavailable.
+    """
+    manifest, members = read_engine_file(path)
+    spec = manifest.scoring_spec()
+    try:
+        proto = onnx.load_model_from_string(members[NETWORK])
+        network = network_graph(proto, spec)
+    except KeyError as error:
+        raise EngineFileError(f"{path}: expected a member {NETWORK}, got none") from error
+    choose_backend(manifest.backend, None)
+    engine = Engine(manifest, make_runner(manifest.backend, network, manifest.precision),
+                    Path(path))
+    if verify:
+        replay_golden(engine, members[GOLDEN])
+    return _current.use(engine)
+
+
+def replay_golden(engine: Engine, golden: bytes) -> dict[str, float]:
+    """Score the golden images; returns the figures, raises FidelityError where they miss."""
+    tensors = load_tensors(golden)
+    count = sum(name.startswith("image") for name in tensors)
+    images = [tensors[f"image{i}"].numpy() for i in range(count)]
+    result = engine.score(images)
+    reference, maps = tensors["scores"], tensors["maps"]
+    assert result.maps is not None
+    spread = float(maps.max() - maps.min()) or 1.0
+    figures = {
+        "score_error": fidelity.relative_error(torch.from_numpy(result.scores), reference),
+        "map_error": float((torch.from_numpy(result.maps) - maps).abs().max()) / spread,
+    }
+    # Eight images cannot judge ranks: a reduced precision may move as far as it did at build.
+    built = engine.manifest.fidelity
+    limits = fidelity.limits_for(engine.manifest.precision)
+    for name, figure in figures.items():
+        limit = getattr(limits, name) or 2 * max(float(built[name]), 1e-3)
+        if not figure <= limit:
+            raise FidelityError(
+                f"{engine.path}: this machine does not reproduce the golden images:"
+                f" {name} expected <= {limit:.3g}, got {figure:.3g}"
+            )
+    return figures
+
+
+def verify_engine(path: str | os.PathLike[str]) -> dict[str, float]:
+    """Replay the golden images of an engine file on this machine; returns the figures."""
+    _, members = read_engine_file(path)
+    return replay_golden(load_engine(path), members[GOLDEN])
+
+
+def export_onnx(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
+    """Write the portable ONNX graph of a checkpoint (see engine.graph.build_graph)."""
+    loaded = load_checkpoint(checkpoint)
+    if Path(out).suffix != ".onnx":
+        raise InputError(f"out: expected a file name ending in .onnx, got {str(out)!r}")
+    data = build_graph(loaded.model, loaded.spec).SerializeToString()
+    with atomic_write(out) as temporary:
+        temporary.write_bytes(data)
+    return Path(out)
+
+
+def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of an engine file as JSON-ready values."""
+    manifest, _ = read_engine_file(path)
+    return json.loads(json.dumps(fidelity.asdict(manifest)))

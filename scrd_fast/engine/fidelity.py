@@ -1,0 +1,145 @@
+"""Does an engine give the reference model's scores? Figures and limits.
+
+Relative error means max|a - b| / max|b| over the probe set.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scrd_fast.engine.golden import golden_images
+from scrd_fast.errors import expect
+from scrd_fast.ops.preprocess import to_pixels
+from scrd_fast.spec import ScoringSpec
+from scrd_fast.training.noise import NoiseConfig, synthesise
+
+# Ranks and an AUROC of fewer images say little.
+JUDGED_FROM = 200
+_PROBE_SEED = 20250313
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Largest (or smallest, for the rank correlation) allowed figures; None: not limited."""
+
+    map_error: float | None = None
+    score_error: float | None = None
+    rank_correlation: float | None = None
+    auroc_change: float | None = None
+    flipped: float | None = None
+
+
+LIMITS = {
+    # The same arithmetic in another order: rounding only.
+    "fp32": Limits(map_error=1e-4, score_error=1e-4, flipped=0.0),
+    # Eight bits of mantissa in every layer: values move, their order must not.
+    "bf16": Limits(rank_correlation=0.999, auroc_change=0.002, flipped=0.002),
+}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Probe pixels (N, 3, S, S) in [0, 1]; labels 1 = synthesised anomaly, None = not known."""
+
+    pixels: Tensor
+    labels: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures of one engine against the reference; None where the probe set cannot tell.
+
+    flipped: share of decisions that differ, over the probe images and ten thresholds, the 90th to
+    the 99th percentile of the reference's scores of normal images (of all, without labels).
+    """
+
+    images: int
+    map_error: float
+    score_error: float
+    rank_correlation: float | None
+    auroc: float | None
+    auroc_change: float | None
+    flipped: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def make_probe(spec: ScoringSpec, images: Any | None, count: int) -> Probe:
+    """The probe set: the user's normal images with synthesised anomalies, else golden images.
+
+    images: normals as ops.preprocess takes them, or None. At most count / 2 of them are used,
+    each once as it is and once with a noise patch.
+    """
+    if images is None:
+        return Probe(to_pixels(golden_images(count, spec.input_size, _PROBE_SEED), spec), None)
+    chosen = np.linspace(0, len(images) - 1, min(count // 2, len(images))).astype(int)
+    some = images[chosen] if isinstance(images, np.ndarray) else [images[i] for i in chosen]
+    pixels = to_pixels(some, spec).contiguous()
+    # Stronger patches than in training: an anomaly that training fits is no probe of ranks.
+    noise = NoiseConfig(strength=0.8, max_share=0.25, min_side=min(10, spec.input_size // 8),
+                        channels="shared")
+    index = np.arange(len(pixels))
+    noisy = synthesise(pixels, noise, seed=_PROBE_SEED, epochs=index * 0, indices=index)
+    labels = np.repeat([0, 1], len(pixels))
+    return Probe(torch.cat([pixels, noisy]), labels)
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    """max|a - b| / max|b|."""
+    scale = float(reference.abs().max())
+    return float((value - reference).abs().max()) / (scale if scale > 0 else 1.0)
+
+
+def compare(
+    probe: Probe, scores: Tensor, maps: Tensor, reference_scores: Tensor, reference_maps: Tensor
+) -> Report:
+    """Figures of scores (N,) and maps (N, S, S) against the reference's."""
+    from scipy.stats import spearmanr
+
+    n = len(probe.pixels)
+    spread = float(reference_maps.max() - reference_maps.min())
+    map_error = float((maps - reference_maps).abs().max()) / (spread if spread > 0 else 1.0)
+    a, b = scores.double().numpy(), reference_scores.double().numpy()
+    normal = b if probe.labels is None else b[probe.labels == 0]
+    thresholds = np.quantile(normal, np.linspace(0.90, 0.99, 10))[:, None]
+    rank = auroc = change = None
+    if n >= JUDGED_FROM:
+        rank = float(spearmanr(a, b).statistic)
+        if probe.labels is not None:
+            from sklearn.metrics import roc_auc_score
+
+            auroc = float(roc_auc_score(probe.labels, a))
+            change = abs(auroc - float(roc_auc_score(probe.labels, b)))
+    return Report(
+        images=n,
+        map_error=map_error,
+        score_error=relative_error(scores, reference_scores),
+        rank_correlation=rank,
+        auroc=auroc,
+        auroc_change=change,
+        flipped=float(np.mean((a > thresholds) != (b > thresholds))),
+    )
+
+
+def broken_limits(report: Report, limits: Limits) -> list[str]:
+    """One text per limit that the report does not keep; empty where all hold."""
+    broken = []
+    for name, limit in asdict(limits).items():
+        figure = getattr(report, name)
+        if limit is None or figure is None:
+            continue
+        good = figure >= limit if name == "rank_correlation" else figure <= limit
+        if not good:
+            sign = ">=" if name == "rank_correlation" else "<="
+            broken.append(f"{name}: expected {sign} {limit:g}, got {figure:.3g}")
+    return broken
+
+
+def limits_for(precision: str) -> Limits:
+    expect(precision in LIMITS, "precision", f"one of {sorted(LIMITS)}", repr(precision))
+    return LIMITS[precision]

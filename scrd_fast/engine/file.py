@@ -1,0 +1,135 @@
+"""The engine file, model.scrd: an uncompressed zip that any tool can list.
+
+Members: `manifest.json` (JSON, describes everything else and lists the SHA-256 of every other
+member), `manifest.sha256` (its digest in hexadecimal), `network.onnx` (the portable graph),
+`golden.safetensors` (probe images with the reference's scores and maps). The zip's comment is the
+SHA-256 of all bytes before it, so one flipped byte anywhere is found. There is no pickle; members
+that are unlisted, missing or there twice are refused.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from scrd_fast.errors import EngineFileError, InputError
+from scrd_fast.files import atomic_write
+from scrd_fast.spec import ScoringSpec, from_mapping
+
+FORMAT = 1
+NETWORK, GOLDEN = "network.onnx", "golden.safetensors"
+_MANIFEST, _DIGEST = "manifest.json", "manifest.sha256"
+_COMMENT_LENGTH = 64
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an engine file says of itself.
+
+    spec: the ScoringSpec as JSON; model: backbone and teacher; backend and precision: as built;
+    precision_used: counts of layers per group and precision, read from the compiled graph;
+    buckets: batch sizes, a longer batch is cut at the last; fingerprint: the machine it was built
+    on; versions: of the libraries used; fidelity: figures, limits and the size of the probe set;
+    calibration: of decisions, None before it was done.
+    """
+
+    spec: dict[str, Any]
+    model: dict[str, Any]
+    backend: str
+    precision: str
+    precision_used: dict[str, Any]
+    buckets: tuple[int, ...]
+    fingerprint: dict[str, Any]
+    versions: dict[str, str]
+    fidelity: dict[str, Any]
+    calibration: dict[str, Any] | None = None
+    members: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def scoring_spec(self) -> ScoringSpec:
+        return ScoringSpec.from_dict(self.spec)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_engine_file(
+    path: str | os.PathLike[str], manifest: Manifest, members: Mapping[str, bytes]
+) -> Path:
+    """Write the file atomically; the digests of `members` are put into the manifest."""
+    path = Path(path)
+    listed = asdict(manifest) | {"members": {name: _sha256(d) for name, d in members.items()}}
+    text = json.dumps(listed, indent=1, sort_keys=True).encode()
+    everything = {_MANIFEST: text, _DIGEST: _sha256(text).encode(), **members}
+    with atomic_write(path) as temporary:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            for name, data in everything.items():
+                # A fixed date: the same content gives the same bytes.
+                archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
+            archive.comment = b"0" * _COMMENT_LENGTH
+        with open(temporary, "rb+") as file:
+            size = os.fstat(file.fileno()).st_size - _COMMENT_LENGTH
+            digest = hashlib.sha256()
+            while block := file.read(min(1 << 20, size - file.tell())):
+                digest.update(block)
+            file.seek(size)
+            file.write(digest.hexdigest().encode())
+    return path
+
+
+def read_engine_file(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, bytes]]:
+    """Manifest and members, every digest checked; raises EngineFileError with one clear line."""
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise EngineFileError(
+            f"{path}: expected an engine file, got {error.strerror}; build one with:"
+            " scrd-fast build CHECKPOINT"
+        ) from error
+    if not data.startswith(b"PK"):
+        raise EngineFileError(f"{path}: expected an engine file (.scrd), got another kind of file")
+    if _sha256(data[:-_COMMENT_LENGTH]).encode() != data[-_COMMENT_LENGTH:]:
+        raise EngineFileError(f"{path}: damaged or truncated: its digest does not match")
+    try:
+        with zipfile.ZipFile(BytesIO(data)) as archive:
+            names = archive.namelist()
+            contents = {name: archive.read(name) for name in names}
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise EngineFileError(f"{path}: not a readable zip ({error})") from error
+    if len(set(names)) != len(names):
+        raise EngineFileError(f"{path}: refused: a member is there twice ({sorted(names)})")
+    manifest = _read_manifest(path, contents.pop(_MANIFEST, b""), contents.pop(_DIGEST, b""))
+    if set(contents) != set(manifest.members):
+        raise EngineFileError(
+            f"{path}: refused: expected the members {sorted(manifest.members)},"
+            f" got {sorted(contents)}"
+        )
+    for name, content in contents.items():
+        if _sha256(content) != manifest.members[name]:
+            raise EngineFileError(f"{path}: {name}: its digest does not match the manifest")
+    return manifest, contents
+
+
+def _read_manifest(path: Path, text: bytes, digest: bytes) -> Manifest:
+    if not text or _sha256(text).encode() != digest:
+        raise EngineFileError(f"{path}: {_MANIFEST} is missing or does not match its digest")
+    try:
+        values = json.loads(text)
+        found = values.get("format") if isinstance(values, dict) else None
+        if found != FORMAT:
+            raise EngineFileError(
+                f"{path}: expected engine format {FORMAT}, got {found!r};"
+                " a newer scrd_fast may have written it: upgrade, or build it again"
+            )
+        manifest = from_mapping(Manifest, values, "manifest")
+        manifest.scoring_spec()
+    except (json.JSONDecodeError, UnicodeDecodeError, InputError) as error:
+        raise EngineFileError(f"{path}: {_MANIFEST} does not fit: {error}") from error
+    return manifest

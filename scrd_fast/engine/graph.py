@@ -1,0 +1,266 @@
+"""The portable ONNX graph: uint8 pixels in; score, map and scale weights out.
+
+Every backend and the exported ONNX file are made from this one graph. It differs from the
+reference model by exact rewritings only: each BatchNorm is folded into the convolution before it,
+each transposed convolution (kernel 2, stride 2) is a 1x1 convolution and a depth-to-space, and
+upsampling with blurring is U M U^T (see ops.anomaly_map). Node names start with the part they
+belong to: "preprocess/", "network/", "tail/".
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from scrd_fast.model.resnet import BasicBlock, BottleneckBlock
+from scrd_fast.model.scrd import SCRD
+from scrd_fast.ops.anomaly_map import COSINE_EPS, STRIDES, upsample_blur_matrix
+from scrd_fast.ops.preprocess import FULL_SCALE
+from scrd_fast.spec import ScoringSpec
+
+OPSET = 18
+NETWORK_INPUT = "network_input"
+OUTPUTS = ("score", "map", "scale_weights")
+NETWORK_OUTPUTS = ("distance0", "distance1", "distance2", "scale_weights")
+_SPEC_KEY = "scrd_fast.spec"
+
+
+class _Graph:
+    """Collects nodes and weights; `part` prefixes the names of what is added."""
+
+    def __init__(self) -> None:
+        self.part = ""
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: dict[str, onnx.TensorProto] = {}
+
+    def constant(self, name: str, value: Any) -> str:
+        self.weights[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return name
+
+    def add(self, op: str, inputs: Sequence[str], name: str, output: str = "", **attrs: Any) -> str:
+        name = f"{self.part}/{name}"
+        output = output or name
+        self.nodes.append(helper.make_node(op, list(inputs), [output], name=name, **attrs))
+        return output
+
+    def reduce(self, op: str, x: str, axes: Sequence[int], name: str, output: str = "") -> str:
+        """A reduction that drops its axes."""
+        names = self.constant("axes_" + "_".join(map(str, axes)), np.array(axes, np.int64))
+        return self.add(op, [x, names], name, output, keepdims=0)
+
+
+def _folded(conv: nn.Module, bn: nn.BatchNorm2d) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Weight and bias of a convolution with its BatchNorm folded in, computed in float64.
+
+    A transposed convolution comes back as (4 * out, in, 1, 1), ordered for depth-to-space CRD.
+    """
+    assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    factor = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
+    bias = bn.bias.double() - bn.running_mean.double() * factor
+    weight = conv.weight.double()
+    if isinstance(conv, nn.ConvTranspose2d):
+        weight = (weight * factor[:, None, None]).permute(1, 2, 3, 0).flatten(0, 2)
+        weight, bias = weight[:, :, None, None], bias.repeat_interleave(4)
+    else:
+        weight = weight * factor[:, None, None, None]
+    return weight.float().numpy(), bias.float().numpy()
+
+
+def _conv(g: _Graph, x: str, conv: nn.Module, bn: nn.BatchNorm2d, name: str) -> str:
+    weight, bias = _folded(conv, bn)
+    inputs = [x, g.constant(f"{name}.weight", weight), g.constant(f"{name}.bias", bias)]
+    if isinstance(conv, nn.ConvTranspose2d):
+        y = g.add("Conv", inputs, name, kernel_shape=[1, 1])
+        return g.add("DepthToSpace", [y], f"{name}.shuffle", blocksize=2, mode="CRD")
+    assert isinstance(conv, nn.Conv2d)
+    side, stride, pad = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
+    return g.add("Conv", inputs, name, kernel_shape=[side, side], strides=[stride, stride],
+                 pads=[pad] * 4)
+
+
+def _conv_relu(g: _Graph, x: str, conv: nn.Module, bn: nn.BatchNorm2d, name: str) -> str:
+    return g.add("Relu", [_conv(g, x, conv, bn, name)], f"{name}.relu")
+
+
+def _block(g: _Graph, x: str, block: nn.Module, name: str) -> str:
+    assert isinstance(block, BasicBlock | BottleneckBlock)
+    y = _conv_relu(g, x, block.conv1, block.bn1, f"{name}.conv1")
+    if isinstance(block, BottleneckBlock):
+        y = _conv_relu(g, y, block.conv2, block.bn2, f"{name}.conv2")
+        y = _conv(g, y, block.conv3, block.bn3, f"{name}.conv3")
+    else:
+        y = _conv(g, y, block.conv2, block.bn2, f"{name}.conv2")
+    if block.shortcut is not None:
+        conv, bn = block.shortcut
+        assert isinstance(bn, nn.BatchNorm2d)
+        x = _conv(g, x, conv, bn, f"{name}.shortcut")
+    return g.add("Relu", [g.add("Add", [y, x], f"{name}.add")], f"{name}.relu")
+
+
+def _stage(g: _Graph, x: str, stage: nn.Sequential, name: str) -> str:
+    for i, block in enumerate(stage):
+        x = _block(g, x, block, f"{name}.{i}")
+    return x
+
+
+def _preprocess(g: _Graph, spec: ScoringSpec) -> str:
+    g.part = "preprocess"
+    x = g.add("Cast", ["images"], "float", to=TensorProto.FLOAT)
+    full = g.constant("full_scale", np.float32(FULL_SCALE[torch.uint8]))
+    x = g.add("Transpose", [g.add("Div", [x, full], "unit")], "channels_first", perm=[0, 3, 1, 2])
+    side = g.constant("input_sides", np.array([spec.input_size] * 2, np.int64))
+    x = g.add("Resize", [x, "", "", side], "resize", axes=[2, 3], mode="linear",
+              coordinate_transformation_mode="half_pixel", antialias=0)
+    mean = g.constant("mean", np.array(spec.mean, np.float32)[:, None, None])
+    std = g.constant("std", np.array(spec.std, np.float32)[:, None, None])
+    return g.add("Div", [g.add("Sub", [x, mean], "centre"), std], "normalise", NETWORK_INPUT)
+
+
+def _network(g: _Graph, model: SCRD, x: str) -> tuple[list[str], list[str], str]:
+    """Names of the three teacher maps, the three student maps and the scale weights."""
+    g.part = "network"
+    t, b, s = model.teacher, model.bottleneck, model.student
+    x = _conv_relu(g, x, t.conv1, t.bn1, "teacher.conv1")
+    x = g.add("MaxPool", [x], "teacher.maxpool", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    f1 = _stage(g, x, t.layer1, "teacher.layer1")
+    f2 = _stage(g, f1, t.layer2, "teacher.layer2")
+    f3 = _stage(g, f2, t.layer3, "teacher.layer3")
+    fine = _conv_relu(g, f1, b.conv1, b.bn1, "bottleneck.conv1")
+    fine = _conv_relu(g, fine, b.conv2, b.bn2, "bottleneck.conv2")
+    middle = _conv_relu(g, f2, b.conv3, b.bn3, "bottleneck.conv3")
+    x = g.add("Concat", [fine, middle, f3], "bottleneck.concat", axis=1)
+    x = _stage(g, x, b.blocks, "bottleneck.blocks")
+    linear = model.scale_head.linear
+    g3 = _stage(g, x, s.layer1, "student.layer1")
+    g2 = _stage(g, g3, s.layer2, "student.layer2")
+    g1 = _stage(g, g2, s.layer3, "student.layer3")
+    g.part = "tail"
+    # Three products and sums, no matrix product: runtimes lower the precision of those.
+    pooled = g.reduce("ReduceMax", x, [2, 3], "scale_head.pool")
+    axis = g.constant("axes_1", np.array([1], np.int64))
+    sums = []
+    for k, row in enumerate(linear.weight.detach().numpy()):
+        weight = g.constant(f"scale_head.weight{k}", row)
+        product = g.add("Mul", [pooled, weight], f"scale_head.product{k}")
+        sums.append(g.add("ReduceSum", [product, axis], f"scale_head.sum{k}", keepdims=1))
+    bias = g.constant("scale_head.bias", linear.bias.detach().numpy())
+    logits = g.add("Add", [g.add("Concat", sums, "scale_head.sums", axis=1), bias],
+                   "scale_head.logits")
+    weights = g.add("Softmax", [logits], "scale_head.softmax", "scale_weights", axis=1)
+    return [f1, f2, f3], [g1, g2, g3], weights
+
+
+def _distance(g: _Graph, teacher: str, student: str, k: int) -> str:
+    """1 - cosine similarity over channels: (N, h, w)."""
+    eps, one = g.constant("eps", np.float32(COSINE_EPS)), g.constant("one", np.float32(1))
+    product = g.add("Mul", [teacher, student], f"product{k}")
+    dot = g.reduce("ReduceSum", product, [1], f"dot{k}")
+    norms = []
+    for name, x in (("teacher", teacher), ("student", student)):
+        square = g.reduce("ReduceSum", g.add("Mul", [x, x], f"{name}{k}.square"), [1],
+                          f"{name}{k}.sum")
+        norms.append(g.add("Max", [g.add("Sqrt", [square], f"{name}{k}.sqrt"), eps],
+                           f"{name}{k}.norm"))
+    cosine = g.add("Div", [g.add("Div", [dot, norms[0]], f"half_cosine{k}"), norms[1]],
+                   f"cosine{k}")
+    return g.add("Sub", [one, cosine], f"distance{k}", f"distance{k}")
+
+
+def _tail(g: _Graph, spec: ScoringSpec, teacher: list[str], student: list[str],
+          weights: str) -> None:
+    g.part = "tail"
+    maps, means = [], []
+    for k, stride in enumerate(STRIDES):
+        distance = _distance(g, teacher[k], student[k], k)
+        if spec.weighting == "scale":
+            index = g.constant(f"scale{k}", np.array([k], np.int64))
+            column = g.add("Gather", [weights, index], f"weight{k}", axis=1)
+            three = g.constant("weight_shape", np.array([-1, 1, 1], np.int64))
+            column = g.add("Reshape", [column, three], f"weight{k}.column")
+            distance = g.add("Mul", [distance, column], f"weighted{k}")
+        matrix = upsample_blur_matrix(spec.input_size, spec.input_size // stride,
+                                      float(spec.blur_sigma))
+        u = g.constant(f"U{k}", matrix.astype(np.float32))
+        ut = g.constant(f"U{k}.T", matrix.T.astype(np.float32))
+        rows = g.add("MatMul", [u, distance], f"rows{k}")
+        maps.append(g.add("MatMul", [rows, ut], f"map{k}"))
+        if spec.reduction == "mean":
+            column_mean = g.constant(f"u{k}", matrix.mean(axis=0).astype(np.float32))
+            half = g.add("MatMul", [distance, column_mean], f"half_mean{k}")
+            means.append(g.add("MatMul", [half, column_mean], f"mean{k}"))
+    anomaly = g.add("Sum", maps, "map", "map")
+    if spec.reduction == "mean":
+        g.add("Sum", means, "score", "score")
+    else:
+        g.reduce("ReduceMax", anomaly, [1, 2], "score", "score")
+
+
+def build_graph(model: SCRD, spec: ScoringSpec) -> onnx.ModelProto:
+    """The whole path from pixels to score.
+
+    Input `images`: uint8 (batch, height, width, 3), any height and width. Outputs `score`
+    (batch,), `map` (batch, S, S), `scale_weights` (batch, 3), all float32. The ScoringSpec
+    travels in the metadata.
+    """
+    g = _Graph()
+    with torch.no_grad():
+        teacher, student, weights = _network(g, model, _preprocess(g, spec))
+    _tail(g, spec, teacher, student, weights)
+    side = spec.input_size
+    images = helper.make_tensor_value_info(
+        "images", TensorProto.UINT8, ["batch", "height", "width", 3])
+    shapes: list[list[str | int | None]] = [["batch"], ["batch", side, side], ["batch", 3]]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+               for name, shape in zip(OUTPUTS, shapes, strict=True)]
+    graph = helper.make_graph(g.nodes, "scrd", [images], outputs, list(g.weights.values()))
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)],
+                              producer_name="scrd_fast", ir_version=10)
+    helper.set_model_props(proto, {_SPEC_KEY: json.dumps(spec.to_dict())})
+    return proto
+
+
+def network_graph(proto: onnx.ModelProto, spec: ScoringSpec) -> onnx.ModelProto:
+    """The part that a backend compiles: normalised pixels in, distances and scale weights out.
+
+    Input `network_input`: float32 (batch, 3, S, S), made by ops.preprocess, which takes more
+    dtypes and lists than a graph can. Outputs `distance0` to `distance2` (batch, h_k, w_k) and
+    `scale_weights` (batch, 3); ops.combine_distances does the rest. The cut keeps the last
+    matrix products out of the compiled graph: a runtime told to compute those in bf16 would
+    round the distances to 8 bits on the way.
+    """
+    producers = {output: node for node in proto.graph.node for output in node.output}
+    wanted, kept = list(NETWORK_OUTPUTS), set()
+    while wanted:
+        node = producers.get(wanted.pop())
+        if node is not None and node.name not in kept and node.output[0] != NETWORK_INPUT:
+            kept.add(node.name)
+            wanted.extend(node.input)
+    nodes = [node for node in proto.graph.node if node.name in kept]
+    used = {name for node in nodes for name in node.input}
+    side = spec.input_size
+    shapes: list[list[str | int | None]] = [["batch", side // s, side // s] for s in STRIDES]
+    shapes.append(["batch", 3])
+    graph = helper.make_graph(
+        nodes, "network",
+        [helper.make_tensor_value_info(NETWORK_INPUT, TensorProto.FLOAT,
+                                       ["batch", 3, side, side])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+         for name, shape in zip(NETWORK_OUTPUTS, shapes, strict=True)],
+        [w for w in proto.graph.initializer if w.name in used],
+    )
+    return helper.make_model(graph, opset_imports=list(proto.opset_import),
+                             producer_name=proto.producer_name, ir_version=proto.ir_version)
+
+
+def read_spec(proto: onnx.ModelProto) -> ScoringSpec:
+    """The ScoringSpec in a graph's metadata; raises KeyError where there is none."""
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    return ScoringSpec.from_dict(json.loads(metadata[_SPEC_KEY]))

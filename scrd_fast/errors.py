@@ -1,0 +1,43 @@
+"""The error tree. Every error this package raises on purpose is a `ScrdError`.
+
+A message names the argument, what was expected and what came:
+`student[1]: expected (N, 512, 32, 32), got (N, 512, 31, 32)`.
+"""
+
+
+class ScrdError(Exception):
+    """Base of all errors raised on purpose; the command line prints it as one line."""
+
+
+class InputError(ScrdError, ValueError):
+    """An argument has a wrong type, shape, dtype or value."""
+
+
+class DataError(ScrdError):
+    """An image file or folder cannot be read as images."""
+
+
+class CheckpointError(ScrdError):
+    """A checkpoint is missing, truncated, foreign or refused."""
+
+
+class EngineFileError(ScrdError):
+    """An engine file (.scrd) is missing, damaged, or of a version this package does not know."""
+
+
+class BackendUnavailable(ScrdError):
+    """A backend or precision was asked for that this machine cannot run."""
+
+
+class FidelityError(ScrdError):
+    """An engine does not reproduce the reference scores within the limits."""
+
+
+class OutputError(ScrdError):
+    """A result could not be written (full disk, unwritable folder, existing file)."""
+
+
+def expect(condition: bool, argument: str, expected: object, got: object) -> None:
+    """Raise `InputError("argument: expected ..., got ...")` unless `condition` holds."""
+    if not condition:
+        raise InputError(f"{argument}: expected {expected}, got {got}")

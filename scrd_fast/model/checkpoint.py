@@ -1,0 +1,162 @@
+"""Checkpoints: one safetensors file whose JSON header says everything needed to use it.
+
+The header's single metadata entry "scrd_fast" holds {"format", "spec", "model", "training",
+"metrics"}. Nothing in the file is ever executed; unknown fields and versions are refused.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from scrd_fast.errors import CheckpointError, InputError, OutputError, expect
+from scrd_fast.files import atomic_write
+from scrd_fast.model.resnet import backbone_of
+from scrd_fast.model.scrd import SCRD
+from scrd_fast.spec import ScoringSpec, from_mapping
+
+FORMAT = 1
+_KEY = "scrd_fast"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """backbone: one of the names in model.resnet; teacher: where its weights come from."""
+
+    backbone: str
+    teacher: str
+
+    def __post_init__(self) -> None:
+        backbone_of(self.backbone)
+        expect(isinstance(self.teacher, str), "model.teacher", "a text", self.teacher)
+
+
+@dataclass
+class Checkpoint:
+    """A model with its scoring specification, and how it came to be.
+
+    training: the training configuration, {} for an imported model; metrics: figures by name.
+    """
+
+    model: SCRD
+    spec: ScoringSpec
+    config: ModelConfig
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors and one JSON header to a safetensors file, atomically."""
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    metadata = {_KEY: json.dumps(header)}
+    try:
+        with atomic_write(path) as temporary:
+            save_file(contiguous, temporary, metadata=metadata)
+    except SafetensorError as error:  # what safetensors makes of a full disk
+        raise OutputError(f"{path}: cannot be written: {error}") from error
+
+
+def read_header(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
+    """The JSON header of a file of this package; raises CheckpointError."""
+    return _open(Path(path), kind)[0]
+
+
+def read_tensors(
+    path: str | os.PathLike[str], kind: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file of this package; raises CheckpointError."""
+    header, source = _open(Path(path), kind)
+    try:
+        with source as file:
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+
+def _open(path: Path, kind: str) -> tuple[dict[str, Any], Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: expected a {kind} file, got no such file")
+    try:
+        file = safe_open(path, framework="pt")
+        metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        hint = ""
+        if path.suffix in (".pth", ".pt", ".pkl"):
+            hint = f"; import a published one with: scrd-fast convert {path} OUT.safetensors"
+        raise CheckpointError(
+            f"{path}: expected a whole safetensors file, got one that is truncated or of another"
+            f" kind ({error}){hint}"
+        ) from error
+    if _KEY not in metadata:
+        raise CheckpointError(f"{path}: expected a {kind} of scrd_fast, got a foreign safetensors")
+    try:
+        header = json.loads(metadata[_KEY])
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: its header is not JSON ({error})") from error
+    if not isinstance(header, dict) or header.get("kind") != kind:
+        raise CheckpointError(f"{path}: expected a {kind}, got {header.get('kind')!r}"
+                              if isinstance(header, dict) else f"{path}: its header is no object")
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: expected format {FORMAT}, got {header.get('format')!r}; a newer scrd_fast"
+            " may have written it"
+        )
+    return header, file
+
+
+def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Load tensors strictly; raises CheckpointError naming what does not fit."""
+    wanted = module.state_dict()
+    missing, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    if missing or extra:
+        raise CheckpointError(
+            f"{where}: expected the {len(wanted)} tensors of the model, got"
+            f" {len(missing)} missing {missing[:3]} and {len(extra)} unknown {extra[:3]}"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            raise CheckpointError(
+                f"{where}: {name}: expected {tuple(wanted[name].shape)}, got {tuple(tensor.shape)}"
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{where}: {name}: expected finite values, got NaN or infinity")
+    module.load_state_dict(tensors)
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Path:
+    """Write a checkpoint atomically; raises OutputError where the place cannot be written."""
+    path = Path(path)
+    header = {
+        "kind": "checkpoint",
+        "format": FORMAT,
+        "spec": checkpoint.spec.to_dict(),
+        "model": asdict(checkpoint.config),
+        "training": checkpoint.training,
+        "metrics": checkpoint.metrics,
+    }
+    write_tensors(path, checkpoint.model.state_dict(), header)
+    return path
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint; the model comes in eval mode, on the CPU, in float32.
+
+    Raises CheckpointError naming the file and what is wrong with it.
+    """
+    header, tensors = read_tensors(path, "checkpoint")
+    try:
+        spec = ScoringSpec.from_dict(header.get("spec", {}))
+        config = from_mapping(ModelConfig, header.get("model", {}), "model")
+    except InputError as error:
+        raise CheckpointError(f"{path}: its header does not fit: {error}") from error
+    model = SCRD(config.backbone)
+    load_weights(model, tensors, str(path))
+    training, metrics = header.get("training", {}), header.get("metrics", {})
+    return Checkpoint(model.eval(), spec, config, training, metrics)

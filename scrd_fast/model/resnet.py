@@ -1,0 +1,139 @@
+"""Residual blocks and stages shared by teacher, bottleneck and student.
+
+The student is the teacher mirrored, so one block serves all three: `resample` says whether its
+first spatial convolution keeps the resolution, halves it (stride 2) or doubles it (a transposed
+convolution with kernel 2 and stride 2). Block structure: He et al. 2016 (arXiv 1512.03385), wide
+variant Zagoruyko and Komodakis 2016 (arXiv 1605.07146), mirrored Deng and Li 2022
+(arXiv 2201.10703).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from scrd_fast.errors import expect
+
+Resample = Literal["keep", "down", "up"]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Shape of a ResNet: block type, blocks per stage, width factor of the 3x3 convolutions.
+
+    bottleneck_blocks: number of residual blocks in the one-class bottleneck that goes with it.
+    """
+
+    block: Literal["basic", "bottleneck"]
+    stages: tuple[int, int, int]
+    width: int
+    bottleneck_blocks: int
+
+    @property
+    def expansion(self) -> int:
+        return 1 if self.block == "basic" else 4
+
+    @property
+    def channels(self) -> tuple[int, int, int]:
+        """Channels of the three feature maps, finest scale first."""
+        return (64 * self.expansion, 128 * self.expansion, 256 * self.expansion)
+
+
+BACKBONES = {
+    "resnet18": Backbone("basic", (2, 2, 2), 1, 2),
+    "resnet34": Backbone("basic", (3, 4, 6), 1, 3),
+    "resnet50": Backbone("bottleneck", (3, 4, 6), 1, 3),
+    "wide_resnet50_2": Backbone("bottleneck", (3, 4, 6), 2, 3),
+}
+
+
+def backbone_of(name: str) -> Backbone:
+    """The backbone of that name; raises InputError listing the choices."""
+    expect(name in BACKBONES, "backbone", f"one of {sorted(BACKBONES)}", repr(name))
+    return BACKBONES[name]
+
+
+def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+
+
+def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+
+
+def _spatial(inputs: int, outputs: int, resample: Resample) -> nn.Module:
+    if resample == "up":
+        return nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False)
+    return conv3x3(inputs, outputs, stride=2 if resample == "down" else 1)
+
+
+def _shortcut(inputs: int, outputs: int, resample: Resample) -> nn.Sequential | None:
+    if resample == "keep" and inputs == outputs:
+        return None
+    if resample == "up":
+        conv: nn.Module = nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False)
+    else:
+        conv = conv1x1(inputs, outputs, stride=2 if resample == "down" else 1)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
+class BasicBlock(nn.Module):
+    """Two spatial convolutions; the first one resamples."""
+
+    def __init__(self, inputs: int, planes: int, backbone: Backbone, resample: Resample) -> None:
+        super().__init__()
+        self.conv1 = _spatial(inputs, planes, resample)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = conv3x3(planes, planes)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut = _shortcut(inputs, planes, resample)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return self.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class BottleneckBlock(nn.Module):
+    """1x1, spatial, 1x1 convolutions; the spatial one resamples."""
+
+    def __init__(self, inputs: int, planes: int, backbone: Backbone, resample: Resample) -> None:
+        super().__init__()
+        width, outputs = planes * backbone.width, planes * backbone.expansion
+        self.conv1 = conv1x1(inputs, width)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _spatial(width, width, resample)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv1x1(width, outputs)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut = _shortcut(inputs, outputs, resample)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return self.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+
+
+def make_stage(
+    inputs: int, planes: int, blocks: int, backbone: Backbone, resample: Resample
+) -> nn.Sequential:
+    """`blocks` residual blocks, the first one resampling; (N, inputs, H, W) in."""
+    block = BasicBlock if backbone.block == "basic" else BottleneckBlock
+    outputs = planes * backbone.expansion
+    return nn.Sequential(
+        block(inputs, planes, backbone, resample),
+        *(block(outputs, planes, backbone, "keep") for _ in range(blocks - 1)),
+    )
+
+
+def init_weights(module: nn.Module) -> None:
+    """He initialisation (fan out) of convolutions, ones and zeros for BatchNorm."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(part, nn.BatchNorm2d):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,127 @@
+"""Teacher, one-class bottleneck, student and scale head (arXiv 2503.13828), in plain PyTorch.
+
+At input size S a feature map of scale k = 1, 2, 3 has side S/4, S/8, S/16.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scrd_fast.model.resnet import backbone_of, conv3x3, init_weights, make_stage
+
+Scales = tuple[Tensor, Tensor, Tensor]
+
+
+class Features(NamedTuple):
+    """What one pass gives: three teacher maps, three student maps, (N, 3) scale weights."""
+
+    teacher: Scales
+    student: Scales
+    scale_weights: Tensor
+
+
+class Teacher(nn.Module):
+    """ResNet stem and stages 1 to 3; always in eval mode, its weights frozen by default."""
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        shape = backbone_of(backbone)
+        c1, c2, _ = shape.channels
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = make_stage(64, 64, shape.stages[0], shape, "keep")
+        self.layer2 = make_stage(c1, 128, shape.stages[1], shape, "down")
+        self.layer3 = make_stage(c2, 256, shape.stages[2], shape, "down")
+        init_weights(self)
+
+    def forward(self, images: Tensor) -> Scales:
+        """images (N, 3, S, S), normalised -> features, finest scale first."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        f1 = self.layer1(x)
+        f2 = self.layer2(f1)
+        return f1, f2, self.layer3(f2)
+
+
+class OneClassBottleneck(nn.Module):
+    """Brings the three scales to S/16, concatenates them and compresses to S/32."""
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        shape = backbone_of(backbone)
+        c1, c2, c3 = shape.channels
+        self.conv1, self.bn1 = conv3x3(c1, c2, stride=2), nn.BatchNorm2d(c2)
+        self.conv2, self.bn2 = conv3x3(c2, c3, stride=2), nn.BatchNorm2d(c3)
+        self.conv3, self.bn3 = conv3x3(c2, c3, stride=2), nn.BatchNorm2d(c3)
+        self.relu = nn.ReLU(inplace=True)
+        self.blocks = make_stage(3 * c3, 512, shape.bottleneck_blocks, shape, "down")
+        init_weights(self)
+
+    def forward(self, features: Scales) -> Tensor:
+        """Three teacher maps -> (N, 512 * expansion, S/32, S/32)."""
+        f1, f2, f3 = features
+        fine = self.relu(self.bn1(self.conv1(f1)))
+        fine = self.relu(self.bn2(self.conv2(fine)))
+        middle = self.relu(self.bn3(self.conv3(f2)))
+        return self.blocks(torch.cat([fine, middle, f3], dim=1))
+
+
+class Student(nn.Module):
+    """The ResNet mirrored: rebuilds the teacher's three maps from the bottleneck."""
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        shape = backbone_of(backbone)
+        _, c2, c3 = shape.channels
+        self.layer1 = make_stage(512 * shape.expansion, 256, shape.stages[0], shape, "up")
+        self.layer2 = make_stage(c3, 128, shape.stages[1], shape, "up")
+        self.layer3 = make_stage(c2, 64, shape.stages[2], shape, "up")
+        init_weights(self)
+
+    def forward(self, x: Tensor) -> Scales:
+        """(N, 512 * expansion, S/32, S/32) -> features, finest scale first."""
+        g3 = self.layer1(x)
+        g2 = self.layer2(g3)
+        return self.layer3(g2), g2, g3
+
+
+class ScaleHead(nn.Module):
+    """Global max pool, linear layer, softmax: three weights per image that sum to 1."""
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(512 * backbone_of(backbone).expansion, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, 3)."""
+        return torch.softmax(self.linear(x.amax(dim=(2, 3))), dim=1)
+
+
+class SCRD(nn.Module):
+    """The whole network; `train()` leaves the teacher in eval mode."""
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.teacher = Teacher(backbone).requires_grad_(False).eval()
+        self.bottleneck = OneClassBottleneck(backbone)
+        self.student = Student(backbone)
+        self.scale_head = ScaleHead(backbone)
+
+    def train(self, mode: bool = True) -> "SCRD":
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def student_pass(self, teacher: Scales) -> tuple[Scales, Tensor]:
+        """Teacher maps -> student maps and (N, 3) scale weights."""
+        compressed = self.bottleneck(teacher)
+        return self.student(compressed), self.scale_head(compressed)
+
+    def forward(self, images: Tensor) -> Features:
+        """images (N, 3, S, S), normalised, S divisible by 32."""
+        teacher = self.teacher(images)
+        student, scale_weights = self.student_pass(teacher)
+        return Features(teacher, student, scale_weights)

@@ -1,0 +1,1 @@
+"""Operations: one file each, with the checks and the plain reference implementation."""

@@ -1,0 +1,106 @@
+"""From images as they come to the normalised network input.
+
+What the values mean is decided by dtype, never by looking at them: uint8 is divided by 255,
+uint16 by 65535, float32 and float64 are in [0, 1] already. Then the float bilinear resize of the
+spec, three channels, and (x - mean) / std.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scrd_fast.errors import expect
+from scrd_fast.spec import ScoringSpec
+
+FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0, torch.float32: 1.0, torch.float64: 1.0}
+_BATCH = "uint8, uint16 or float (N, H, W) or (N, H, W, 3)"
+
+
+def _as_tensor(value: Any, name: str) -> Tensor:
+    """A tensor view of an array or tensor of an accepted dtype."""
+    if isinstance(value, np.ndarray):
+        accepted = value.dtype in (np.uint8, np.uint16, np.float32, np.float64)
+        expect(accepted, name, "dtype uint8, uint16 or float32", value.dtype)
+        native = value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
+        readable = native if native.flags.writeable else native.copy()
+        return torch.from_numpy(np.ascontiguousarray(readable))
+    expect(isinstance(value, Tensor), name, "an array or a tensor", type(value).__name__)
+    expect(value.dtype in FULL_SCALE, name, "dtype uint8, uint16 or float32", value.dtype)
+    return value
+
+
+def _check_finite(images: Tensor, name: str) -> None:
+    if images.is_floating_point():
+        bad = ~torch.isfinite(images)
+        if bool(bad.any()):
+            where = tuple(int(i) for i in bad.nonzero()[0])
+            expect(False, name, "finite values", f"{float(images[where])} at index {where}")
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    """(N, C, H, W) floats -> (N, C, size, size): bilinear, half-pixel centres, no antialias."""
+
+    def taps(length: int) -> tuple[Tensor, Tensor, Tensor]:
+        centre = (np.arange(size) + 0.5) * (length / size) - 0.5
+        centre = np.clip(centre, 0, length - 1)
+        low = np.floor(centre).astype(np.int64)
+        high = np.minimum(low + 1, length - 1)
+        indices = torch.from_numpy(np.stack([low, high])).to(images.device)
+        return indices[0], indices[1], torch.from_numpy(centre - low).to(images)
+
+    if images.shape[2] != size:
+        low, high, fraction = taps(images.shape[2])
+        images = torch.lerp(images[:, :, low], images[:, :, high], fraction[:, None])
+    if images.shape[3] != size:
+        low, high, fraction = taps(images.shape[3])
+        images = torch.lerp(images[..., low], images[..., high], fraction)
+    return images
+
+
+def _batch_pixels(images: Tensor, spec: ScoringSpec, name: str) -> Tensor:
+    shape = tuple(images.shape)
+    good = images.ndim == 3 or (images.ndim == 4 and shape[3] == 3)
+    expect(good and all(shape), name, _BATCH, f"{images.dtype} {shape}")
+    _check_finite(images, name)
+    scale = FULL_SCALE[images.dtype]
+    pixels = images.to(torch.float32)
+    pixels = pixels[:, None] if images.ndim == 3 else pixels.permute(0, 3, 1, 2)
+    pixels = _resize(pixels / scale if scale != 1 else pixels, spec.input_size)
+    return pixels.expand(-1, 3, -1, -1)
+
+
+def to_pixels(images: Any, spec: ScoringSpec) -> Tensor:
+    """Images -> float32 (N, 3, S, S) in the [0, 1] range, before normalisation.
+
+    images: an array or tensor (N, H, W) or (N, H, W, 3) of uint8, uint16 or float32 in [0, 1],
+    or a list of (H, W) or (H, W, 3) images of different sizes. Raises InputError that names the
+    image where one does not fit.
+    """
+    if isinstance(images, np.ndarray | Tensor):
+        return _batch_pixels(_as_tensor(images, "images"), spec, "images")
+    expect(isinstance(images, Sequence) and not isinstance(images, str | bytes), "images",
+           f"{_BATCH}, or a list of images", type(images).__name__)
+    expect(len(images) > 0, "images", "at least one image", "an empty list")
+    parts = []
+    for i, image in enumerate(images):
+        name = f"images[{i}]"
+        tensor = _as_tensor(image, name)
+        good = tensor.ndim == 2 or (tensor.ndim == 3 and tensor.shape[2] == 3)
+        expect(good, name, "(H, W) or (H, W, 3)", tuple(tensor.shape))
+        parts.append(_batch_pixels(tensor[None], spec, name))
+    return torch.cat(parts)
+
+
+def normalise(pixels: Tensor, spec: ScoringSpec) -> Tensor:
+    """(N, 3, S, S) in [0, 1] -> (pixels - mean) / std, channels-first contiguous."""
+    mean = torch.tensor(spec.mean, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
+    std = torch.tensor(spec.std, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
+    return (pixels - mean) / std
+
+
+def preprocess(images: Any, spec: ScoringSpec) -> Tensor:
+    """Images as `to_pixels` takes them -> float32 (N, 3, S, S), ready for the teacher."""
+    return normalise(to_pixels(images, spec), spec)

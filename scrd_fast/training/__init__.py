@@ -1,0 +1,1 @@
+"""Reference PyTorch training: noise drawing, the loop, teacher pre-training, evaluation."""

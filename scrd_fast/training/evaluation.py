@@ -1,0 +1,62 @@
+"""Judging a model while it trains."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scrd_fast.data.dataset import ImageSet
+from scrd_fast.errors import expect
+from scrd_fast.model.reference import score_pixels
+from scrd_fast.model.scrd import SCRD
+from scrd_fast.spec import ScoringSpec
+from scrd_fast.training.noise import NoiseConfig, synthesise
+
+# More images than this make validation slow and the choice hardly better.
+MOST_IMAGES = 256
+# Epoch number of the validation noise: never reached by training.
+_VALIDATION_EPOCH = (1 << 30) - 1
+
+
+def auroc(labels: NDArray[np.int64], scores: Any) -> float:
+    """Area under the ROC curve of scores (N,) for labels (N,), 1 = anomalous."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(labels, np.asarray(scores)))
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Fixed pixels (N, 3, S, S) with labels; `name` says in files and plots what the AUROC is."""
+
+    name: str
+    pixels: Tensor
+    labels: NDArray[np.int64]
+
+    def auroc(self, model: SCRD, spec: ScoringSpec) -> float:
+        result, _ = score_pixels(model, spec, self.pixels, maps=False)
+        return auroc(self.labels, result.score(spec))
+
+
+def normal_validation(
+    images: ImageSet, indices: NDArray[np.int64], spec: ScoringSpec, noise: NoiseConfig, seed: int
+) -> Validation:
+    """Held-out normals against the same with synthesised anomalies; needs no anomalous image."""
+    indices = indices[np.linspace(0, len(indices) - 1, min(len(indices), MOST_IMAGES)).astype(int)]
+    normal = images.pixels(indices, spec)
+    epochs = np.full(len(indices), _VALIDATION_EPOCH)
+    noisy = synthesise(normal, noise, seed=seed, epochs=epochs, indices=indices)
+    labels = np.repeat([0, 1], len(indices))
+    return Validation("auroc_synthesised", torch.cat([normal, noisy]), labels)
+
+
+def labelled_validation(images: ImageSet, labels: Any, spec: ScoringSpec) -> Validation:
+    """A labelled set; choosing on the test set is the published protocol."""
+    values = np.asarray(labels)
+    expect(values.shape == (len(images),) and set(np.unique(values)) == {0, 1}, "test labels",
+           f"({len(images)},) of 0 and 1, both there", f"{values.shape} of {np.unique(values)}")
+    return Validation("auroc_test_used_for_selection",
+                      images.pixels(np.arange(len(images)), spec), values.astype(np.int64))

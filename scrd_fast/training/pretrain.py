@@ -1,0 +1,119 @@
+"""Pre-training a teacher from normal images alone, where ImageNet weights are not to be had.
+
+The task is to see what does not belong: a patch of simplex noise is added to each image, and from
+each of its three feature maps the teacher predicts, per cell, the share of pixels that the noise
+moved by more than a threshold. One 1x1 convolution per scale reads the prediction and is thrown
+away afterwards. docs/method.md compares this with other tasks.
+"""
+
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scrd_fast.data.dataset import ImageSet
+from scrd_fast.errors import expect
+from scrd_fast.model.checkpoint import FORMAT, write_tensors
+from scrd_fast.model.resnet import backbone_of
+from scrd_fast.model.scrd import Teacher
+from scrd_fast.ops.preprocess import normalise
+from scrd_fast.spec import ScoringSpec
+from scrd_fast.training.batches import Batches, autocast
+from scrd_fast.training.noise import NoiseConfig
+from scrd_fast.training.progress import training_progress
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """backbone, input_size: of the model to come; steps of batch_size images; AdamW at
+    learning_rate with a short warm-up and a cosine decay; threshold: a pixel counts as moved
+    where |noise| is larger, in [0, 1] pixels; noise: law of the patches."""
+
+    backbone: str = "resnet18"
+    input_size: int = 256
+    steps: int = 800
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    threshold: float = 0.08
+    seed: int = 111
+    precision: str = "fp32"
+    noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(
+        strength=0.4, min_side=6, max_share=0.4, octaves=3, channels="shared", weakest=0.25))
+
+    def __post_init__(self) -> None:
+        backbone_of(self.backbone)
+        for name in ("steps", "batch_size"):
+            expect(getattr(self, name) > 0, name, "a positive integer", getattr(self, name))
+
+
+class _Heads(nn.Module):
+    """Per scale, logits of the share of moved pixels."""
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(nn.Conv2d(c, 1, 1) for c in backbone_of(backbone).channels)
+
+    def forward(self, features: tuple[Tensor, ...]) -> list[Tensor]:
+        return [head(f) for head, f in zip(self.scales, features, strict=True)]
+
+
+def pretrain_teacher(
+    data: Any, out: str | os.PathLike[str], *, progress: bool = True, device: str | None = None,
+    **config: Any,
+) -> Path:
+    """Train a teacher on normal images and write it to `out` (.safetensors).
+
+    data: normal images as `train` takes them; config: fields of PretrainConfig. The file is what
+    `train(..., teacher=out)` takes. Raises InputError, DataError, OutputError.
+    """
+    settings = PretrainConfig(**config)
+    spec = ScoringSpec(input_size=settings.input_size)
+    images = ImageSet(data)
+    torch.manual_seed(settings.seed)
+    place = torch.device(device or "cpu")
+    teacher = Teacher(settings.backbone).train().to(place)
+    teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    heads = _Heads(settings.backbone).to(place)
+    optimiser = torch.optim.AdamW(
+        [*teacher.parameters(), *heads.parameters()], lr=settings.learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warmup_cosine(settings.steps))
+    batches = Batches(images, np.arange(len(images)), spec, settings.noise, settings.seed,
+                      settings.batch_size, settings.steps)
+    start = time.perf_counter()
+    with training_progress("teacher", settings.steps, enabled=progress) as report:
+        for step, (clean, noisy) in enumerate(batches):
+            clean, noisy = clean.to(place), noisy.to(place)
+            moved = ((noisy - clean).abs().amax(1, keepdim=True) > settings.threshold).float()
+            x = normalise(noisy, spec).contiguous(memory_format=torch.channels_last)
+            with autocast(place, settings.precision):
+                logits = heads(teacher(x))
+            terms = [
+                F.binary_cross_entropy_with_logits(
+                    z.float(), F.adaptive_avg_pool2d(moved, z.shape[-2:]))
+                for z in logits
+            ]
+            loss = torch.stack(terms).sum()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            report(step + 1, loss=loss.item(),
+                   images_per_s=(step + 1) * settings.batch_size / (time.perf_counter() - start))
+    header = {"kind": "teacher", "format": FORMAT, "backbone": settings.backbone,
+              "teacher": f"pretrained for {settings.steps} steps on {len(images)} images",
+              "training": asdict(settings)}
+    write_tensors(Path(out), teacher.state_dict(), header)
+    return Path(out)
+
+
+def _warmup_cosine(steps: int, warmup: int = 20) -> Any:
+    def factor(step: int) -> float:
+        return float(min(1.0, (step + 1) / warmup) * 0.5 * (1 + np.cos(np.pi * step / steps)))
+
+    return factor
