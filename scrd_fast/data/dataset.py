@@ -1,6 +1,7 @@
 """A set of images to train on: an array, a list, or files that are read when needed."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,3 +55,13 @@ def split_validation(count: int, share: float, seed: int) -> tuple[NDArray[Any],
     expect(held < count, "data", "at least two images, or validation= given", count)
     order = np.random.Generator(np.random.Philox(key=[seed, 2**63])).permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])
+
+
+def labelled_folder(root: str | os.PathLike[str]) -> tuple[list[Path], NDArray[np.int64]]:
+    """Paths and labels of a test folder: good/ (or normal/) is 0, every other subfolder is 1."""
+    paths = list_images(root)
+    groups = [path.relative_to(root).parts[0] for path in paths]
+    labels = np.array([group not in ("good", "normal") for group in groups], dtype=np.int64)
+    expect(set(labels) == {0, 1}, str(root), "a subfolder good/ and at least one other",
+           sorted(set(groups)))
+    return paths, labels

@@ -42,17 +42,12 @@ LESION_RADIUS_PX = (4.0, 9.0)
 LESION_CONTRAST = 0.35
 
 
-@dataclass(frozen=True)
-class Template:
-    """The brain in units of its white-matter level, and its mask; (197, 233, 189) float32."""
-
-    brain: torch.Tensor
-    mask: torch.Tensor
-
-
 @lru_cache(maxsize=1)
-def load_template() -> Template:
-    """The MNI152 template of nilearn; raises BackendUnavailable without nilearn."""
+def load_template() -> torch.Tensor:
+    """The brain in units of its white-matter level, and its mask: (1, 2, 197, 233, 189) float32.
+
+    Raises BackendUnavailable without nilearn.
+    """
     try:
         from nilearn import datasets
     except ImportError as error:
@@ -63,7 +58,7 @@ def load_template() -> Template:
     mask = np.asarray(datasets.load_mni152_brain_mask(resolution=1).dataobj, dtype=np.float32)
     white = np.asarray(datasets.load_mni152_wm_mask(resolution=1).dataobj) > 0
     level = float(np.median(brain[white]))
-    return Template(torch.from_numpy(brain * mask / level), torch.from_numpy(mask))
+    return torch.from_numpy(np.stack([brain * mask / level, mask])[None])
 
 
 def _spline_basis(positions: NDArray[np.float64], spacing: float) -> NDArray[np.float64]:
@@ -94,7 +89,7 @@ def subject_slices(
     """
     template = load_template()
     rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
-    shape = np.array(template.brain.shape)
+    shape = np.array(template.shape[2:])
     line = (np.arange(SIZE) - (SIZE - 1) / 2) * PIXEL_MM
     axes = [line, line, planes - shape[2] / 2]
     warp = 3.0 * _spline_field(rng, axes, 28.0, 3)
@@ -108,9 +103,8 @@ def subject_slices(
     voxels = points + (shape / 2)[:, None, None, None]
     # grid_sample wants (z, y, x)-ordered coordinates in [-1, 1], last axis of the volume first.
     grid = np.stack([2 * voxels[a] / (shape[a] - 1) - 1 for a in (2, 1, 0)], axis=-1)
-    volumes = torch.stack([template.brain, template.mask])[None]
     sampled = torch.nn.functional.grid_sample(
-        volumes, torch.from_numpy(grid[None].astype(np.float32)), align_corners=True
+        template, torch.from_numpy(grid[None].astype(np.float32)), align_corners=True
     )[0].numpy()
     # (x, y, plane) -> (plane, row, column) with the front of the head up.
     slices, masks = (np.flip(v.transpose(2, 1, 0), axis=1) for v in sampled)

@@ -1,6 +1,5 @@
 """build_engine, load_engine, verify_engine, export_onnx: from a checkpoint to scores."""
 
-import json
 import os
 import platform
 from collections.abc import Callable
@@ -257,8 +256,3 @@ def export_onnx(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str])
         temporary.write_bytes(data)
     return Path(out)
 
-
-def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of an engine file as JSON-ready values."""
-    manifest, _ = read_engine_file(path)
-    return json.loads(json.dumps(fidelity.asdict(manifest)))

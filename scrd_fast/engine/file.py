@@ -133,3 +133,8 @@ def _read_manifest(path: Path, text: bytes, digest: bytes) -> Manifest:
     except (json.JSONDecodeError, UnicodeDecodeError, InputError) as error:
         raise EngineFileError(f"{path}: {_MANIFEST} does not fit: {error}") from error
     return manifest
+
+
+def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of an engine file as JSON-ready values."""
+    return asdict(read_engine_file(path)[0])

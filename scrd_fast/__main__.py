@@ -1,0 +1,5 @@
+"""python -m scrd_fast, as torchrun starts it."""
+
+from scrd_fast.cli import main
+
+main()

@@ -1,0 +1,249 @@
+"""The command line: scrd-fast VERB. Heavy imports happen inside the verb that needs them."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scrd_fast import __version__
+from scrd_fast.errors import ScrdError
+
+app = typer.Typer(
+    help="Train and run scale-aware contrastive reverse distillation: the same score everywhere.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+Backbone = Annotated[str, typer.Option(
+    help="resnet18, resnet34, resnet50 or wide_resnet50_2.")]
+InputSize = Annotated[int, typer.Option(help="Side of the network input, divisible by 32.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Autocast = Annotated[str, typer.Option(help="fp32, or autocast to bf16 or fp16.")]
+Precision = Annotated[str, typer.Option(
+    help="auto, fp32 or bf16; auto is bf16 where the CPU computes in it and the fidelity limits"
+         " hold.")]
+
+
+def _example(*lines: str) -> str:
+    return "[bold]Example[/bold]\n\n" + "\n\n".join(f"  {line}" for line in lines)
+
+
+@app.command(epilog=_example("scrd-fast demo --out demo-results"))
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for all results.")] = Path("demo-results"),
+    teacher: Annotated[str, typer.Option(
+        help="pretrain (from the demo's own normal images), imagenet, or a file.")] = "pretrain",
+    seed: Seed = 0,
+    precision: Precision = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Train a small model on real brain anatomy, build an engine, score held-out images."""
+    from scrd_fast.demo import print_summary, run_demo
+
+    print_summary(run_demo(out, teacher=teacher, seed=seed, precision=precision,
+                           progress=not quiet))
+
+
+@app.command(epilog=_example(
+    "scrd-fast pretrain-teacher normals/ teacher.safetensors --backbone resnet18"))
+def pretrain_teacher(
+    data: Annotated[Path, typer.Argument(help="Folder of normal images.")],
+    out: Annotated[Path, typer.Argument(help="Teacher file to write (.safetensors).")],
+    backbone: Backbone = "resnet18",
+    input_size: InputSize = 256,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 1600,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 16,
+    seed: Seed = 111,
+    precision: Autocast = "fp32",
+    quiet: Quiet = False,
+) -> None:
+    """Make a teacher from normal images, where ImageNet weights are not to be had."""
+    from scrd_fast.training.pretrain import pretrain_teacher as run
+
+    path = run(str(data), out, progress=not quiet, backbone=backbone, input_size=input_size,
+               steps=steps, batch_size=batch_size, seed=seed, precision=precision)
+    typer.echo(f"{path}: use it with: scrd-fast train {data} model.safetensors --teacher {path}")
+
+
+@app.command(epilog=_example(
+    "scrd-fast train normals/ model.safetensors --backbone wide_resnet50_2 --teacher imagenet",
+    "torchrun --nproc-per-node 2 -m scrd_fast train normals/ model.safetensors"))
+def train(
+    data: Annotated[Path, typer.Argument(help="Folder of normal images.")],
+    out: Annotated[Path, typer.Argument(help="Checkpoint to write (.safetensors).")],
+    backbone: Backbone = "wide_resnet50_2",
+    teacher: Annotated[str, typer.Option(
+        help="imagenet, random, or a file (torchvision's .pth, or of pretrain-teacher).",
+    )] = "imagenet",
+    validation: Annotated[Path | None, typer.Option(
+        help="Folder of held-out normal images of other patients; else a tenth is held out.",
+    )] = None,
+    input_size: InputSize = 256,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 40_000,
+    batch_size: Annotated[int, typer.Option(help="Images per step and process.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 1e-3,
+    schedule: Annotated[str, typer.Option(help="constant (published) or cosine.")] = "constant",
+    weighting: Annotated[str, typer.Option(help="none, scale or feature.")] = "none",
+    reduction: Annotated[str, typer.Option(help="Image score: mean or max of the map.")] = "mean",
+    noise_strength: Annotated[float, typer.Option(help="Of the synthetic anomalies.")] = 0.2,
+    noise_share: Annotated[float, typer.Option(
+        help="Largest patch side as a share of the image side.")] = 0.125,
+    noise_channels: Annotated[str, typer.Option(
+        help="independent (published) or shared, which fits grey images.")] = "independent",
+    noise_texture: Annotated[str, typer.Option(
+        help="per_sample, or shared: one texture for the whole run, as published.",
+    )] = "per_sample",
+    published_batchnorm: Annotated[bool, typer.Option(
+        "--published-batchnorm", help="Also run the student on the noisy images.")] = False,
+    published_test: Annotated[Path | None, typer.Option(
+        help="Folder with good/ and other subfolders: choose the checkpoint on this test set, as"
+             " published; its AUROC is then optimistic.",
+    )] = None,
+    validate_every: Annotated[int, typer.Option(help="Steps between validations.")] = 500,
+    seed: Seed = 111,
+    precision: Autocast = "fp32",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train on normal images only."""
+    from scrd_fast.data.dataset import labelled_folder
+    from scrd_fast.training.loop import train as run
+    from scrd_fast.training.noise import NoiseConfig
+
+    test = labelled_folder(published_test) if published_test is not None else None
+    noise = NoiseConfig(strength=noise_strength, max_share=noise_share, channels=noise_channels,
+                        texture=noise_texture)
+    checkpoint = run(
+        str(data), out, validation=None if validation is None else str(validation), test=test,
+        resume=resume, progress=not quiet, tensorboard=tensorboard, backbone=backbone,
+        teacher=teacher, input_size=input_size, steps=steps, batch_size=batch_size,
+        learning_rate=learning_rate, schedule=schedule, weighting=weighting, reduction=reduction,
+        noise=noise, published_batchnorm=published_batchnorm, validate_every=validate_every,
+        selection="validation" if test is None else "published_test", seed=seed,
+        precision=precision)
+    name, value = next((k, v) for k, v in checkpoint.metrics.items() if k.startswith("auroc"))
+    typer.echo(f"{out}: best at step {checkpoint.metrics['step']}, {name} {value:.4f}")
+    if test is not None:
+        typer.echo("warning: the checkpoint was chosen on the test set (published protocol);"
+                   " its AUROC there is optimistic")
+
+
+@app.command(epilog=_example("scrd-fast convert official.pth model.safetensors"))
+def convert(
+    source: Annotated[Path, typer.Argument(help="What the published code saved (.pth).")],
+    out: Annotated[Path, typer.Argument(help="Checkpoint to write (.safetensors).")],
+) -> None:
+    """Import a checkpoint of the published code; nothing in it is executed."""
+    from scrd_fast.model.published_pickle import convert_published
+
+    typer.echo(f"{convert_published(source, out)}: converted; build it with: scrd-fast build {out}")
+
+
+@app.command(epilog=_example("scrd-fast build model.safetensors --images normals/"))
+def build(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint (.safetensors).")],
+    out: Annotated[Path | None, typer.Option(help="Engine file; beside it by default.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, openvino or torch_eager.")] = "auto",
+    precision: Precision = "auto",
+    images: Annotated[Path | None, typer.Option(
+        help="Folder of normal images to judge fidelity on; they are not kept.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compile a checkpoint into one engine file for this machine."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from scrd_fast.engine.build import build_engine
+
+    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as bar:
+        task = bar.add_task("loading")
+        engine = build_engine(
+            checkpoint, out, backend=backend, precision=precision,
+            images=None if images is None else str(images),
+            progress=lambda done, total, what: bar.update(
+                task, completed=done, total=total, description=what))
+    fidelity = engine.manifest.fidelity
+    typer.echo(f"{engine.path}: {engine.manifest.backend} {engine.manifest.precision},"
+               f" score error {fidelity['score_error']:.1e}, map error"
+               f" {fidelity['map_error']:.1e} against the reference")
+    for miss in fidelity["rejected"]:
+        typer.echo(f"  not taken: {miss}")
+
+
+@app.command(epilog=_example("scrd-fast score model.scrd images/ --out scores.csv"))
+def score(
+    engine: Annotated[Path, typer.Argument(help="Engine file (.scrd).")],
+    images: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
+    out: Annotated[Path | None, typer.Option(help="CSV file instead of standard output.")] = None,
+    overlays: Annotated[Path | None, typer.Option(help="Folder for heat-map PNGs.")] = None,
+) -> None:
+    """Score images; unreadable ones are named, the rest is scored (exit code 1 then)."""
+    from scrd_fast.data.images import list_images
+    from scrd_fast.engine.build import load_engine
+    from scrd_fast.report.scores import score_files
+
+    paths = [path for place in images for path in (
+        list_images(place) if place.is_dir() else [place])]
+    loaded = load_engine(engine)
+    failed = score_files(loaded, paths, out=out, overlays=overlays)
+    for message in failed:
+        typer.echo(f"not scored: {message}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command(epilog=_example("scrd-fast export model.safetensors model.onnx"))
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint (.safetensors).")],
+    out: Annotated[Path, typer.Argument(help="ONNX file to write.")],
+) -> None:
+    """Write a portable ONNX graph: uint8 images in; score, map and scale weights out."""
+    from scrd_fast.engine.build import export_onnx
+
+    typer.echo(f"{export_onnx(checkpoint, out)}: input images uint8 (batch, height, width, 3);"
+               " outputs score, map, scale_weights")
+
+
+@app.command(epilog=_example("scrd-fast info model.scrd"))
+def info(engine: Annotated[Path, typer.Argument(help="Engine file (.scrd).")]) -> None:
+    """Print what an engine file says of itself, as JSON."""
+    import json
+
+    from scrd_fast.engine.file import describe
+
+    typer.echo(json.dumps(describe(engine), indent=1))
+
+
+@app.command(epilog=_example("scrd-fast verify model.scrd"))
+def verify(engine: Annotated[Path, typer.Argument(help="Engine file (.scrd).")]) -> None:
+    """Replay the golden images on this machine; exit code 2 where the scores differ."""
+    from scrd_fast.engine.build import verify_engine
+
+    figures = "  ".join(f"{name} {value:.1e}" for name, value in verify_engine(engine).items())
+    typer.echo(f"{engine}: reproduces its golden images  {figures}")
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line; an error is one line on standard error and exit code 2."""
+    try:
+        return app(args=arguments)
+    except ScrdError as error:
+        text = " ".join(str(error).split())
+        typer.echo(f"error: {text}", err=True)
+        sys.exit(2)
+
+

@@ -1,0 +1,185 @@
+"""The main job end to end on the demo set: train, build an engine, score held-out images.
+
+Training, validation and test are different subjects. Everything is chosen on the validation
+part; the test part is made, opened and scored once, at the end.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from scrd_fast.data.demo_brain import DemoImages, make_images
+from scrd_fast.engine.build import build_engine
+from scrd_fast.engine.measure import latency_ms
+from scrd_fast.files import atomic_write
+from scrd_fast.model.reference import score_images
+from scrd_fast.model.scrd import SCRD
+from scrd_fast.model.teacher_weights import load_teacher
+from scrd_fast.report.overlays import write_overlays
+from scrd_fast.report.scores import table_rows, write_table
+from scrd_fast.spec import ScoringSpec
+from scrd_fast.training.evaluation import auroc
+from scrd_fast.training.loop import train
+from scrd_fast.training.noise import NoiseConfig
+from scrd_fast.training.pretrain import pretrain_teacher
+
+NOTE = ("The anatomy is real (MNI152 T1 template); the subjects are synthetic warps of that one"
+        " brain, and the lesions are synthetic.")
+SUBJECTS = {"train": 100, "validation": 20, "test": 60}
+SLICES = 10
+OVERLAYS = 12
+BACKBONE = "resnet18"
+
+# Chosen on validation subjects; docs/method.md shows what was tried.
+PRETRAIN: dict[str, Any] = {"steps": 1600, "learning_rate": 1e-3, "threshold": 0.05}
+TRAIN: dict[str, Any] = {
+    "steps": 240,
+    "weighting": "scale",
+    "reduction": "max",
+    "blur_sigma": 3.0,
+    "schedule": "cosine",
+    "validate_every": 80,
+    "noise": NoiseConfig(strength=0.8, max_share=0.25, channels="shared"),
+}
+
+
+def subjects(part: str, seed: int) -> range:
+    """Seeds of the subjects of a part; no two parts or demo seeds share one."""
+    first = 1_000_000 * (seed + 1) + 100_000 * list(SUBJECTS).index(part)
+    return range(first, first + SUBJECTS[part])
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Where the files are, and the summary as written to summary.json."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+
+def training_precision() -> str:
+    """bf16 autocast where the CPU computes in it, which halves the time of a step, else fp32."""
+    from scrd_fast.engine.backends.torch_eager import precisions
+
+    return "bf16" if "bf16" in precisions() else "fp32"
+
+
+def run_demo(
+    out: str | os.PathLike[str], *, teacher: str = "pretrain", seed: int = 0,
+    precision: str = "auto", progress: bool = True,
+) -> DemoResult:
+    """Run the demo and write everything below `out`.
+
+    teacher: "pretrain" (made from the demo's own normal images), "imagenet", or a file as
+    `train` takes it. precision: of the engine. Raises what training and building raise.
+    """
+    began = time.perf_counter()
+    folder = Path(out)
+    console = Console(stderr=True, quiet=not progress)
+    console.print(NOTE)
+    normal = _make("train", seed, progress).images
+    held = _make("validation", seed, progress).images
+    autocast = training_precision()
+
+    if teacher == "pretrain":
+        teacher = str(pretrain_teacher(
+            normal, folder / "teacher.safetensors", progress=progress, backbone=BACKBONE,
+            input_size=normal.shape[1], seed=seed, precision=autocast, **PRETRAIN))
+    checkpoint = train(
+        normal, folder / "model.safetensors", validation=held, progress=progress,
+        backbone=BACKBONE, teacher=teacher, input_size=normal.shape[1], seed=seed,
+        precision=autocast, **TRAIN)
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("engine")
+        engine = build_engine(
+            folder / "model.safetensors", precision=precision, images=held,
+            progress=lambda done, total, what: bar.update(
+                task, completed=done, total=total, description=what))
+
+    test = _make("test", seed, progress)
+    result = engine.score(test.images)
+    names = [f"subject{s - subjects('test', seed)[0]:02d}_slice{i:03d}"
+             for i, s in enumerate(test.subjects)]
+    labels = ["anomalous" if label else "normal" for label in test.labels]
+    write_table(table_rows(names, result, labels), folder / "scores.csv")
+    shown = np.linspace(0, len(names) - 1, OVERLAYS).astype(int)
+    assert result.maps is not None
+    write_overlays(folder / "overlays", [names[i] for i in shown],
+                   [test.images[i] for i in shown], result.maps[shown])
+
+    summary = {
+        "auroc": auroc(test.labels, result.scores),
+        "auroc_untrained": auroc(test.labels, _untrained_scores(checkpoint.spec, test, seed)),
+        "auroc_intensity": auroc(test.labels, intensity_scores(normal, test.images)),
+        "auroc_validation_synthesised": checkpoint.metrics["auroc_synthesised"],
+        "latency_ms": latency_ms(engine, test.images),
+        "teacher": checkpoint.config.teacher,
+        "precision": engine.manifest.precision,
+        "backend": engine.manifest.backend,
+        "seconds": time.perf_counter() - began,
+        "seed": seed,
+        "scale_weights": result.scale_weights.mean(axis=0).tolist(),
+        "test_images": {"normal": int((test.labels == 0).sum()),
+                        "anomalous": int((test.labels == 1).sum())},
+        "note": NOTE,
+    }
+    with atomic_write(folder / "summary.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=1) + "\n")
+    return DemoResult(folder, summary)
+
+
+def print_summary(result: DemoResult) -> None:
+    """The summary as a short table, and where the files are."""
+    s = result.summary
+    table = Table(title="scrd-fast demo", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value")
+    rows = {
+        "test AUROC": f"{s['auroc']:.3f}",
+        "  untrained model": f"{s['auroc_untrained']:.3f}",
+        "  plain intensity": f"{s['auroc_intensity']:.3f}",
+        "latency per image": f"{s['latency_ms']:.1f} ms ({s['backend']}, {s['precision']})",
+        "test images": f"{s['test_images']['normal']} normal,"
+                       f" {s['test_images']['anomalous']} anomalous",
+        "teacher": s["teacher"],
+        "time": f"{s['seconds']:.0f} s",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console = Console()
+    console.print(table)
+    console.print(NOTE)
+    for name in ("model.safetensors", "model.scrd", "scores.csv", "overlays", "summary.json"):
+        console.print(f"  {result.folder / name}", soft_wrap=True, highlight=False)
+
+
+def intensity_scores(normal: NDArray[np.uint8], images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Baseline: root mean square distance (grey levels) to the mean normal image, (N,)."""
+    difference = images.astype(np.float64) - normal.mean(axis=0)
+    return np.sqrt((difference**2).mean(axis=(1, 2)))
+
+
+def _untrained_scores(spec: ScoringSpec, test: DemoImages, seed: int) -> torch.Tensor:
+    """Baseline: the same model, teacher included, with its initial random weights."""
+    torch.manual_seed(seed)
+    model = SCRD(BACKBONE)
+    load_teacher(model, "random")
+    result, _ = score_images(model, spec, test.images, maps=False)
+    return result.score(spec)
+
+
+def _make(part: str, seed: int, progress: bool) -> DemoImages:
+    share = 0.5 if part == "test" else 0.0
+    with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
+        seeds = bar.track(subjects(part, seed), description=f"{part} subjects")
+        return make_images(seeds, SLICES, anomalous_share=share)

@@ -1,0 +1,1 @@
+"""What people look at: overlays and tables."""
