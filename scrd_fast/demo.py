@@ -41,10 +41,10 @@ OVERLAYS = 12
 BACKBONE = "resnet18"
 
 # Chosen on validation subjects; docs/method.md shows what was tried.
-PRETRAIN: dict[str, Any] = {"steps": 1600, "learning_rate": 1e-3, "threshold": 0.05}
+PRETRAIN: dict[str, Any] = {"steps": 3200, "batch_size": 8}
 TRAIN: dict[str, Any] = {
     "steps": 240,
-    "weighting": "scale",
+    "weighting": "none",
     "reduction": "max",
     "blur_sigma": 3.0,
     "schedule": "cosine",

@@ -107,18 +107,15 @@ def _measure(
         reference_maps.append(result.map)
         step(len(chunk))
     scores, maps = _engine_scores(runner, spec, probe.pixels, step)
-    bad = ~torch.isfinite(maps).all(dim=(1, 2))
+    expected = torch.cat(reference_maps)
+    bad = ~(torch.isfinite(maps) & torch.isfinite(expected)).all(dim=(1, 2))
     if bool(bad.any()):
         from scrd_fast.engine.backends.torch_eager import first_nonfinite
 
-        pixels = normalise(probe.pixels[bad][:1], spec)
-        layer = first_nonfinite(network, pixels, "fp32")
-        raise FidelityError(
-            f"{precision}: values that are not finite, first in layer {layer!r}"
-            if layer else f"{precision}: values that are not finite; fp32 stays finite"
-        )
-    return fidelity.compare(probe, scores, maps, torch.cat(reference_scores),
-                            torch.cat(reference_maps))
+        layer = first_nonfinite(network, normalise(probe.pixels[bad][:1], spec))
+        where = f", first in layer {layer!r}" if layer else "; float32 stays finite"
+        raise FidelityError(f"{precision}: values that are not finite{where}")
+    return fidelity.compare(probe, scores, maps, torch.cat(reference_scores), expected)
 
 
 def build_engine(

@@ -15,7 +15,7 @@ from scrd_fast.engine.backends.runner import Runner
 from scrd_fast.engine.file import Manifest
 from scrd_fast.errors import DataError, InputError, ScrdError
 from scrd_fast.ops.anomaly_map import combine_distances
-from scrd_fast.ops.preprocess import preprocess
+from scrd_fast.ops.preprocess import check_images, checked_pixels, normalise
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,10 @@ class Engine:
                              f" write score([{str(batch)!r}])")
         if isinstance(batch, Sequence) and batch and all(map(_is_path, batch)):
             return self._score_paths(batch, maps)
-        if not isinstance(batch, Sequence | np.ndarray | torch.Tensor):
-            raise InputError("batch: expected an array, a tensor or a list of images or paths,"
-                             f" got {type(batch).__name__}")
-        if not len(batch):
-            raise InputError("batch: expected at least one image, got an empty batch")
-        try:
-            return self._score_chunks(batch, maps)
-        except InputError as error:
-            raise InputError(str(error).replace("images", "batch", 1)) from error
-
-    def _score_chunks(self, batch: Any, maps: bool) -> Result:
+        checked = check_images(batch, "batch")
         chunk = self.manifest.buckets[-1]
-        parts = [self._score_chunk(batch[i : i + chunk], maps)
-                 for i in range(0, len(batch), chunk)]
+        parts = [self._score_chunk(checked[i : i + chunk], maps)
+                 for i in range(0, len(checked), chunk)]
         if len(parts) == 1:
             return parts[0]
         return Result(
@@ -88,8 +78,9 @@ class Engine:
             np.concatenate([p.scale_weights for p in parts]),
         )
 
-    def _score_chunk(self, images: Any, maps: bool) -> Result:
-        distances, weights = self._runner.run(preprocess(images, self.spec).cpu())
+    def _score_chunk(self, images: torch.Tensor | list[torch.Tensor], maps: bool) -> Result:
+        pixels = normalise(checked_pixels(images, self.spec), self.spec)
+        distances, weights = self._runner.run(pixels.cpu())
         result = combine_distances(distances, weights, self.spec, maps=maps)
         scores = result.score(self.spec).numpy()
         if not np.isfinite(scores).all():
@@ -117,7 +108,7 @@ class Engine:
                 except DataError as error:
                     errors[i] = str(error)
             if images:
-                part = self._score_chunk(images, maps)
+                part = self._score_chunk(check_images(images), maps)
                 scores[indices], weights[indices] = part.scores, part.scale_weights
                 if all_maps is not None and part.maps is not None:
                     all_maps[indices] = part.maps

@@ -60,16 +60,47 @@ def _resize(images: Tensor, size: int) -> Tensor:
     return images
 
 
-def _batch_pixels(images: Tensor, spec: ScoringSpec, name: str) -> Tensor:
-    shape = tuple(images.shape)
-    good = images.ndim == 3 or (images.ndim == 4 and shape[3] == 3)
-    expect(good and all(shape), name, _BATCH, f"{images.dtype} {shape}")
-    _check_finite(images, name)
+def check_images(images: Any, name: str = "images") -> Tensor | list[Tensor]:
+    """The images as one tensor, or as a list of tensors (H, W) or (H, W, 3), all checked.
+
+    Raises InputError that names the argument `name`, or the image in it, that does not fit.
+    """
+    if isinstance(images, np.ndarray | Tensor):
+        tensor = _as_tensor(images, name)
+        shape = tuple(tensor.shape)
+        good = tensor.ndim == 3 or (tensor.ndim == 4 and shape[3] == 3)
+        expect(good, name, _BATCH, f"{tensor.dtype} {shape}")
+        expect(len(tensor) > 0, name, "at least one image", f"an empty batch {shape}")
+        expect(all(shape), name, "images of at least one pixel", shape)
+        _check_finite(tensor, name)
+        return tensor
+    expect(isinstance(images, Sequence) and not isinstance(images, str | bytes), name,
+           f"{_BATCH}, or a list of images", type(images).__name__)
+    expect(len(images) > 0, name, "at least one image", "an empty list")
+    tensors = []
+    for i, image in enumerate(images):
+        tensor = _as_tensor(image, f"{name}[{i}]")
+        good = tensor.ndim == 2 or (tensor.ndim == 3 and tensor.shape[2] == 3)
+        expect(good and tensor.numel() > 0, f"{name}[{i}]", "(H, W) or (H, W, 3)",
+               tuple(tensor.shape))
+        _check_finite(tensor, f"{name}[{i}]")
+        tensors.append(tensor)
+    return tensors
+
+
+def _batch_pixels(images: Tensor, spec: ScoringSpec) -> Tensor:
     scale = FULL_SCALE[images.dtype]
     pixels = images.to(torch.float32)
     pixels = pixels[:, None] if images.ndim == 3 else pixels.permute(0, 3, 1, 2)
     pixels = _resize(pixels / scale if scale != 1 else pixels, spec.input_size)
     return pixels.expand(-1, 3, -1, -1)
+
+
+def checked_pixels(images: Tensor | list[Tensor], spec: ScoringSpec) -> Tensor:
+    """What `check_images` gave -> float32 (N, 3, S, S) in the [0, 1] range."""
+    if isinstance(images, Tensor):
+        return _batch_pixels(images, spec)
+    return torch.cat([_batch_pixels(image[None], spec) for image in images])
 
 
 def to_pixels(images: Any, spec: ScoringSpec) -> Tensor:
@@ -79,19 +110,7 @@ def to_pixels(images: Any, spec: ScoringSpec) -> Tensor:
     or a list of (H, W) or (H, W, 3) images of different sizes. Raises InputError that names the
     image where one does not fit.
     """
-    if isinstance(images, np.ndarray | Tensor):
-        return _batch_pixels(_as_tensor(images, "images"), spec, "images")
-    expect(isinstance(images, Sequence) and not isinstance(images, str | bytes), "images",
-           f"{_BATCH}, or a list of images", type(images).__name__)
-    expect(len(images) > 0, "images", "at least one image", "an empty list")
-    parts = []
-    for i, image in enumerate(images):
-        name = f"images[{i}]"
-        tensor = _as_tensor(image, name)
-        good = tensor.ndim == 2 or (tensor.ndim == 3 and tensor.shape[2] == 3)
-        expect(good, name, "(H, W) or (H, W, 3)", tuple(tensor.shape))
-        parts.append(_batch_pixels(tensor[None], spec, name))
-    return torch.cat(parts)
+    return checked_pixels(check_images(images), spec)
 
 
 def normalise(pixels: Tensor, spec: ScoringSpec) -> Tensor:

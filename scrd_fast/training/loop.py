@@ -25,6 +25,7 @@ from scrd_fast.model.checkpoint import (
     FORMAT,
     Checkpoint,
     ModelConfig,
+    load_checkpoint,
     load_weights,
     read_tensors,
     save_checkpoint,
@@ -317,8 +318,8 @@ def _train(
                 write_tensors(state_path, trainer.state(), header)
             if world > 1:
                 dist.barrier()
-    from scrd_fast.model.checkpoint import load_checkpoint
-
+    if rank == 0:
+        state_path.unlink(missing_ok=True)  # a finished run has nothing to resume
     result = load_checkpoint(out)
     result.metrics["history"] = history
     return result

@@ -37,14 +37,14 @@ class PretrainConfig:
 
     backbone: str = "resnet18"
     input_size: int = 256
-    steps: int = 800
-    batch_size: int = 16
+    steps: int = 3200
+    batch_size: int = 8
     learning_rate: float = 1e-3
-    threshold: float = 0.08
+    threshold: float = 0.05
     seed: int = 111
     precision: str = "fp32"
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(
-        strength=0.4, min_side=6, max_share=0.4, octaves=3, channels="shared", weakest=0.25))
+        strength=0.4, min_side=6, max_share=0.5, octaves=3, channels="shared", weakest=0.25))
 
     def __post_init__(self) -> None:
         backbone_of(self.backbone)

@@ -105,9 +105,9 @@ class TorchRunner:
 
 
 @torch.no_grad()
-def first_nonfinite(network: onnx.ModelProto, pixels: Tensor, precision: str) -> str | None:
-    """The name of the first node whose output is not finite, or None."""
-    for name, _, value in TorchRunner(network, precision).values(pixels):
+def first_nonfinite(network: onnx.ModelProto, pixels: Tensor) -> str | None:
+    """The name of the first node whose output is not finite in float32, or None."""
+    for name, _, value in TorchRunner(network, "fp32").values(pixels):
         if not bool(torch.isfinite(value).all()):
             return name
     return None

@@ -1,0 +1,50 @@
+"""Fixtures that more than one test file uses."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parent.parent
+
+MakeFeatures = Callable[..., list[Tensor]]
+
+
+@pytest.fixture
+def make_features() -> MakeFeatures:
+    """Three random feature maps (n, channels[k], sides[k], sides[k])."""
+
+    def make(
+        n: int, sides: tuple[int, int, int], seed: int, dtype: torch.dtype = torch.float64,
+        channels: tuple[int, int, int] = (7, 5, 3),
+    ) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return [
+            torch.randn(n, c, side, side, generator=generator, dtype=torch.float64).to(dtype)
+            for c, side in zip(channels, sides, strict=True)
+        ]
+
+    return make
+
+
+@pytest.fixture
+def run_with_file_limit() -> Callable[[str], str]:
+    """Run Python code in a process that may write 64 KiB per file; returns what it prints.
+
+    Writing more fails there as on a full disk. Each line of the code is run at top level.
+    """
+    if sys.platform == "win32":
+        pytest.skip("Windows has no limit on the size of files")
+
+    def run(code: str) -> str:
+        limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
+        done = subprocess.run([sys.executable, "-c", limit + code], cwd=ROOT, timeout=120,
+                              capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

@@ -1,0 +1,241 @@
+"""Engines against the reference model, and what they make of bad input."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import scrd_fast
+from scrd_fast import _current
+from scrd_fast.engine.backends.runner import BACKENDS, native_precisions
+from scrd_fast.errors import (
+    BackendUnavailable,
+    CheckpointError,
+    EngineFileError,
+    FidelityError,
+    InputError,
+    OutputError,
+)
+from scrd_fast.model.reference import score_images
+
+MAP, SCORE, NEIGHBOUR = 1e-4, 1e-4, 1e-6
+
+
+def pictures(count: int, side: int, seed: int = 0) -> np.ndarray:
+    """Smooth uint8 images (count, side, side, 3) with texture."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.uniform(0, 255, (count, 3, 9, 9)))
+    smooth = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic").numpy()
+    noisy = smooth + rng.normal(0, 8, smooth.shape)
+    return np.clip(noisy, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1).copy()
+
+
+def check_against_reference(engine, checkpoint, images):
+    result = engine.score(images)
+    reference, weights = score_images(checkpoint.model, checkpoint.spec, images)
+    maps = reference.map.numpy()
+    assert np.abs(result.maps - maps).max() <= MAP * np.ptp(maps)
+    scores = reference.score(checkpoint.spec).numpy()
+    assert np.abs(result.scores - scores).max() <= SCORE * np.abs(scores).max()
+    np.testing.assert_allclose(result.scale_weights, weights, atol=1e-4)
+    without = engine.score(images, maps=False)
+    assert without.maps is None
+    np.testing.assert_allclose(without.scores, result.scores, rtol=1e-6)
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def small_engine(request, small_path, tmp_path_factory):
+    out = tmp_path_factory.mktemp(request.param) / "model.scrd"
+    return scrd_fast.build_engine(small_path, out, backend=request.param, precision="fp32")
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 35])
+def test_small_fp32_engine_matches_reference(small_engine, small, count):
+    check_against_reference(small_engine, small, pictures(count, 64))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_large_fp32_engine_matches_reference(large_engine, large, count):
+    check_against_reference(large_engine, large, pictures(count, 256))
+
+
+@pytest.fixture(scope="module")
+def large_engine(large_path):
+    return scrd_fast.build_engine(large_path, precision="fp32")
+
+
+def test_score_does_not_depend_on_neighbours(large_engine, small_engine):
+    for engine, side in ((large_engine, 256), (small_engine, 64)):
+        images = pictures(7, side)
+        together = engine.score(images).scores
+        others = pictures(7, side, seed=9)
+        others[3] = images[3]
+        swapped = engine.score(others).scores[3]
+        alone = engine.score(images[3:4]).scores[0]
+        for score in (swapped, alone):
+            assert abs(score - together[3]) <= NEIGHBOUR * abs(together[3])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bf16_engine_keeps_the_contract_or_is_refused(small_path, tmp_path, backend):
+    """An untrained network at 64 px: either the report is within the limits, or no file."""
+    out = tmp_path / "model.scrd"
+    if "bf16" not in native_precisions(backend):
+        with pytest.raises(BackendUnavailable, match="bf16"):
+            scrd_fast.build_engine(small_path, out, backend=backend, precision="bf16")
+        return
+    try:
+        engine = scrd_fast.build_engine(small_path, out, backend=backend, precision="bf16")
+    except FidelityError as error:
+        assert "bf16" in str(error)
+        assert list(tmp_path.iterdir()) == []
+        return
+    report = engine.manifest.fidelity
+    assert report["rank_correlation"] >= 0.999
+    assert report["flipped"] <= 0.002
+    used = engine.manifest.precision_used
+    assert used["convolutions"] == {"bf16": sum(used["convolutions"].values())}
+    assert "bf16" not in used["tail"]
+
+
+def test_load_gives_the_same_scores_and_becomes_current(small_engine):
+    images = pictures(3, 64)
+    expected = small_engine.score(images)
+    loaded = scrd_fast.load_engine(small_engine.path, verify=True)
+    again = scrd_fast.score(images)
+    np.testing.assert_array_equal(again.scores, expected.scores)
+    np.testing.assert_array_equal(again.maps, expected.maps)
+    assert loaded.manifest.backend == small_engine.manifest.backend
+    assert scrd_fast.verify_engine(small_engine.path)["score_error"] <= SCORE
+
+
+def test_every_kind_of_batch_gives_the_same_score(small_engine, tmp_path):
+    import cv2
+
+    grey = pictures(2, 64)[..., 0]
+    expected = small_engine.score(grey).scores
+    colour = np.repeat(grey[..., None], 3, axis=-1)
+    paths = []
+    for i, image in enumerate(grey):
+        paths.append(tmp_path / f"{i}.png")
+        cv2.imwrite(str(paths[-1]), image)
+    wide = (grey.astype(np.uint16) * 257)
+    batches = [colour, list(grey), torch.from_numpy(grey), paths, [str(p) for p in paths], wide,
+               grey.astype(np.float32) / 255]
+    for batch in batches:
+        np.testing.assert_allclose(small_engine.score(batch).scores, expected, rtol=1e-5)
+
+
+def test_images_of_other_sizes(small_engine, small):
+    images = [pictures(1, side)[0][: side - cut] for side, cut in ((64, 0), (200, 31), (41, 5))]
+    check_against_reference(small_engine, small, images)
+
+
+def test_unreadable_files_are_named_and_the_rest_is_scored(small_engine, tmp_path):
+    import cv2
+
+    good, bad, gone = tmp_path / "good.png", tmp_path / "bad.png", tmp_path / "gone.png"
+    cv2.imwrite(str(good), pictures(1, 64)[0])
+    bad.write_bytes(good.read_bytes()[:-40])
+    result = small_engine.score([bad, good, gone])
+    assert np.isnan(result.scores[[0, 2]]).all()
+    assert np.isnan(result.maps[[0, 2]]).all()
+    assert result.scores[1] == small_engine.score([good]).scores[0]
+    assert "bad.png" in result.errors[0]
+    assert "gone.png" in result.errors[2]
+    assert set(result.errors) == {0, 2}
+
+
+@pytest.mark.parametrize(("batch", "words"), [
+    (np.zeros((2, 64, 64, 4), np.uint8), ["batch", "(N, H, W, 3)", "(2, 64, 64, 4)"]),
+    (np.zeros((64, 64), np.uint8), ["batch", "(64, 64)"]),
+    (np.zeros((2, 64, 64), np.int32), ["batch", "uint8", "int32"]),
+    (np.zeros((0, 64, 64), np.uint8), ["batch", "at least one image"]),
+    ([], ["batch", "at least one image"]),
+    (np.full((1, 64, 64), np.nan, np.float32), ["batch", "finite", "nan"]),
+    (np.full((1, 64, 64), np.inf, np.float32), ["batch", "finite", "inf"]),
+    ([np.zeros((64, 64), np.uint8), np.zeros((8, 8, 2), np.uint8)], ["batch[1]", "(8, 8, 2)"]),
+    ("image.png", ["batch", "list", "path"]),
+    (None, ["batch", "NoneType"]),
+])
+def test_bad_batches(small_engine, batch, words):
+    with pytest.raises(InputError) as caught:
+        small_engine.score(batch)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_score_without_an_engine(monkeypatch):
+    monkeypatch.setattr(_current, "_engine", None)
+    with pytest.raises(InputError, match="build_engine"):
+        scrd_fast.score(pictures(1, 64))
+
+
+def test_bad_build_arguments(small_path, tmp_path):
+    out = tmp_path / "model.scrd"
+    with pytest.raises(InputError, match=r"backend: expected one of .*got 'magic'"):
+        scrd_fast.build_engine(small_path, out, backend="magic")
+    with pytest.raises(InputError, match=r"precision: expected one of .*got 'int3'"):
+        scrd_fast.build_engine(small_path, out, precision="int3")
+    with pytest.raises(InputError, match="buckets"):
+        scrd_fast.build_engine(small_path, out, buckets=(8, 1))
+    with pytest.raises(BackendUnavailable, match="device 'cuda'"):
+        scrd_fast.build_engine(small_path, out, device="cuda")
+    with pytest.raises(CheckpointError, match="gone"):
+        scrd_fast.build_engine(tmp_path / "gone.safetensors", out)
+    with pytest.raises(EngineFileError, match="gone"):
+        scrd_fast.load_engine(tmp_path / "gone.scrd")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_folder(small_path, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        scrd_fast.build_engine(small_path, tmp_path / "file" / "model.scrd", precision="fp32")
+
+
+def test_full_disk_leaves_nothing_behind(small_path, tmp_path):
+    """A file-size limit makes every long write fail, as a full disk does."""
+    code = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+import scrd_fast
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    scrd_fast.build_engine({str(small_path)!r}, {str(tmp_path / "model.scrd")!r},
+                           backend="torch_eager", precision="fp32")
+except scrd_fast.ScrdError as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("OutputError"), done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_that_are_not_finite_fail_the_build_and_name_the_layer(small, tmp_path):
+    from copy import deepcopy
+
+    from scrd_fast.model.checkpoint import Checkpoint, save_checkpoint
+
+    model = deepcopy(small.model)
+    with torch.no_grad():
+        model.student.layer2[0].conv1.weight.mul_(1e25)
+        model.student.layer3[0].conv1.weight.mul_(1e25)
+    path = save_checkpoint(Checkpoint(model, small.spec, small.config),
+                           tmp_path / "model.safetensors")
+    with pytest.raises(FidelityError, match=r"not finite, first in layer '.*student"):
+        scrd_fast.build_engine(path, precision="fp32")
+    assert not (tmp_path / "model.scrd").exists()
+
+
+def test_images_give_an_auroc_and_are_not_kept(small_path, tmp_path):
+    images = pictures(120, 64)
+    try:
+        engine = scrd_fast.build_engine(small_path, tmp_path / "m.scrd", images=images,
+                                        precision="fp32")
+    except FidelityError as error:
+        pytest.fail(str(error))
+    assert engine.manifest.fidelity["probe"] == "images"
+    assert images[0].tobytes() not in (tmp_path / "m.scrd").read_bytes()

@@ -1,0 +1,271 @@
+"""The engine file: what is written comes back, and anything else is refused."""
+
+import hashlib
+import json
+import os
+import re
+import zipfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from scrd_fast.engine.file import FORMAT, Manifest, read_engine_file, write_engine_file
+from scrd_fast.errors import EngineFileError, OutputError
+from scrd_fast.spec import ScoringSpec
+
+MEMBERS = {"network.onnx": bytes(range(40)), "golden.safetensors": b"golden"}
+MANIFEST = Manifest(
+    spec=json.loads(json.dumps(ScoringSpec(input_size=64).to_dict())),
+    model={"backbone": "resnet18", "teacher": "random"},
+    backend="torch", precision="fp32", precision_used={"conv": {"fp32": 3}},
+    buckets=(1, 4, 16), fingerprint={"cpu": "µ"}, versions={"torch": "2"},
+    fidelity={"map_error": 1e-7},
+)
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sealed(data: bytes) -> bytes:
+    """Zip bytes that end in a 64-byte comment, with the digest put there."""
+    return data[:-64] + digest(data[:-64]).encode()
+
+
+def craft(path: Path, members: list[tuple[str, bytes]], method: int = zipfile.ZIP_STORED) -> Path:
+    """A zip of exactly these members with a right digest at its end."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in members:
+            archive.writestr(zipfile.ZipInfo(name), data, method)
+        archive.comment = bytes(64)
+    path.write_bytes(sealed(path.read_bytes()))
+    return path
+
+
+def listed(manifest: dict, members: dict[str, bytes] = MEMBERS) -> dict:
+    return manifest | {"members": {name: digest(data) for name, data in members.items()}}
+
+
+def with_digest(values: object) -> list[tuple[str, bytes]]:
+    text = values if isinstance(values, bytes) else json.dumps(values).encode()
+    return [("manifest.json", text), ("manifest.sha256", digest(text).encode())]
+
+
+def good_members() -> list[tuple[str, bytes]]:
+    return [*with_digest(listed(asdict(MANIFEST))), *MEMBERS.items()]
+
+
+def refused(path: Path, reason: str = "") -> None:
+    """One line that begins with the file's name."""
+    with pytest.raises(EngineFileError, match=f"^{re.escape(str(path))}: .*{reason}") as caught:
+        read_engine_file(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return write_engine_file(tmp_path / "model.scrd", MANIFEST, MEMBERS)
+
+
+@pytest.mark.parametrize("calibration", [None, {"threshold": 0.25, "images": 100}])
+@pytest.mark.parametrize("members", [MEMBERS, {"only": b""}, {"large": os.urandom(3 << 20)}],
+                         ids=["two", "an empty one", "larger than a block"])
+def test_round_trip(tmp_path, members, calibration):
+    manifest = replace(MANIFEST, calibration=calibration)
+    path = write_engine_file(tmp_path / "new" / "model.scrd", manifest, members)
+    got, contents = read_engine_file(str(path))
+    assert contents == members
+    assert got == replace(manifest, members={n: digest(d) for n, d in members.items()})
+    assert got.scoring_spec() == ScoringSpec(input_size=64)
+    assert os.listdir(path.parent) == ["model.scrd"]
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path, path):
+    again = write_engine_file(tmp_path / "again.scrd", MANIFEST, MEMBERS)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_any_tool_can_list_it(path):
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["manifest.json", "manifest.sha256", *MEMBERS]
+        assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+        assert archive.comment == digest(path.read_bytes()[:-64]).encode()
+
+
+def test_the_crafted_file_is_accepted_when_nothing_is_wrong(tmp_path):
+    """What the tests below rely on: only the fault they put in is refused."""
+    manifest, contents = read_engine_file(craft(tmp_path / "x.scrd", good_members()))
+    assert contents == MEMBERS
+    assert manifest.buckets == (1, 4, 16)
+
+
+def test_every_flipped_byte_is_found(path):
+    whole = path.read_bytes()
+    with open(path, "rb+", buffering=0) as file:
+        for at, byte in enumerate(whole):
+            for flip in (0x01, 0xFF):
+                file.seek(at)
+                file.write(bytes([byte ^ flip]))
+                with pytest.raises(EngineFileError):
+                    read_engine_file(path)
+            file.seek(at)
+            file.write(bytes([byte]))
+    assert read_engine_file(path)[1] == MEMBERS
+
+
+def test_every_truncation_is_found(path):
+    for length in reversed(range(path.stat().st_size)):
+        os.truncate(path, length)
+        with pytest.raises(EngineFileError):
+            read_engine_file(path)
+
+
+@pytest.mark.parametrize("extra", [b"\0", b"PK\x05\x06", bytes(100)])
+def test_bytes_after_the_end_are_found(path, extra):
+    path.write_bytes(path.read_bytes() + extra)
+    refused(path, "damaged or truncated")
+
+
+@pytest.mark.parametrize("version", [FORMAT + 1, 0, 99])
+def test_another_format_version(tmp_path, version):
+    path = write_engine_file(tmp_path / "model.scrd", replace(MANIFEST, format=version), MEMBERS)
+    refused(path, f"expected engine format {FORMAT}, got {version}; .*upgrade, or build it again")
+
+
+@pytest.mark.parametrize("version", [None, "1", [1]])
+def test_a_format_that_is_no_number(tmp_path, version):
+    values = listed(asdict(MANIFEST)) | {"format": version}
+    path = craft(tmp_path / "x.scrd", [*with_digest(values), *MEMBERS.items()])
+    refused(path, f"expected engine format {FORMAT}, got ")
+
+
+def test_unlisted_member(tmp_path):
+    path = craft(tmp_path / "x.scrd", [*good_members(), ("evil.pkl", b"x")])
+    refused(path, r"expected the members \['golden.*, got .*'evil.pkl'")
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_missing_member(tmp_path, name):
+    path = craft(tmp_path / "x.scrd", [m for m in good_members() if m[0] != name])
+    refused(path, "expected the members ")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.sha256"])
+def test_missing_manifest(tmp_path, name):
+    path = craft(tmp_path / "x.scrd", [m for m in good_members() if m[0] != name])
+    refused(path, "manifest.json is missing or does not match its digest")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "network.onnx"])
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_member_that_is_there_twice(tmp_path, name, same):
+    members = good_members()
+    members.insert(1, (name, dict(members)[name] if same else b"other"))
+    refused(craft(tmp_path / "x.scrd", members), "a member is there twice")
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_member_with_another_content(tmp_path, name):
+    members = list((dict(good_members()) | {name: b"other"}).items())
+    refused(craft(tmp_path / "x.scrd", members), f"{name}: its digest does not match")
+
+
+def test_manifest_with_another_digest(tmp_path):
+    members = list((dict(good_members()) | {"manifest.sha256": digest(b"").encode()}).items())
+    refused(craft(tmp_path / "x.scrd", members), "manifest.json is missing or does not match")
+
+
+FIELDS = listed(asdict(MANIFEST))
+UNFIT = {
+    "no JSON": b"{",
+    "no text": b"\xff\xfe",
+    "a list": [],
+    "a string": "text",
+    "empty": {},
+    "an unknown field": FIELDS | {"unknown": 1},
+    "a missing field": {k: v for k, v in FIELDS.items() if k != "backend"},
+    "an empty spec": FIELDS | {"spec": {}},
+    "no spec": FIELDS | {"spec": None},
+    "a wrong spec": FIELDS | {"spec": MANIFEST.spec | {"input_size": 65}},
+    "members in a list": FIELDS | {"members": list(MEMBERS)},
+    "no members": FIELDS | {"members": None},
+    "members without digests": FIELDS | {"members": dict.fromkeys(MEMBERS, 1)},
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_manifest_that_does_not_fit(tmp_path, case):
+    refused(craft(tmp_path / "x.scrd", [*with_digest(UNFIT[case]), *MEMBERS.items()]))
+
+
+def test_damaged_zip_with_a_right_digest(tmp_path):
+    """Every byte of the directory, of the headers and of the compressed data in turn."""
+    path = craft(tmp_path / "x.scrd", good_members(), zipfile.ZIP_DEFLATED)
+    whole, flaws = path.read_bytes(), []
+    for at in range(2, len(whole) - 64):
+        damaged = bytearray(whole)
+        damaged[at] ^= 0xFF
+        with open(path, "rb+") as file:
+            file.write(sealed(bytes(damaged)))
+        try:
+            _, contents = read_engine_file(path)
+        except EngineFileError:
+            continue
+        except Exception as error:
+            flaws.append((at, repr(error)))
+        else:
+            # A date or an attribute may differ; what the manifest lists may not.
+            if contents != MEMBERS:
+                flaws.append((at, "other content"))
+    assert flaws == []
+
+
+@pytest.mark.parametrize("content", [b"", b"P", b"PK", b"PK\x03\x04", b"not an engine" * 20,
+                                     bytes(500), b"\x80\x04pickle"])
+def test_what_is_no_engine_file(tmp_path, content):
+    path = tmp_path / "model.scrd"
+    path.write_bytes(content)
+    refused(path)
+
+
+def test_garbage_with_a_right_digest(tmp_path):
+    path = tmp_path / "model.scrd"
+    path.write_bytes(sealed(b"PK" + os.urandom(500)))
+    refused(path, "not a readable zip")
+
+
+def test_an_ordinary_zip(tmp_path):
+    path = tmp_path / "model.scrd"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("network.onnx", b"x")
+    refused(path, "damaged or truncated")
+
+
+def test_missing_file_and_folder(tmp_path):
+    refused(tmp_path / "none.scrd", "No such file or directory; build one with: scrd-fast build")
+    refused(tmp_path, "expected an engine file, got ")
+
+
+def test_a_disk_that_takes_no_more(path, run_with_file_limit):
+    before = path.read_bytes()
+    printed = run_with_file_limit(f"""
+from scrd_fast.engine.file import read_engine_file, write_engine_file
+from scrd_fast.errors import OutputError
+manifest, members = read_engine_file({str(path)!r})
+try:
+    write_engine_file({str(path)!r}, manifest, members | {{"large": bytes(100_000)}})
+except OutputError as error:
+    print(error)
+""")
+    assert printed == f"{path}: cannot be written: File too large\n"
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == ["model.scrd"]
+
+
+def test_an_unwritable_place(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"model\.scrd: cannot be written: "):
+        write_engine_file(tmp_path / "file" / "model.scrd", MANIFEST, MEMBERS)

@@ -1,0 +1,108 @@
+"""ScoringSpec: what it accepts, what it refuses, and its way through JSON."""
+
+import json
+import math
+from dataclasses import FrozenInstanceError, dataclass
+
+import pytest
+
+from scrd_fast.errors import InputError, ScrdError
+from scrd_fast.spec import ScoringSpec, from_mapping
+
+OTHER = ScoringSpec(input_size=96, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 0.5), weighting="scale",
+                    blur_sigma=0, reduction="max")
+
+
+@pytest.mark.parametrize("spec", [ScoringSpec(), OTHER])
+def test_round_trip_through_json(spec):
+    again = ScoringSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    assert again == spec
+    assert hash(again) == hash(spec)
+
+
+def test_the_defaults_are_the_published_method():
+    assert ScoringSpec().to_dict() == {
+        "input_size": 256, "channels": "rgb", "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225), "resize": "bilinear_half_pixel", "weighting": "none",
+        "blur_sigma": 4.0, "reduction": "mean",
+    }
+
+
+def test_a_spec_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        ScoringSpec().input_size = 64
+
+
+@pytest.mark.parametrize("name", ScoringSpec().to_dict())
+def test_missing_fields(name):
+    values = ScoringSpec().to_dict()
+    del values[name]
+    with pytest.raises(InputError, match=rf"^spec: expected all the fields .*, got none for "
+                                         rf"\['{name}'\]$"):
+        ScoringSpec.from_dict(values)
+
+
+def test_unknown_fields():
+    values = ScoringSpec().to_dict() | {"gamma": 1, "alpha": 2}
+    with pytest.raises(InputError, match=r"^spec: expected only the fields .*, got unknown "
+                                         r"\['alpha', 'gamma'\]$"):
+        ScoringSpec.from_dict(values)
+
+
+@pytest.mark.parametrize("values", [None, [], "spec", 3, [["input_size", 256]]])
+def test_what_is_no_object(values):
+    with pytest.raises(InputError, match=r"^spec: expected a JSON object, got "):
+        ScoringSpec.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("input_size", v) for v in (0, 31, 33, 250, -32, 4128, 256.0, "256", True, None)],
+        *[("mean", v) for v in ((0.5, 0.5), (0.5,) * 4, 0.5, (0.5, 0.5, "0.5"), None, "abc",
+                                (0.5, math.nan, 0.5), (math.inf, 0, 0), (True, 0.5, 0.5))],
+        *[("std", v) for v in ((0.5, 0.5), (1, 1, 0), (1, -1, 1), (1, 1, math.nan), 1, None)],
+        *[("blur_sigma", v) for v in (-0.1, math.nan, math.inf, 64.5, "4", None, True)],
+        *[("channels", v) for v in ("bgr", "RGB", None, 3)],
+        *[("resize", v) for v in ("nearest", "", None)],
+        *[("weighting", v) for v in ("paper", "Scale", None, ["scale"], {})],
+        *[("reduction", v) for v in ("min", "", None, ["mean"])],
+    ],
+)
+def test_wrong_values(name, value):
+    values = ScoringSpec().to_dict() | {name: value}
+    with pytest.raises(InputError, match=rf"^spec\.{name}: expected .*, got "):
+        ScoringSpec(**values)
+    with pytest.raises(InputError, match=rf"^spec\.{name}: expected .*, got "):
+        ScoringSpec.from_dict(values)
+
+
+@pytest.mark.parametrize("name", ["input_size", "blur_sigma", "mean", "std"])
+def test_a_json_integer_too_large_for_a_float(name):
+    huge = json.loads("1" + "0" * 400)
+    values = ScoringSpec().to_dict() | {name: [huge] * 3 if name in ("mean", "std") else huge}
+    with pytest.raises(InputError, match=rf"^spec\.{name}: expected "):
+        ScoringSpec.from_dict(values)
+
+
+@pytest.mark.parametrize(("size", "sigma"), [(32, 8), (32, 0), (4096, 1024), (256, 64)])
+def test_the_limits_themselves_are_allowed(size, sigma):
+    spec = ScoringSpec(input_size=size, blur_sigma=sigma)
+    assert (spec.input_size, spec.blur_sigma) == (size, sigma)
+
+
+def test_an_input_error_is_a_value_error_and_ours():
+    with pytest.raises(ValueError, match=r"^spec.input_size") as caught:
+        ScoringSpec(input_size=5)
+    assert isinstance(caught.value, ScrdError)
+
+
+def test_from_mapping_names_the_place():
+    @dataclass
+    class Pair:
+        a: int
+        b: tuple[int, ...]
+
+    assert from_mapping(Pair, {"a": 1, "b": [2, 3]}, "pair") == Pair(1, (2, 3))
+    with pytest.raises(InputError, match=r"^pair: "):
+        from_mapping(Pair, {"a": 1}, "pair")

@@ -1,0 +1,37 @@
+"""The largest allowed absolute errors of the tests, one row per operation, dtype and backend.
+
+A row holds the tolerance and its reason. Backend "reference" is the plain implementation in
+scrd_fast.ops; dtype is that of the input.
+"""
+
+TOLERANCES: dict[tuple[str, str, str], tuple[float, str]] = {
+    ("anomaly_map", "float64", "reference"): (
+        1e-12, "rounding of two products with rows that sum to 1, on maps up to 6"),
+    ("anomaly_map", "float32", "reference"): (
+        5e-6, "distances near 1 carry 6e-8 each; three scales, two products, maps up to 6"),
+    ("anomaly_map", "bfloat16", "reference"): (
+        5e-6, "the features are exact in float32, where everything is computed"),
+    ("simplex_noise", "float64", "reference"): (
+        1e-12, "the same sum in another order; a wrong set of lattice points is worth up to 8e-6"),
+    ("add_noise", "float64", "reference"): (1e-14, "one rounding of the sum of pixel and noise"),
+    ("add_noise", "float32", "reference"): (
+        2.5e-7, "the noise is rounded to float32, then the sum below 2 is"),
+    ("preprocess", "uint8", "reference"): (
+        1.5e-6, "three float32 roundings of values up to 1, divided by std 0.224"),
+    ("preprocess", "uint16", "reference"): (
+        1.5e-6, "three float32 roundings of values up to 1, divided by std 0.224"),
+    ("preprocess", "float32", "reference"): (
+        1.5e-6, "three float32 roundings of values up to 1, divided by std 0.224"),
+    ("preprocess", "float64", "reference"): (
+        1.5e-6, "as float32, after one more rounding of the input to float32"),
+    ("contrastive_loss", "float64", "reference"): (1e-12, "rounding of sums of a few hundred"),
+    ("contrastive_loss", "float32", "reference"): (
+        2e-6, "distances near 1 carry 6e-8 each; the ratio of two sums of three"),
+    ("contrastive_loss", "bfloat16", "reference"): (
+        2e-6, "the features are exact in float32, where everything is computed"),
+}
+
+
+def allowed(operation: str, dtype: object, backend: str = "reference") -> float:
+    """The tolerance of a row; dtype may be a torch or numpy dtype or its name."""
+    return TOLERANCES[operation, str(dtype).removeprefix("torch."), backend][0]

@@ -1,0 +1,240 @@
+"""Training: resume, processes, weighting, selection, and what the file holds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import scrd_fast
+from scrd_fast.errors import BackendUnavailable, CheckpointError, InputError
+from scrd_fast.model.checkpoint import load_checkpoint, read_tensors
+from scrd_fast.model.scrd import SCRD
+from scrd_fast.training.loop import TrainConfig, Trainer
+from scrd_fast.training.noise import NoiseConfig
+
+ROOT = Path(__file__).parents[2]
+SMALL = {"backbone": "resnet18", "teacher": "random", "input_size": 32, "batch_size": 4,
+         "progress": False, "noise": NoiseConfig(min_side=4, max_share=0.25, strength=0.8)}
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0, 255, (1, 8, 8))
+    return np.clip(np.kron(base, np.ones((1, 5, 5))) + rng.normal(0, 9, (24, 40, 40)), 0,
+                   255).astype(np.uint8)
+
+
+def tensors(path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path).model.state_dict()
+
+
+def assert_same(a, b) -> None:
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resume_continues_bit_for_bit(images, tmp_path, precision):
+    """Stopped by an error after its second validation, then resumed: the same as in one go."""
+    options = SMALL | {"steps": 6, "validate_every": 2, "weighting": "scale",
+                       "precision": precision, "schedule": "cosine"}
+    whole = scrd_fast.train(images, tmp_path / "whole.safetensors", **options)
+
+    class Stop(Exception):
+        pass
+
+    original, calls = Trainer.step, []
+
+    def stopping(self, step, clean, noisy):
+        calls.append(step)
+        if step == 4:
+            raise Stop
+        return original(self, step, clean, noisy)
+
+    out = tmp_path / "parts.safetensors"
+    Trainer.step = stopping
+    try:
+        with pytest.raises(Stop):
+            scrd_fast.train(images, out, **options)
+    finally:
+        Trainer.step = original
+    header, _ = read_tensors(tmp_path / "parts.state.safetensors", "training state")
+    assert header["step"] == 4
+    resumed = scrd_fast.train(images, out, resume=True, **options)
+    assert resumed.metrics["history"] == whole.metrics["history"]
+    assert_same(tensors(out), tensors(tmp_path / "whole.safetensors"))
+    assert not (tmp_path / "parts.state.safetensors").exists()
+
+
+def test_resume_refuses_another_configuration(images, tmp_path):
+    out = tmp_path / "m.safetensors"
+    with pytest.raises(CheckpointError, match=r"m\.state\.safetensors: expected a training state"):
+        scrd_fast.train(images, out, resume=True, steps=2, **SMALL)
+
+
+def test_same_seed_same_model_other_seed_other_model(images, tmp_path):
+    runs = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        scrd_fast.train(images, tmp_path / f"{name}.safetensors", steps=2, seed=seed, **SMALL)
+        runs[name] = tensors(tmp_path / f"{name}.safetensors")
+    assert_same(runs["a"], runs["b"])
+    assert not torch.equal(runs["a"]["student.layer3.1.conv2.weight"],
+                           runs["c"]["student.layer3.1.conv2.weight"])
+
+
+def test_checkpoint_says_how_it_was_made(images, tmp_path):
+    path = tmp_path / "m.safetensors"
+    scrd_fast.train(images, path, steps=3, validate_every=2, weighting="scale", reduction="max",
+                    blur_sigma=1.0, **SMALL)
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.spec.weighting == "scale"
+    assert checkpoint.spec.reduction == "max"
+    assert checkpoint.training["noise"]["strength"] == 0.8
+    assert 0 <= checkpoint.metrics["auroc_synthesised"] <= 1
+    entry = checkpoint.metrics["history"][0]
+    assert entry["step"] == 2
+    assert sum(entry["weights"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_training_lowers_the_loss_and_leaves_the_teacher(images, tmp_path):
+    torch.manual_seed(0)
+    model = SCRD("resnet18")
+    before = {n: v.clone() for n, v in model.teacher.state_dict().items()}
+    trainer = Trainer(TrainConfig(**{k: v for k, v in SMALL.items() if k != "progress"}), model,
+                      torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.rand(4, 3, 32, 32, generator=generator)
+    noisy = clean + 0.3 * torch.rand(4, 3, 32, 32, generator=generator)
+    losses = [trainer.step(i, clean, noisy)["loss"] for i in range(8)]
+    assert losses[-1] < 0.9 * losses[0]
+    assert_same(before, model.teacher.state_dict())
+
+
+def test_barrier_keeps_the_scale_weights_apart_from_collapse():
+    """Minimising the weighted ratio alone drives the weights to one scale; the barrier does not."""
+    def smallest_weight(barrier: float) -> float:
+        torch.manual_seed(0)
+        config = TrainConfig(backbone="resnet18", teacher="random", input_size=32,
+                             weighting="scale", weight_barrier=barrier)
+        trainer = Trainer(config, SCRD("resnet18"), torch.device("cpu"))
+        generator = torch.Generator().manual_seed(1)
+        for step in range(40):
+            clean = torch.rand(4, 3, 32, 32, generator=generator)
+            noisy = clean.clone()
+            noisy[:, :, 8:20, 8:20] += 0.5
+            figures = trainer.step(step, clean, noisy)
+        return min(figures["weights"])
+
+    assert smallest_weight(0.0) < 0.01
+    assert smallest_weight(1.0) > 0.1
+
+
+def test_published_batchnorm_moves_only_the_statistics():
+    torch.manual_seed(0)
+    state = SCRD("resnet18").state_dict()
+    after = {}
+    for published in (False, True):
+        model = SCRD("resnet18")
+        model.load_state_dict(state)
+        config = TrainConfig(backbone="resnet18", teacher="random", input_size=32,
+                             published_batchnorm=published)
+        generator = torch.Generator().manual_seed(0)
+        clean, noisy = torch.rand(2, 4, 3, 32, 32, generator=generator)
+        Trainer(config, model, torch.device("cpu")).step(0, clean, noisy)
+        after[published] = model.state_dict()
+    for name, value in after[False].items():
+        moved = not torch.equal(value, after[True][name])
+        assert moved == (".running_" in name or "num_batches" in name) or "teacher" in name, name
+
+
+def test_published_selection_needs_and_names_the_test_set(images, tmp_path):
+    labels = np.arange(8) % 2
+    checkpoint = scrd_fast.train(images, tmp_path / "m.safetensors", steps=2,
+                                 test=(images[:8], labels), selection="published_test", **SMALL)
+    assert "auroc_test_used_for_selection" in checkpoint.metrics
+    with pytest.raises(InputError, match="test: expected labelled images"):
+        scrd_fast.train(images, tmp_path / "n.safetensors", steps=2, selection="published_test",
+                        **SMALL)
+    with pytest.raises(InputError, match="test labels"):
+        scrd_fast.train(images, tmp_path / "n.safetensors", steps=2, test=(images[:8], labels * 0),
+                        selection="published_test", **SMALL)
+
+
+def test_tensorboard_scalars(images, tmp_path):
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="needs the tensorboard extra")
+    scrd_fast.train(images, tmp_path / "m.safetensors", steps=3, tensorboard=tmp_path / "tb",
+                    **SMALL)
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    names = set(events.Tags()["scalars"])
+    assert {"loss", "scale_weight/1", "images_per_s", "auroc_synthesised"} <= names
+    assert len(events.Scalars("loss")) == 3
+
+
+def test_missing_imagenet_weights_say_which_file(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    options = SMALL | {"teacher": "imagenet", "backbone": "wide_resnet50_2"}
+    with pytest.raises(BackendUnavailable, match=r"wide_resnet50_2-95faca4d\.pth"):
+        scrd_fast.train(images, tmp_path / "m.safetensors", steps=1, **options)
+    wrong = tmp_path / "wrong.pth"
+    wrong.write_bytes(b"not it")
+    with pytest.raises(CheckpointError, match=r"resnet18-f37072fd\.pth.*got"):
+        scrd_fast.train(images, tmp_path / "m.safetensors", steps=1,
+                        **SMALL | {"teacher": str(wrong)})
+
+
+def test_bad_configuration(images, tmp_path):
+    out = tmp_path / "m.safetensors"
+    for field, value in (("steps", 0), ("schedule", "linear"), ("weighting", "both"),
+                         ("precision", "int8"), ("backbone", "vgg16"), ("input_size", 100)):
+        with pytest.raises(InputError, match=field):
+            scrd_fast.train(images, out, **SMALL | {"steps": 1} | {field: value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_train_one_model(images, tmp_path):
+    """torchrun with gloo: both processes finish, one file is written, and it is a good one."""
+    np.save(tmp_path / "images.npy", images)
+    script = tmp_path / "run.py"
+    script.write_text(f"""
+import numpy as np, torch, torch.distributed as dist
+import scrd_fast
+from scrd_fast.training import loop
+from scrd_fast.training.noise import NoiseConfig
+torch.set_num_threads(1)
+seen = []
+original = loop.Trainer.update
+def update(self, *arguments):
+    figures = original(self, *arguments)
+    seen.append(torch.cat([p.detach().flatten() for p in self.parameters.values()]).clone())
+    return figures
+loop.Trainer.update = update
+dist.init_process_group("gloo")
+scrd_fast.train(np.load({str(tmp_path / "images.npy")!r}), {str(tmp_path / "m.safetensors")!r},
+    backbone="resnet18", teacher="random", input_size=32, batch_size=2, progress=False, steps=3,
+    noise=NoiseConfig(min_side=4, max_share=0.25))
+for mine in seen:
+    both = [torch.empty_like(mine) for _ in range(2)]
+    dist.all_gather(both, mine)
+    assert torch.equal(both[0], both[1])
+print("parameters agree", len(seen))
+dist.destroy_process_group()
+""")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
+         "29531", str(script)],
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("parameters agree 3") == 2
+    assert load_checkpoint(tmp_path / "m.safetensors").config.backbone == "resnet18"

@@ -1,0 +1,41 @@
+"""Teacher pre-training."""
+
+import numpy as np
+import pytest
+
+import scrd_fast
+from scrd_fast.errors import CheckpointError, InputError
+from scrd_fast.model.checkpoint import read_tensors
+from scrd_fast.training.noise import NoiseConfig
+
+SMALL = {"input_size": 32, "batch_size": 4, "progress": False,
+         "noise": NoiseConfig(strength=0.8, min_side=8, max_share=0.5, channels="shared")}
+
+
+def test_teacher_file_is_what_train_takes(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (12, 40, 40), dtype=np.uint8)
+    teacher = scrd_fast.pretrain_teacher(images, tmp_path / "t.safetensors", steps=3, **SMALL)
+    header, tensors = read_tensors(teacher, "teacher")
+    assert header["backbone"] == "resnet18"
+    checkpoint = scrd_fast.train(images, tmp_path / "m.safetensors", teacher=str(teacher),
+                                 backbone="resnet18", input_size=32, steps=1, batch_size=4,
+                                 progress=False,
+                                 noise=NoiseConfig(min_side=4, max_share=0.25))
+    assert "3 steps on 12 images" in checkpoint.config.teacher
+    for name, value in checkpoint.model.teacher.state_dict().items():
+        assert np.array_equal(value, tensors[name]), name
+    with pytest.raises(CheckpointError, match="expected a teacher of resnet34, got resnet18"):
+        scrd_fast.train(images, tmp_path / "n.safetensors", teacher=str(teacher),
+                        backbone="resnet34", input_size=32, steps=1, progress=False,
+                        noise=NoiseConfig(min_side=4, max_share=0.25))
+    with pytest.raises(CheckpointError, match="expected a checkpoint"):
+        scrd_fast.build_engine(teacher)
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(InputError, match="steps"):
+        scrd_fast.pretrain_teacher(np.zeros((2, 32, 32), np.uint8), tmp_path / "t.safetensors",
+                                   steps=0, **SMALL)
+    with pytest.raises(InputError, match="data"):
+        scrd_fast.pretrain_teacher([], tmp_path / "t.safetensors", **SMALL)
+    assert list(tmp_path.iterdir()) == []
