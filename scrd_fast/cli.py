@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -11,7 +11,7 @@ from scrd_fast.errors import ScrdError
 
 app = typer.Typer(
     help="Train and run scale-aware contrastive reverse distillation: the same score everywhere.",
-    no_args_is_help=True,
+    no_args_is_help=False,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode="rich",
@@ -160,7 +160,9 @@ def build(
 
     from scrd_fast.engine.build import build_engine
 
-    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as bar:
+    console = Console(stderr=True)
+    hidden = quiet or not console.is_terminal
+    with Progress(console=console, disable=hidden, transient=True) as bar:
         task = bar.add_task("loading")
         engine = build_engine(
             checkpoint, out, backend=backend, precision=precision,
@@ -230,20 +232,29 @@ def verify(engine: Annotated[Path, typer.Argument(help="Engine file (.scrd).")])
 
 @app.callback(invoke_without_command=True)
 def _options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
         typer.echo(__version__)
-        raise typer.Exit()
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
-def main(arguments: list[str] | None = None) -> Any:
+# Whether typer brings its own click or uses the installed one, this is click's UsageError.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; an error is one line on standard error and exit code 2."""
     try:
-        return app(args=arguments)
+        sys.exit(app(args=arguments, standalone_mode=False))
     except ScrdError as error:
         text = " ".join(str(error).split())
-        typer.echo(f"error: {text}", err=True)
-        sys.exit(2)
-
-
+    except _UsageError as error:
+        text = f"{error.format_message()} See scrd-fast --help."
+    except typer.Abort:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    typer.echo(f"error: {text}", err=True)
+    sys.exit(2)

@@ -19,6 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from scrd_fast.data.demo_brain import DemoImages, make_images
+from scrd_fast.engine.backends.runner import check_precision, choose_backend
 from scrd_fast.engine.build import build_engine
 from scrd_fast.engine.measure import latency_ms
 from scrd_fast.files import atomic_write
@@ -83,6 +84,7 @@ def run_demo(
     teacher: "pretrain" (made from the demo's own normal images), "imagenet", or a file as
     `train` takes it. precision: of the engine. Raises what training and building raise.
     """
+    check_precision(choose_backend("auto", None), precision)  # before minutes of training
     began = time.perf_counter()
     folder = Path(out)
     console = Console(stderr=True, quiet=not progress)

@@ -4,7 +4,6 @@ The reference model, the exported graph and every engine are built from it; noth
 package knows a default for any of these values.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
@@ -36,7 +35,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # A bound instead of isfinite, which overflows on the long integers that JSON allows.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,10 @@ def list_images(where: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
     Raises DataError where there is none.
     """
     if not isinstance(where, str | os.PathLike):
-        return [Path(p) for p in where]
+        paths = [Path(p) for p in where]
+        if not paths:
+            raise DataError("images: expected at least one path, got an empty list")
+        return paths
     root = Path(where)
     if root.is_file():
         return [root]

@@ -16,8 +16,8 @@ from scrd_fast import _current
 from scrd_fast.data.images import read_images
 from scrd_fast.engine import fidelity
 from scrd_fast.engine.backends.runner import (
-    PRECISIONS,
     Runner,
+    check_precision,
     choose_backend,
     make_runner,
     native_precisions,
@@ -143,9 +143,8 @@ def build_engine(
     ok = isinstance(buckets, tuple | list) and buckets and list(buckets) == sorted(set(buckets))
     expect(bool(ok) and all(isinstance(b, int) and b > 0 for b in buckets), "buckets",
            "rising positive integers", buckets)
-    expect(precision in ("auto", *PRECISIONS), "precision", f"one of {('auto', *PRECISIONS)}",
-           repr(precision))
     name = choose_backend(backend, device)
+    check_precision(name, precision)
     path = Path(checkpoint)
     target = Path(out) if out is not None else path.with_suffix(".scrd")
     loaded = load_checkpoint(path)

@@ -17,7 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from scrd_fast.errors import EngineFileError, InputError
+from scrd_fast.errors import EngineFileError, InputError, expect
 from scrd_fast.files import atomic_write
 from scrd_fast.spec import ScoringSpec, from_mapping
 
@@ -99,9 +99,11 @@ def read_engine_file(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, 
         raise EngineFileError(f"{path}: damaged or truncated: its digest does not match")
     try:
         with zipfile.ZipFile(BytesIO(data)) as archive:
+            if any(m.compress_type != zipfile.ZIP_STORED for m in archive.infolist()):
+                raise EngineFileError(f"{path}: refused: expected uncompressed members")
             names = archive.namelist()
             contents = {name: archive.read(name) for name in names}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, OSError) as error:
         raise EngineFileError(f"{path}: not a readable zip ({error})") from error
     if len(set(names)) != len(names):
         raise EngineFileError(f"{path}: refused: a member is there twice ({sorted(names)})")
@@ -130,6 +132,9 @@ def _read_manifest(path: Path, text: bytes, digest: bytes) -> Manifest:
             )
         manifest = from_mapping(Manifest, values, "manifest")
         manifest.scoring_spec()
+        digests = manifest.members
+        texts = isinstance(digests, dict) and all(isinstance(d, str) for d in digests.values())
+        expect(texts, "manifest.members", "digests by name", digests)
     except (json.JSONDecodeError, UnicodeDecodeError, InputError) as error:
         raise EngineFileError(f"{path}: {_MANIFEST} does not fit: {error}") from error
     return manifest

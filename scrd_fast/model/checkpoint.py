@@ -125,6 +125,10 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: 
             raise CheckpointError(
                 f"{where}: {name}: expected {tuple(wanted[name].shape)}, got {tuple(tensor.shape)}"
             )
+        if tensor.is_floating_point() != wanted[name].is_floating_point():
+            raise CheckpointError(
+                f"{where}: {name}: expected {wanted[name].dtype}, got {tensor.dtype}"
+            )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{where}: {name}: expected finite values, got NaN or infinity")
     module.load_state_dict(tensors)
@@ -151,6 +155,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises CheckpointError naming the file and what is wrong with it.
     """
     header, tensors = read_tensors(path, "checkpoint")
+    unknown = sorted(set(header) - {"kind", "format", "spec", "model", "training", "metrics"})
+    if unknown:
+        raise CheckpointError(f"{path}: its header has fields that are not known: {unknown}")
     try:
         spec = ScoringSpec.from_dict(header.get("spec", {}))
         config = from_mapping(ModelConfig, header.get("model", {}), "model")

@@ -304,10 +304,10 @@ class _Archive:
             raise _Refused(f"its pickle is damaged or foreign ({reason})") from error
 
     def tensor(self, ref: _TensorRef) -> Tensor:
-        """The values of a non-empty tensor, contiguous, in the dtype of its storage."""
+        """The values of a non-empty tensor, in the dtype of its storage."""
         data = self._read(ref.storage.record, ref.storage.record.file_size)
         flat = torch.frombuffer(bytearray(data), dtype=ref.storage.dtype)
-        return flat.as_strided(ref.size, ref.stride, ref.offset).contiguous()
+        return flat.as_strided(ref.size, ref.stride, ref.offset)
 
     def _read(self, record: zipfile.ZipInfo, limit: int) -> bytes:
         # torch.save compresses nothing; a compressed record could unpack to any size.
@@ -351,7 +351,7 @@ def _module_state(root: _Record) -> dict[str, object]:
         members = _members(record)
         parts += 1 + len(members)
         if parts > _MAX_PARTS or len(prefix) > _MAX_PREFIX:
-            raise _Refused("refused: the module has too many parts, or contains itself")
+            raise _Refused("refused: the module has too many parts, or they are nested too deep")
         for name, value in members.items():
             if isinstance(value, _Record):
                 pending.append((f"{prefix}{name}.", value))

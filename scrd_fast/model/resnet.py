@@ -49,7 +49,8 @@ BACKBONES = {
 
 def backbone_of(name: str) -> Backbone:
     """The backbone of that name; raises InputError listing the choices."""
-    expect(name in BACKBONES, "backbone", f"one of {sorted(BACKBONES)}", repr(name))
+    known = isinstance(name, str) and name in BACKBONES
+    expect(known, "backbone", f"one of {sorted(BACKBONES)}", repr(name))
     return BACKBONES[name]
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scrd_fast.errors import expect
-from scrd_fast.ops.simplex_noise import octave_noise, permutations
+from scrd_fast.ops.simplex_noise import check_octaves, octave_noise, permutations
 
 
 def add_noise(
@@ -39,7 +39,13 @@ def add_noise(
     ends = boxes[:, :2] + boxes[:, 2:]
     expect(bool((boxes >= (0, 0, 1, 1)).all() and (ends <= (height, width)).all()),
            "boxes", f"boxes inside {height} x {width}", boxes.tolist())
-    strengths = np.broadcast_to(np.asarray(strength, dtype=np.float64), (n,))
+    for name, values in (("boxes", boxes), ("seeds", seeds)):
+        expect(np.issubdtype(values.dtype, np.integer), name, "integers", values.dtype)
+    check_octaves(octaves, persistence, wavelength)
+    strengths = np.asarray(strength, dtype=np.float64)
+    expect(strengths.shape in ((), (n,)) and bool(np.isfinite(strengths).all()), "strength",
+           f"one finite number or ({n},) of them", strength)
+    strengths = np.broadcast_to(strengths, (n,))
 
     grids = [np.indices((channels, h, w)).reshape(3, -1) for h, w in boxes[:, 2:]]
     z, y, x = np.concatenate(grids, axis=1).astype(np.float64)

@@ -66,8 +66,9 @@ def _matrix_tensors(
 ) -> tuple[Tensor, Tensor]:
     """U (size, side) and its column means (side,) as tensors."""
     matrix = upsample_blur_matrix(size, side, sigma)
-    u = torch.tensor(matrix, dtype=dtype, device=device)
-    return u, torch.tensor(matrix.mean(axis=0), dtype=dtype, device=device)
+    with torch.inference_mode(False):  # a cached inference tensor could not be differentiated
+        u = torch.tensor(matrix, dtype=dtype, device=device)
+        return u, torch.tensor(matrix.mean(axis=0), dtype=dtype, device=device)
 
 
 def cosine_distance(teacher: Tensor, student: Tensor) -> Tensor:
@@ -89,17 +90,24 @@ def distance_weights(scale_weights: Tensor, weighting: str) -> Tensor:
 
 
 def check_features(
-    teacher: Sequence[Tensor], student: Sequence[Tensor], scale_weights: Tensor
+    scale_weights: Tensor, first: str, features: Sequence[Tensor], **others: Sequence[Tensor]
 ) -> None:
-    """Raise InputError unless the three scales agree in count, shape and batch."""
-    expect(len(teacher) == 3, "teacher", "three feature maps", len(teacher))
-    expect(len(student) == 3, "student", "three feature maps", len(student))
-    for k, (t, s) in enumerate(zip(teacher, student, strict=True)):
-        expect(t.ndim == 4 and len(t) > 0, f"teacher[{k}]", "(N, C, h, w)", tuple(t.shape))
-        expect(t.is_floating_point(), f"teacher[{k}]", "a floating dtype", t.dtype)
-        expect(s.shape == t.shape, f"student[{k}]", tuple(t.shape), tuple(s.shape))
-        expect(s.dtype == t.dtype, f"student[{k}]", t.dtype, s.dtype)
-    n = len(teacher[0])
+    """Raise InputError unless all scales agree in count, shape, dtype and batch.
+
+    first, features: name and feature maps that the `others`, given by name, are held against.
+    """
+    expect(len(features) == 3, first, "three feature maps", len(features))
+    n, dtype = len(features[0]), features[0].dtype
+    for k, f in enumerate(features):
+        expect(f.ndim == 4 and len(f) > 0, f"{first}[{k}]", "(N, C, h, w)", tuple(f.shape))
+        expect(f.is_floating_point(), f"{first}[{k}]", "a floating dtype", f.dtype)
+        expect(len(f) == n, f"{first}[{k}]", f"a batch of {n} as at the first scale", len(f))
+        expect(f.dtype == dtype, f"{first}[{k}]", f"{dtype} as at the first scale", f.dtype)
+    for name, maps in others.items():
+        expect(len(maps) == 3, name, "three feature maps", len(maps))
+        for k, (f, m) in enumerate(zip(features, maps, strict=True)):
+            expect(m.shape == f.shape, f"{name}[{k}]", tuple(f.shape), tuple(m.shape))
+            expect(m.dtype == f.dtype, f"{name}[{k}]", f.dtype, m.dtype)
     expect(scale_weights.shape == (n, 3), "scale_weights", (n, 3), tuple(scale_weights.shape))
 
 
@@ -119,7 +127,7 @@ def anomaly_map(
     `.max` are None, unless the spec reduces by the maximum, which needs the map.
     Raises InputError naming the argument that does not fit.
     """
-    check_features(teacher, student, scale_weights)
+    check_features(scale_weights, "teacher", teacher, student=student)
     for k, (t, stride) in enumerate(zip(teacher, STRIDES, strict=True)):
         side = spec.input_size // stride
         expect(t.shape[2:] == (side, side), f"teacher[{k}]", f"(N, C, {side}, {side})",

@@ -64,8 +64,7 @@ def contrastive_loss(
     that N processes with batch B train as one with N * B. Raises InputError.
     """
     expect(weighting in WEIGHTINGS, "weighting", f"one of {WEIGHTINGS}", repr(weighting))
-    check_features(clean, student, scale_weights)
-    check_features(noisy, student, scale_weights)
+    check_features(scale_weights, "clean", clean, noisy=noisy, student=student)
     terms = torch.stack(
         [
             torch.stack([_flat_distance(t, s) for t, s in zip(teacher, student, strict=True)], 1)

@@ -22,9 +22,10 @@ _BATCH = "uint8, uint16 or float (N, H, W) or (N, H, W, 3)"
 def _as_tensor(value: Any, name: str) -> Tensor:
     """A tensor view of an array or tensor of an accepted dtype."""
     if isinstance(value, np.ndarray):
-        accepted = value.dtype in (np.uint8, np.uint16, np.float32, np.float64)
+        dtype = value.dtype.newbyteorder("=")
+        accepted = dtype in (np.uint8, np.uint16, np.float32, np.float64)
         expect(accepted, name, "dtype uint8, uint16 or float32", value.dtype)
-        native = value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
+        native = value if value.dtype.isnative else value.astype(dtype)
         readable = native if native.flags.writeable else native.copy()
         return torch.from_numpy(np.ascontiguousarray(readable))
     expect(isinstance(value, Tensor), name, "an array or a tensor", type(value).__name__)
@@ -34,7 +35,7 @@ def _as_tensor(value: Any, name: str) -> Tensor:
 
 def _check_finite(images: Tensor, name: str) -> None:
     if images.is_floating_point():
-        bad = ~torch.isfinite(images)
+        bad = ~torch.isfinite(images.to(torch.float32))  # what the network computes in
         if bool(bad.any()):
             where = tuple(int(i) for i in bad.nonzero()[0])
             expect(False, name, "finite values", f"{float(images[where])} at index {where}")
@@ -117,7 +118,7 @@ def normalise(pixels: Tensor, spec: ScoringSpec) -> Tensor:
     """(N, 3, S, S) in [0, 1] -> (pixels - mean) / std, channels-first contiguous."""
     mean = torch.tensor(spec.mean, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
     std = torch.tensor(spec.std, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
-    return (pixels - mean) / std
+    return ((pixels - mean) / std).contiguous()
 
 
 def preprocess(images: Any, spec: ScoringSpec) -> Tensor:

@@ -197,7 +197,21 @@ def octave_noise(
     # In blocks that stay in the cache: 0.13 s instead of 0.24 s for 300 000 points.
     blocks = [slice(i, i + BLOCK) for i in range(0, len(px), BLOCK)]
     parts = [simplex_values(px[b], py[b], pz[b], tables, rows[b]) for b in blocks]
-    return persistence ** np.arange(octaves) @ np.concatenate(parts).reshape(octaves, -1)
+    # One octave after the other: a matrix product would round by the number of points.
+    total = np.zeros(len(x))
+    for octave, values in enumerate(np.concatenate(parts).reshape(octaves, -1)):
+        total += persistence**octave * values
+    return total
+
+
+def check_octaves(octaves: int, persistence: float, wavelength: float, prefix: str = "") -> None:
+    """Raise InputError unless these describe octave noise; `prefix` goes before the names."""
+    expect(isinstance(octaves, int | np.integer) and octaves > 0, f"{prefix}octaves",
+           "a positive integer", octaves)
+    expect(0 <= persistence < np.inf, f"{prefix}persistence", "a finite number from 0",
+           persistence)
+    expect(0 < wavelength < np.inf, f"{prefix}wavelength", "a positive number of pixels",
+           wavelength)
 
 
 def simplex_noise(
@@ -216,11 +230,10 @@ def simplex_noise(
     sum_o persistence^o * noise3(x f_o, y f_o, z f_o) of seed s with f_o = 2^o / wavelength, as
     `opensimplex.noise3array` gives it. Raises InputError.
     """
-    for name, value in (("depth", depth), ("height", height), ("width", width),
-                        ("octaves", octaves)):
+    for name, value in (("depth", depth), ("height", height), ("width", width)):
         expect(isinstance(value, int | np.integer) and value > 0, name, "a positive integer",
                value)
-    expect(wavelength > 0, "wavelength", "a positive number of pixels", wavelength)
+    check_octaves(octaves, persistence, wavelength)
     seeds = np.asarray(seeds)
     expect(seeds.ndim == 1 and len(seeds) > 0 and np.issubdtype(seeds.dtype, np.integer),
            "seeds", "at least one integer, 1-D", f"{seeds.dtype} of shape {seeds.shape}")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scrd_fast.errors import expect
 from scrd_fast.ops.add_noise import add_noise
+from scrd_fast.ops.simplex_noise import check_octaves
 
 TEXTURES = ("per_sample", "shared")
 CHANNELS = ("independent", "shared")
@@ -48,7 +49,7 @@ class NoiseConfig:
         expect(self.strength > 0, "noise.strength", "a number above 0", self.strength)
         expect(self.min_side >= 1, "noise.min_side", "at least 1 pixel", self.min_side)
         expect(0 < self.max_share <= 1, "noise.max_share", "above 0, at most 1", self.max_share)
-        expect(self.octaves >= 1, "noise.octaves", "at least 1", self.octaves)
+        check_octaves(self.octaves, self.persistence, self.wavelength, "noise.")
         expect(self.texture in TEXTURES, "noise.texture", f"one of {TEXTURES}", self.texture)
         expect(self.channels in CHANNELS, "noise.channels", f"one of {CHANNELS}", self.channels)
         expect(0 < self.weakest <= 1, "noise.weakest", "above 0, at most 1", self.weakest)

@@ -31,12 +31,13 @@ def write(path: Path, image: np.ndarray, *options: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("colour", [True, False], ids=["colour", "grey"])
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff", ".bmp"])
+@pytest.mark.parametrize(
+    ("suffix", "dtype"),
+    [(".png", "uint8"), (".png", "uint16"), (".tif", "uint8"), (".tiff", "uint16"),
+     (".bmp", "uint8")],
+)
 def test_lossless_files_keep_every_bit(tmp_path, suffix, colour, dtype):
-    if (suffix, dtype) == (".bmp", "uint16"):
-        pytest.skip("BMP has no 16 bits per channel")
     image = picture(dtype, colour)
     got = read_image(write(tmp_path / f"image{suffix}", image))
     assert got.dtype == image.dtype

@@ -88,8 +88,7 @@ def test_bf16_engine_keeps_the_contract_or_is_refused(small_path, tmp_path, back
         return
     try:
         engine = scrd_fast.build_engine(small_path, out, backend=backend, precision="bf16")
-    except FidelityError as error:
-        assert "bf16" in str(error)
+    except FidelityError:
         assert list(tmp_path.iterdir()) == []
         return
     report = engine.manifest.fidelity

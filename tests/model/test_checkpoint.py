@@ -168,7 +168,7 @@ def test_another_format_version(saved, tmp_path, version):
         ({"model": {"backbone": {}, "teacher": ""}}, "does not fit: backbone: "),
         ({"model": {"backbone": "resnet18", "teacher": 3}}, "does not fit: model.teacher"),
         ({"model": [1]}, "does not fit: model: expected a JSON object"),
-        ({"more": 1}, "its header does not fit: .*'more'"),
+        ({"more": 1}, "fields that are not known: .*'more'"),
     ],
     ids=str,
 )

@@ -201,7 +201,7 @@ BAD = {
 def test_features_that_do_not_fit(case):
     teacher, student, weights, message = BAD[case]
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        check_features(teacher, student, weights)
+        check_features(weights, "teacher", teacher, student=student)
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         anomaly_map(teacher, student, weights, ScoringSpec(input_size=32, blur_sigma=1))
 
@@ -212,7 +212,7 @@ def test_scales_of_different_batches(k, n):
     """A batch of one would broadcast: the map would be wrong without any error."""
     other = replaced(good(), k, good()[k][:1].repeat(n, 1, 1, 1))
     with pytest.raises(InputError, match=rf"^teacher\[{k}\]: expected .*, got "):
-        check_features(other, other, torch.ones(2, 3))
+        check_features(torch.ones(2, 3), "teacher", other, student=other)
 
 
 def test_features_of_another_input_size():

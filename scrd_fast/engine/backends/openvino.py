@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import openvino
 import torch
 from torch import Tensor
 
-from scrd_fast.engine.backends.runner import PRECISIONS, refuse_precision
+from scrd_fast.engine.backends.runner import PRECISIONS
 from scrd_fast.engine.graph import NETWORK_OUTPUTS
-from scrd_fast.errors import BackendUnavailable
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -22,17 +22,7 @@ class OpenVinoRunner:
     name = "openvino"
 
     def __init__(self, network: onnx.ModelProto, precision: str) -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise BackendUnavailable(
-                "backend 'openvino': the openvino package is not installed; pip install openvino,"
-                " or choose backend='torch_eager'"
-            ) from error
         core = openvino.Core()
-        offered = precisions()
-        if precision not in offered:
-            refuse_precision(self.name, precision, offered)
         model = core.read_model(io.BytesIO(network.SerializeToString()))
         self._compiled = core.compile_model(
             model, "CPU",
@@ -63,7 +53,5 @@ class OpenVinoRunner:
 
 def precisions() -> list[str]:
     """The precisions that this CPU computes in natively, through OpenVINO."""
-    import openvino
-
     capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return [p for p in PRECISIONS if p == "fp32" or p.upper() in capabilities]

@@ -1,7 +1,7 @@
 """What all runners share: the protocol, the precisions, and the choice of a backend."""
 
 from importlib.util import find_spec
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import onnx
 from torch import Tensor
@@ -25,11 +25,16 @@ class Runner(Protocol):
         """The precision each layer group really computes in."""
 
 
-def refuse_precision(backend: str, precision: str, offered: list[str]) -> NoReturn:
-    raise BackendUnavailable(
-        f"precision {precision!r}: this machine's CPU does not compute in it natively through"
-        f" {backend}; it offers {offered}"
-    )
+def check_precision(backend: str, precision: str) -> None:
+    """Raise unless `precision` is "auto" or one that the backend offers on this machine."""
+    choices = ("auto", *PRECISIONS)
+    expect(precision in choices, "precision", f"one of {choices}", repr(precision))
+    offered = native_precisions(backend)
+    if precision != "auto" and precision not in offered:
+        raise BackendUnavailable(
+            f"precision {precision!r}: this machine's CPU does not compute in it natively through"
+            f" {backend}; it offers {offered}"
+        )
 
 
 def choose_backend(backend: str, device: str | None) -> str:
@@ -40,6 +45,11 @@ def choose_backend(backend: str, device: str | None) -> str:
            repr(backend))
     if backend == "auto":
         return "openvino" if find_spec("openvino") else "torch_eager"
+    if backend == "openvino" and not find_spec("openvino"):
+        raise BackendUnavailable(
+            "backend 'openvino': the openvino package is not installed; pip install openvino, or"
+            " choose backend='torch_eager'"
+        )
     return backend
 
 
@@ -54,6 +64,7 @@ def native_precisions(backend: str) -> list[str]:
 
 def make_runner(backend: str, network: onnx.ModelProto, precision: str) -> Runner:
     """Compile `network` for a backend; raises BackendUnavailable where it cannot run here."""
+    check_precision(backend, precision)
     if backend == "openvino":
         from scrd_fast.engine.backends.openvino import OpenVinoRunner
 

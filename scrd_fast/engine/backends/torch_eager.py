@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from scrd_fast.engine.backends.runner import PRECISIONS, refuse_precision
+from scrd_fast.engine.backends.runner import PRECISIONS
 from scrd_fast.engine.graph import NETWORK_INPUT, NETWORK_OUTPUTS
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -52,9 +52,6 @@ class TorchRunner:
     version = str(torch.__version__)
 
     def __init__(self, network: onnx.ModelProto, precision: str) -> None:
-        offered = precisions()
-        if precision not in offered:
-            refuse_precision(self.name, precision, offered)
         self.precision = precision
         dtype = _DTYPES[precision]
         self._nodes = [

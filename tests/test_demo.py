@@ -1,0 +1,56 @@
+"""The main job: a short one here, three real ones in make test-all."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+import scrd_fast
+from scrd_fast import demo
+
+pytest.importorskip("nilearn", reason="needs the demo extra")
+
+
+def test_short_demo_writes_everything(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "SUBJECTS", {"train": 2, "validation": 4, "test": 3})
+    monkeypatch.setattr(demo, "SLICES", 4)
+    monkeypatch.setattr(demo, "PRETRAIN", demo.PRETRAIN | {"steps": 2})
+    monkeypatch.setattr(demo, "TRAIN", demo.TRAIN | {"steps": 2})
+    result = demo.run_demo(tmp_path / "out", precision="fp32", progress=False)
+    demo.print_summary(result)
+    out = tmp_path / "out"
+    assert {p.name for p in out.iterdir()} == {
+        "model.safetensors", "model.scrd", "overlays", "scores.csv", "summary.json",
+        "teacher.safetensors"}
+    summary = json.loads((out / "summary.json").read_text())
+    assert {"auroc", "latency_ms", "teacher", "precision", "seconds", "auroc_untrained",
+            "auroc_intensity"} <= set(summary)
+    assert "anatomy is real" in summary["note"]
+    rows = list(csv.DictReader((out / "scores.csv").open()))
+    assert [row["label"] for row in rows] == ["anomalous", "anomalous", "normal", "normal"] * 3
+    assert len(list((out / "overlays").glob("*.png"))) == demo.OVERLAYS
+    engine = scrd_fast.load_engine(out / "model.scrd", verify=True)
+    images = demo.make_images(demo.subjects("test", 0), 4, anomalous_share=0.5).images
+    np.testing.assert_allclose(engine.score(images).scores, [float(r["score"]) for r in rows],
+                               atol=1e-6)
+    printed = capsys.readouterr().out
+    assert "test AUROC" in printed
+    assert "synthetic" in printed
+
+
+@pytest.mark.slow
+def test_three_demo_seeds(tmp_path, capsys):
+    """Mean test AUROC at least 0.90, no run below 0.87; about 15 minutes."""
+    values = []
+    for seed in range(3):
+        summary = demo.run_demo(tmp_path / str(seed), seed=seed, progress=False).summary
+        values.append(summary["auroc"])
+        with capsys.disabled():
+            print(f"\nseed {seed}: test AUROC {summary['auroc']:.4f}, untrained"
+                  f" {summary['auroc_untrained']:.3f}, intensity"
+                  f" {summary['auroc_intensity']:.3f}, {summary['seconds']:.0f} s")
+    with capsys.disabled():
+        print(f"mean {np.mean(values):.4f}, spread {np.ptp(values):.4f}")
+    assert np.mean(values) >= 0.90
+    assert min(values) >= 0.87
