@@ -1,9 +1,6 @@
 """Names of the published code's weights, and of torchvision's, in this package's terms."""
 
 import re
-from collections.abc import Mapping
-
-from torch import Tensor
 
 _PREFIXES = {"encoder.": "teacher.", "bn.bn_layer.": "bottleneck.blocks.", "bn.": "bottleneck.",
              "decoder.": "student.", "mlp.": "scale_head.linear."}
@@ -26,9 +23,3 @@ def rename_published(name: str) -> str | None:
             renamed = ours + rename_resnet(name[len(theirs):])
             return None if _UNUSED.match(renamed) else renamed
     raise KeyError(name)
-
-
-def rename_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published state dict with this package's names, unused parts left out."""
-    renamed = {rename_published(name): value for name, value in state.items()}
-    return {name: value for name, value in renamed.items() if name is not None}

@@ -109,7 +109,7 @@ def good(n: int = 2) -> list[Tensor]:
         ({"clean": good()[:2]}, "clean: expected three feature maps, got 2"),
         ({"noisy": good()[:2]}, "noisy: expected three feature maps, got 2"),
         ({"noisy": [t.long() for t in good()]},
-         "noisy[0]: expected torch.float64, got torch.int64"),
+         "noisy[0]: expected torch.float32, got torch.int64"),
     ],
 )
 def test_arguments_that_do_not_fit(change, message):
