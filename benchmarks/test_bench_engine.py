@@ -1,10 +1,16 @@
 """The whole path, uint8 pixels to score and map, against the published loop in the same run.
 
-Wide-ResNet-50-2, 256 x 256, batch 1. Equality is asserted before anything is timed; the two are
-timed in turn (A B A B), so that a busy machine hurts both, and the ratio is taken pair by pair.
+Wide-ResNet-50-2, 256 x 256, batch 1. Each scorer lives in a process of its own, as it would for
+a user: in one process they would share an allocator, and the loop runs up to a sixth faster where
+something else has made malloc keep its pages. The scores and maps are held against each other
+before anything is timed; the two are timed in turn (A B A B), so that a busy machine hurts both,
+and the ratio is taken pair by pair.
 """
 
+import multiprocessing
 import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +22,7 @@ from numpy.typing import NDArray
 import scrd_fast
 from benchmarks.peers import PublishedLoop
 from scrd_fast.engine.backends.runner import native_precisions
-from scrd_fast.engine.engine import Engine
+from scrd_fast.engine.fidelity import Limits
 from scrd_fast.model.checkpoint import (
     Checkpoint,
     ModelConfig,
@@ -29,6 +35,47 @@ from scrd_fast.spec import ScoringSpec
 PAIRS = 15
 # Faster than the published loop by at least this, on a CPU with AVX-512 BF16.
 WANTED = {"fp32": 1.6, "bf16": 3.0}
+# Untrained weights rank images by chance, so bf16 may reorder them more than the table allows.
+LOOSE = Limits(rank_correlation=0.99)
+
+
+def _serve(kind: str, path: Path, pipe: Connection) -> None:
+    """A worker: answers each image with (seconds, score, map)."""
+    scorer: Any
+    if kind == "published":
+        loaded = load_checkpoint(path)
+        loop = PublishedLoop(loaded.model, loaded.spec)
+        scorer = loop.score
+    else:
+        engine = scrd_fast.load_engine(path)
+
+        def scorer(image: NDArray[np.uint8]) -> Any:
+            result = engine.score(image)
+            return result.scores, result.maps
+
+    while (image := pipe.recv()) is not None:
+        start = time.perf_counter()
+        scores, maps = scorer(image)
+        pipe.send((time.perf_counter() - start, scores, maps))
+
+
+class Worker:
+    """A scorer in a process of its own."""
+
+    def __init__(self, kind: str, path: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(kind, path, theirs))
+        self.process.start()
+
+    def score(self, image: NDArray[np.uint8]) -> tuple[float, Any, Any]:
+        self.pipe.send(image)
+        seconds, scores, maps = self.pipe.recv()
+        return seconds, scores, maps
+
+    def close(self) -> None:
+        self.pipe.send(None)
+        self.process.join()
 
 
 @pytest.fixture(scope="module")
@@ -42,52 +89,51 @@ def images() -> NDArray[np.uint8]:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    model = SCRD("wide_resnet50_2")
-    spec = ScoringSpec()
     config = ModelConfig("wide_resnet50_2", "random")
     path = tmp_path_factory.mktemp("bench") / "model.safetensors"
-    return save_checkpoint(Checkpoint(model, spec, config), path)
+    return save_checkpoint(Checkpoint(SCRD("wide_resnet50_2"), ScoringSpec(), config), path)
 
 
 @pytest.fixture(scope="module")
-def published(checkpoint: Path) -> PublishedLoop:
-    loaded = load_checkpoint(checkpoint)
-    return PublishedLoop(loaded.model, loaded.spec)
+def published(checkpoint: Path) -> Iterator[Worker]:
+    worker = Worker("published", checkpoint)
+    yield worker
+    worker.close()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_engine_against_published_loop(
-    benchmark: Any, checkpoint: Path, published: PublishedLoop, images: NDArray[np.uint8],
+    benchmark: Any, checkpoint: Path, published: Worker, images: NDArray[np.uint8],
     precision: str,
 ) -> None:
     if precision not in native_precisions("openvino"):
         pytest.skip(f"this CPU does not compute in {precision} natively")
-    engine = scrd_fast.build_engine(checkpoint, checkpoint.with_suffix(f".{precision}.scrd"),
-                                    backend="openvino", precision=precision)
-    scores, maps = published.score(images)
-    result = engine.score(images)
-    assert result.maps is not None
+    built = scrd_fast.build_engine(checkpoint, checkpoint.with_suffix(f".{precision}.scrd"),
+                                   backend="openvino", precision=precision,
+                                   limits=LOOSE if precision == "bf16" else None)
+    engine = Worker("engine", built.path)
     allowed = 1e-4 if precision == "fp32" else 2e-2
-    assert np.abs(result.maps - maps).max() <= allowed * np.ptp(maps)
-    assert np.abs(result.scores - scores).max() <= allowed * np.abs(scores).max()
+    for image in images:
+        _, scores, maps = published.score(image[None])
+        _, our_scores, our_maps = engine.score(image[None])
+        assert np.abs(our_maps - maps).max() <= allowed * np.ptp(maps)
+        assert np.abs(our_scores - scores).max() <= allowed * np.abs(scores).max()
 
     ours, theirs = [], []
     for i in range(3 + PAIRS):
         image = images[i % len(images)][None]
-        ours.append(_seconds(engine, image))
-        theirs.append(_seconds(published, image))
-    ratios = np.array(theirs[3:]) / np.array(ours[3:])
-    benchmark.extra_info["published_ms"] = float(np.median(theirs[3:]) * 1e3)
+        ours.append(engine.score(image)[0] * 1e3)
+        theirs.append(published.score(image)[0] * 1e3)
+    ours, theirs = ours[3:], theirs[3:]
+    ratios = np.array(theirs) / np.array(ours)
+    benchmark.extra_info["engine_ms"] = float(np.median(ours))
+    benchmark.extra_info["published_ms"] = float(np.median(theirs))
     benchmark.extra_info["ratio_median"] = float(np.median(ratios))
     benchmark.extra_info["ratio_min_max"] = [float(ratios.min()), float(ratios.max())]
-    print(f"\n{precision}: engine {np.median(ours[3:]) * 1e3:.1f} ms, published loop"
-          f" {np.median(theirs[3:]) * 1e3:.1f} ms, {np.median(ratios):.2f} times as fast"
+    print(f"\n{precision}: engine {np.median(ours):.1f} ms, published loop"
+          f" {np.median(theirs):.1f} ms, {np.median(ratios):.2f} times as fast"
           f" ({ratios.min():.2f} to {ratios.max():.2f})")
     benchmark.pedantic(engine.score, args=(images[:1],), rounds=PAIRS, warmup_rounds=3)
-    assert np.median(ratios) >= WANTED[precision] or "bf16" not in native_precisions("openvino")
-
-
-def _seconds(scorer: Engine | PublishedLoop, image: NDArray[np.uint8]) -> float:
-    start = time.perf_counter()
-    scorer.score(image)
-    return time.perf_counter() - start
+    engine.close()
+    if "bf16" in native_precisions("openvino"):
+        assert np.median(ratios) >= WANTED[precision]

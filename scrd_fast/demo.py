@@ -42,7 +42,7 @@ OVERLAYS = 12
 BACKBONE = "resnet18"
 
 # Chosen on validation subjects; docs/method.md shows what was tried.
-PRETRAIN: dict[str, Any] = {"steps": 3200, "batch_size": 8}
+PRETRAIN: dict[str, Any] = {"steps": 3200}
 TRAIN: dict[str, Any] = {
     "steps": 240,
     "weighting": "none",
@@ -56,7 +56,7 @@ TRAIN: dict[str, Any] = {
 
 def subjects(part: str, seed: int) -> range:
     """Seeds of the subjects of a part; no two parts or demo seeds share one."""
-    first = 1_000_000 * (seed + 1) + 100_000 * list(SUBJECTS).index(part)
+    first = 10_000_000 + 1_000_000 * seed + 100_000 * list(SUBJECTS).index(part)
     return range(first, first + SUBJECTS[part])
 
 

@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,7 @@ def build_engine(
     device: str | None = None,
     images: Any = None,
     buckets: tuple[int, ...] = (1, 8, 32),
+    limits: fidelity.Limits | None = None,
     progress: Progress = _silent,
 ) -> Engine:
     """Compile a checkpoint into one engine file for this machine, and load it.
@@ -136,7 +138,8 @@ def build_engine(
     or "auto": bf16 where this CPU computes in it natively and the result keeps the fidelity
     limits, else fp32. images: normal images (array, folder or paths) to judge fidelity on; their
     pictures are not kept. buckets: batch sizes, the last one bounds what runs at once.
-    progress: called with (done, total, what).
+    limits: fidelity limits instead of the table's (engine.fidelity). progress: called with
+    (done, total, what).
 
     Raises CheckpointError, BackendUnavailable, FidelityError (with the figures), OutputError.
     """
@@ -158,7 +161,8 @@ def build_engine(
         progress(0, 1, f"compiling {name} {candidate}")
         runner = make_runner(name, network, candidate)
         report = _measure(runner, network, loaded, candidate, probe_images, progress)
-        broken = fidelity.broken_limits(report, fidelity.limits_for(candidate))
+        allowed = limits or fidelity.LIMITS[candidate]
+        broken = fidelity.broken_limits(report, allowed)
         if not broken:
             break
         misses.append(f"{candidate}: " + "; ".join(broken))
@@ -181,7 +185,7 @@ def build_engine(
         versions={"torch": str(torch.__version__), "onnx": onnx.__version__,
                   name: runner.version},
         fidelity={"precision": candidate, "probe": "images" if images is not None else "golden",
-                  "limits": fidelity.asdict(fidelity.limits_for(candidate)),
+                  "limits": asdict(allowed),
                   "rejected": misses, **report.to_dict()},
     )
     members = {NETWORK: proto.SerializeToString(), GOLDEN: save_tensors(tensors)}
@@ -225,7 +229,7 @@ def replay_golden(engine: Engine, golden: bytes) -> dict[str, float]:
     }
     # Eight images cannot judge ranks: a reduced precision may move as far as it did at build.
     built = engine.manifest.fidelity
-    limits = fidelity.limits_for(engine.manifest.precision)
+    limits = fidelity.Limits(**built["limits"])
     for name, figure in figures.items():
         limit = getattr(limits, name) or 2 * max(float(built[name]), 1e-3)
         if not figure <= limit:

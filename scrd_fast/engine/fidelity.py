@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scrd_fast.engine.golden import golden_images
-from scrd_fast.errors import expect
 from scrd_fast.ops.preprocess import to_pixels
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.training.noise import NoiseConfig, synthesise
@@ -138,8 +137,3 @@ def broken_limits(report: Report, limits: Limits) -> list[str]:
             sign = ">=" if name == "rank_correlation" else "<="
             broken.append(f"{name}: expected {sign} {limit:g}, got {figure:.3g}")
     return broken
-
-
-def limits_for(precision: str) -> Limits:
-    expect(precision in LIMITS, "precision", f"one of {sorted(LIMITS)}", repr(precision))
-    return LIMITS[precision]

@@ -39,8 +39,8 @@ def add_noise(
     ends = boxes[:, :2] + boxes[:, 2:]
     expect(bool((boxes >= (0, 0, 1, 1)).all() and (ends <= (height, width)).all()),
            "boxes", f"boxes inside {height} x {width}", boxes.tolist())
-    for name, values in (("boxes", boxes), ("seeds", seeds)):
-        expect(np.issubdtype(values.dtype, np.integer), name, "integers", values.dtype)
+    for name, given in (("boxes", boxes), ("seeds", seeds)):
+        expect(np.issubdtype(given.dtype, np.integer), name, "integers", given.dtype)
     check_octaves(octaves, persistence, wavelength)
     strengths = np.asarray(strength, dtype=np.float64)
     expect(strengths.shape in ((), (n,)) and bool(np.isfinite(strengths).all()), "strength",
