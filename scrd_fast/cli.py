@@ -1,6 +1,8 @@
 """The command line: scrd-fast VERB. Heavy imports happen inside the verb that needs them."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -26,6 +28,15 @@ Autocast = Annotated[str, typer.Option(help="fp32, or autocast to bf16 or fp16."
 Precision = Annotated[str, typer.Option(
     help="auto, fp32 or bf16; auto is bf16 where the CPU computes in it and the fidelity limits"
          " hold.")]
+
+
+@contextmanager
+def _busy(text: str) -> Iterator[None]:
+    """A spinner for what may take seconds and has no steps to count."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
 
 
 def _example(*lines: str) -> str:
@@ -141,7 +152,9 @@ def convert(
     """Import a checkpoint of the published code; nothing in it is executed."""
     from scrd_fast.model.published_pickle import convert_published
 
-    typer.echo(f"{convert_published(source, out)}: converted; build it with: scrd-fast build {out}")
+    with _busy("converting"):
+        convert_published(source, out)
+    typer.echo(f"{out}: converted; build it with: scrd-fast build {out}")
 
 
 @app.command(epilog=_example("scrd-fast build model.safetensors --images normals/"))
@@ -191,7 +204,8 @@ def score(
 
     paths = [path for place in images for path in (
         list_images(place) if place.is_dir() else [place])]
-    loaded = load_engine(engine)
+    with _busy("loading"):
+        loaded = load_engine(engine)
     failed = score_files(loaded, paths, out=out, overlays=overlays)
     for message in failed:
         typer.echo(f"not scored: {message}", err=True)
@@ -207,7 +221,9 @@ def export(
     """Write a portable ONNX graph: uint8 images in; score, map and scale weights out."""
     from scrd_fast.engine.build import export_onnx
 
-    typer.echo(f"{export_onnx(checkpoint, out)}: input images uint8 (batch, height, width, 3);"
+    with _busy("exporting"):
+        export_onnx(checkpoint, out)
+    typer.echo(f"{out}: input images uint8 (batch, height, width, 3);"
                " outputs score, map, scale_weights")
 
 
@@ -226,8 +242,10 @@ def verify(engine: Annotated[Path, typer.Argument(help="Engine file (.scrd).")])
     """Replay the golden images on this machine; exit code 2 where the scores differ."""
     from scrd_fast.engine.build import verify_engine
 
-    figures = "  ".join(f"{name} {value:.1e}" for name, value in verify_engine(engine).items())
-    typer.echo(f"{engine}: reproduces its golden images  {figures}")
+    with _busy("verifying"):
+        figures = verify_engine(engine)
+    shown = "  ".join(f"{name} {value:.1e}" for name, value in figures.items())
+    typer.echo(f"{engine}: reproduces its golden images  {shown}")
 
 
 @app.callback(invoke_without_command=True)

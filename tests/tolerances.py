@@ -1,7 +1,8 @@
-"""The largest allowed absolute errors of the tests, one row per operation, dtype and backend.
+"""The largest allowed errors of the tests, one row per operation, dtype and backend.
 
-A row holds the tolerance and its reason. Backend "reference" is the plain implementation in
-scrd_fast.ops; dtype is that of the input.
+A row holds the tolerance, absolute unless its reason says otherwise, and the reason. Backend
+"reference" is the plain implementation in scrd_fast.ops, "published" the recorded numbers; dtype is
+that of the input.
 """
 
 TOLERANCES: dict[tuple[str, str, str], tuple[float, str]] = {
@@ -29,6 +30,17 @@ TOLERANCES: dict[tuple[str, str, str], tuple[float, str]] = {
         2e-6, "distances near 1 carry 6e-8 each; the ratio of two sums of three"),
     ("contrastive_loss", "bfloat16", "reference"): (
         2e-6, "the features are exact in float32, where everything is computed"),
+    ("features", "float32", "published"): (
+        1e-4, "relative to the largest: convolutions sum in an order that differs by machine"),
+    ("scores", "float32", "published"): (
+        1e-5, "relative: the cosine divides the features' common error away"),
+    ("training_loss", "float64", "published"): (
+        1e-7, "Adam amplifies rounding from step to step, still 1e-12 after four"),
+    ("engine_map", "float32", "engine"): (
+        1e-4, "of the map's range: the same sums in another order, BatchNorm folded"),
+    ("engine_score", "float32", "engine"): (1e-4, "relative: as the map"),
+    ("engine_neighbours", "float32", "engine"): (
+        1e-6, "relative: a batch of another size may sum in another order"),
 }
 
 

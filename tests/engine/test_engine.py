@@ -19,8 +19,11 @@ from scrd_fast.errors import (
     OutputError,
 )
 from scrd_fast.model.reference import score_images
+from tests.tolerances import allowed
 
-MAP, SCORE, NEIGHBOUR = 1e-4, 1e-4, 1e-6
+MAP = allowed("engine_map", "float32", "engine")
+SCORE = allowed("engine_score", "float32", "engine")
+NEIGHBOUR = allowed("engine_neighbours", "float32", "engine")
 
 
 def pictures(count: int, side: int, seed: int = 0) -> np.ndarray:
@@ -108,6 +111,17 @@ def test_load_gives_the_same_scores_and_becomes_current(small_engine):
     np.testing.assert_array_equal(again.maps, expected.maps)
     assert loaded.manifest.backend == small_engine.manifest.backend
     assert scrd_fast.verify_engine(small_engine.path)["score_error"] <= SCORE
+
+
+def test_threads_may_share_an_engine(small_engine):
+    from concurrent.futures import ThreadPoolExecutor
+
+    batches = [pictures(2, 64, seed) for seed in range(6)]
+    expected = [small_engine.score(batch).scores for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for ours, theirs in zip(pool.map(small_engine.score, batches * 3), expected * 3,
+                                strict=True):
+            np.testing.assert_allclose(ours.scores, theirs, rtol=1e-6)
 
 
 def test_every_kind_of_batch_gives_the_same_score(small_engine, tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 from collections import Counter
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,15 @@ class OpenVinoRunner:
             {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]},
         )
         self._request = self._compiled.create_infer_request()
+        self._lock = Lock()
         self.version = openvino.__version__
 
     def run(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
         """(N, 3, S, S) float32 -> three distances (N, h_k, w_k) and scale weights (N, 3)."""
-        outputs = self._request.infer([np.ascontiguousarray(pixels.numpy())])
-        # The request reuses its output memory: copy before the next call overwrites it.
-        *distances, weights = (torch.from_numpy(outputs[n].copy()) for n in NETWORK_OUTPUTS)
+        # One request, whose output memory the next call overwrites: copy before letting go.
+        with self._lock:
+            outputs = self._request.infer([np.ascontiguousarray(pixels.numpy())])
+            *distances, weights = (torch.from_numpy(outputs[n].copy()) for n in NETWORK_OUTPUTS)
         return distances, weights
 
     def precision_used(self) -> dict[str, Any]:
