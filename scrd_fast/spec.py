@@ -21,8 +21,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 T = TypeVar("T")
 
 
-def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Build dataclass `cls` from `values`, refusing unknown and missing names.
+def from_mapping(
+    cls: type[T], values: Mapping[str, Any], where: str, *, partial: bool = False
+) -> T:
+    """Build dataclass `cls` from `values`, refusing unknown and (unless `partial`) missing names.
 
     Lists become tuples, as JSON has no tuples. Raises InputError naming `where`.
     """
@@ -30,7 +32,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     unknown, missing = sorted(set(values) - known), sorted(known - set(values))
     expect(not unknown, where, f"only the fields {sorted(known)}", f"unknown {unknown}")
-    expect(not missing, where, f"all the fields {sorted(known)}", f"none for {missing}")
+    expect(partial or not missing, where, f"all the fields {sorted(known)}", f"none for {missing}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 

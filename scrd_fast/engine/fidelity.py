@@ -72,7 +72,8 @@ def make_probe(spec: ScoringSpec, images: Any | None, count: int) -> Probe:
     """The probe set: the user's normal images with synthesised anomalies, else golden images.
 
     images: normals as ops.preprocess takes them, or None. At most count / 2 of them are used,
-    each once as it is and once with a noise patch.
+    each once as it is and once with a noise patch; fewer are used with several patches each, so
+    that there are at least `count` images to judge.
     """
     if images is None:
         return Probe(to_pixels(golden_images(count, spec.input_size, _PROBE_SEED), spec), None)
@@ -82,10 +83,12 @@ def make_probe(spec: ScoringSpec, images: Any | None, count: int) -> Probe:
     # Stronger patches than in training: an anomaly that training fits is no probe of ranks.
     noise = NoiseConfig(strength=0.8, max_share=0.25, min_side=min(10, spec.input_size // 8),
                         channels="shared")
-    index = np.arange(len(pixels))
-    noisy = synthesise(pixels, noise, seed=_PROBE_SEED, epochs=index * 0, indices=index)
-    labels = np.repeat([0, 1], len(pixels))
-    return Probe(torch.cat([pixels, noisy]), labels)
+    n = len(pixels)
+    copies = max(1, -(-(count - n) // n))
+    again = pixels.repeat(copies, 1, 1, 1)
+    epochs, indices = np.divmod(np.arange(copies * n), n)
+    noisy = synthesise(again, noise, seed=_PROBE_SEED, epochs=epochs, indices=indices)
+    return Probe(torch.cat([pixels, noisy]), np.repeat([0, 1], [n, copies * n]))
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:

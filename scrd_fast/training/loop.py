@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scrd_fast.data.dataset import ImageSet, split_validation
-from scrd_fast.errors import CheckpointError, expect
+from scrd_fast.errors import CheckpointError, ScrdError, expect
 from scrd_fast.model.checkpoint import (
     FORMAT,
     Checkpoint,
@@ -35,7 +35,7 @@ from scrd_fast.model.scrd import SCRD, Scales
 from scrd_fast.model.teacher_weights import load_teacher
 from scrd_fast.ops.contrastive_loss import contrastive_loss
 from scrd_fast.ops.preprocess import normalise
-from scrd_fast.spec import ScoringSpec
+from scrd_fast.spec import ScoringSpec, from_mapping
 from scrd_fast.training.batches import Batches, autocast
 from scrd_fast.training.evaluation import labelled_validation, normal_validation
 from scrd_fast.training.noise import NoiseConfig
@@ -93,6 +93,7 @@ class TrainConfig:
         expect(self.selection in SELECTIONS, "selection", f"one of {SELECTIONS}",
                repr(self.selection))
         expect(self.weight_barrier >= 0, "weight_barrier", "at least 0", self.weight_barrier)
+        expect(isinstance(self.noise, NoiseConfig), "noise", "a NoiseConfig", self.noise)
         self.spec()
 
     def spec(self) -> ScoringSpec:
@@ -163,6 +164,9 @@ class Trainer:
         student = [s.to(f.dtype) for s, f in zip(student, teacher_clean, strict=True)]
         result = contrastive_loss(teacher_clean, teacher_noisy, student, weights, c.weighting)
         loss = result.loss
+        if not bool(torch.isfinite(loss)):
+            raise ScrdError(f"train: the loss is {loss.item()} at step {step + 1}; lower"
+                            " learning_rate, or use precision='fp32'")
         if c.weighting == "scale" and c.weight_barrier:
             loss = loss - c.weight_barrier * torch.log(3 * weights).mean()
         for group in self.optimiser.param_groups:
@@ -242,7 +246,7 @@ def train(
     writes. Returns the best checkpoint. Raises InputError, DataError, CheckpointError,
     BackendUnavailable, OutputError.
     """
-    settings = TrainConfig(**config)
+    settings = from_mapping(TrainConfig, config, "train", partial=True)
     expect((test is not None) == (settings.selection == "published_test"), "test",
            "labelled images with selection='published_test', and only then",
            f"{'some' if test is not None else 'none'} with {settings.selection!r}")

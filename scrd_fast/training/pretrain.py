@@ -23,7 +23,7 @@ from scrd_fast.model.checkpoint import FORMAT, write_tensors
 from scrd_fast.model.resnet import backbone_of
 from scrd_fast.model.scrd import Teacher
 from scrd_fast.ops.preprocess import normalise
-from scrd_fast.spec import ScoringSpec
+from scrd_fast.spec import ScoringSpec, from_mapping
 from scrd_fast.training.batches import Batches, autocast
 from scrd_fast.training.noise import NoiseConfig
 from scrd_fast.training.progress import training_progress
@@ -72,7 +72,7 @@ def pretrain_teacher(
     data: normal images as `train` takes them; config: fields of PretrainConfig. The file is what
     `train(..., teacher=out)` takes. Raises InputError, DataError, OutputError.
     """
-    settings = PretrainConfig(**config)
+    settings = from_mapping(PretrainConfig, config, "pretrain_teacher", partial=True)
     spec = ScoringSpec(input_size=settings.input_size)
     images = ImageSet(data)
     torch.manual_seed(settings.seed)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from scrd_fast.engine.backends.runner import PRECISIONS
+from scrd_fast.engine.build import PROBE_COUNT
 from scrd_fast.engine.fidelity import (
     JUDGED_FROM,
     LIMITS,
@@ -14,12 +16,10 @@ from scrd_fast.engine.fidelity import (
     Report,
     broken_limits,
     compare,
-    limits_for,
     make_probe,
     relative_error,
 )
 from scrd_fast.engine.golden import golden_images
-from scrd_fast.errors import InputError
 from scrd_fast.ops.preprocess import to_pixels
 from scrd_fast.spec import ScoringSpec
 
@@ -155,10 +155,8 @@ def test_texts_of_broken_limits():
     assert broken_limits(report, Limits()) == []
 
 
-def test_limits_of_a_precision():
-    assert limits_for("fp32") is LIMITS["fp32"]
-    with pytest.raises(InputError, match=r"^precision: expected one of \[.*\], got 'fp8'$"):
-        limits_for("fp8")
+def test_every_precision_has_limits():
+    assert set(LIMITS) == set(PRECISIONS) == set(PROBE_COUNT)
 
 
 def test_probe_without_images():
@@ -190,7 +188,7 @@ def test_probe_of_images(kind):
     assert ((clean != noisy).float().mean(dim=(1, 2, 3)) < 0.1).all()
 
 
-@pytest.mark.parametrize(("images", "count", "used"), [(3, 100, 3), (50, 20, 10), (1, 2, 1)])
+@pytest.mark.parametrize(("images", "count", "used"), [(50, 20, 10), (1, 2, 1)])
 def test_probe_size(images, count, used):
     found = make_probe(SPEC, pictures(images), count)
     assert len(found.pixels) == 2 * used
@@ -216,3 +214,12 @@ def test_golden_images_have_odd_sizes_too():
         odd = [shape for i, shape in enumerate(shapes) if i % 4 == 3]
         assert all(size // 2 <= side < 2 * size for shape in odd for side in shape)
         assert any(height != width for height, width in odd)
+
+
+def test_few_images_still_give_enough_to_judge():
+    images = np.random.default_rng(0).integers(0, 256, (3, 40, 40), dtype=np.uint8)
+    probe = make_probe(SPEC, images, 200)
+    assert len(probe.pixels) == len(probe.labels) >= 200
+    assert probe.labels.sum() == len(probe.labels) - 3
+    noisy = probe.pixels[3:]
+    assert len({p.numpy().tobytes() for p in noisy}) == len(noisy)

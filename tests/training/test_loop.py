@@ -1,5 +1,6 @@
 """Training: resume, processes, weighting, selection, and what the file holds."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast.errors import BackendUnavailable, CheckpointError, InputError
+from scrd_fast.errors import BackendUnavailable, CheckpointError, InputError, ScrdError
+from scrd_fast.model import teacher_weights
 from scrd_fast.model.checkpoint import load_checkpoint, read_tensors
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.training.loop import TrainConfig, Trainer
@@ -196,10 +198,35 @@ def test_missing_imagenet_weights_say_which_file(images, tmp_path, monkeypatch):
 def test_bad_configuration(images, tmp_path):
     out = tmp_path / "m.safetensors"
     for field, value in (("steps", 0), ("schedule", "linear"), ("weighting", "both"),
-                         ("precision", "int8"), ("backbone", "vgg16"), ("input_size", 100)):
+                         ("precision", "int8"), ("backbone", "vgg16"), ("input_size", 100),
+                         ("noise", {"strength": 1}), ("stepz", 3)):
         with pytest.raises(InputError, match=field):
             scrd_fast.train(images, out, **SMALL | {"steps": 1} | {field: value})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_not_finite_is_one_clear_error(images, tmp_path):
+    with pytest.raises(ScrdError, match=r"loss is nan at step \d.*learning_rate"):
+        scrd_fast.train(images, tmp_path / "m.safetensors", steps=4, learning_rate=1e30, **SMALL)
+
+
+def test_torchvision_file_fills_the_teacher(tmp_path, monkeypatch):
+    """The format of torchvision's file; its real digest is replaced by that of this one."""
+    source, model = SCRD("resnet18").teacher, SCRD("resnet18")
+    state = {n.replace("shortcut.", "downsample."): v for n, v in source.state_dict().items()
+             if not n.endswith("num_batches_tracked")}
+    path = tmp_path / "resnet18.pth"
+    torch.save(state | {"fc.weight": torch.zeros(3, 3), "layer4.0.conv1.weight": torch.ones(1)},
+               path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    monkeypatch.setitem(teacher_weights.IMAGENET_DIGESTS, "resnet18", digest)
+    assert teacher_weights.load_teacher(model, path) == "imagenet"
+    assert_same(source.state_dict(), model.teacher.state_dict())
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    cached = tmp_path / "hub" / "hub" / "checkpoints" / f"resnet18-{digest}.pth"
+    cached.parent.mkdir(parents=True)
+    path.rename(cached)
+    assert teacher_weights.load_teacher(SCRD("resnet18"), "imagenet") == "imagenet"
 
 
 def test_two_processes_train_one_model(images, tmp_path):

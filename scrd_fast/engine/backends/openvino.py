@@ -11,7 +11,6 @@ import openvino
 import torch
 from torch import Tensor
 
-from scrd_fast.engine.backends.runner import PRECISIONS
 from scrd_fast.engine.graph import NETWORK_OUTPUTS
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -57,4 +56,4 @@ class OpenVinoRunner:
 def precisions() -> list[str]:
     """The precisions that this CPU computes in natively, through OpenVINO."""
     capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return [p for p in PRECISIONS if p == "fp32" or p.upper() in capabilities]
+    return [p for p in _HINTS if p == "fp32" or p.upper() in capabilities]

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from scrd_fast.engine.backends.runner import PRECISIONS
 from scrd_fast.engine.graph import NETWORK_INPUT, NETWORK_OUTPUTS
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -115,4 +114,4 @@ def precisions() -> list[str]:
     # torch.cpu.get_capabilities came after 2.11; without it only fp32 is offered.
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return [p for p in PRECISIONS if p == "fp32" or native]
+    return [p for p in _DTYPES if p == "fp32" or native]
