@@ -44,10 +44,10 @@ BACKBONE = "resnet18"
 # Chosen on validation subjects; docs/method.md shows what was tried.
 PRETRAIN: dict[str, Any] = {"steps": 3200}
 TRAIN: dict[str, Any] = {
-    "steps": 240,
+    "steps": 160,
     "weighting": "none",
     "reduction": "max",
-    "blur_sigma": 3.0,
+    "blur_sigma": 2.0,
     "schedule": "cosine",
     "validate_every": 80,
     "noise": NoiseConfig(strength=0.8, max_share=0.25, channels="shared"),
