@@ -42,7 +42,7 @@ OVERLAYS = 12
 BACKBONE = "resnet18"
 
 # Chosen on validation subjects; docs/method.md shows what was tried.
-PRETRAIN: dict[str, Any] = {"steps": 3200}
+PRETRAIN: dict[str, Any] = {"steps": 2000}
 TRAIN: dict[str, Any] = {
     "steps": 160,
     "weighting": "none",

@@ -103,6 +103,10 @@ def _case_table() -> NDArray[np.int64]:
 
 
 CASES = _case_table()
+# The same by corner and axis, [corner][axis] (384,), and how far each point lies from the origin.
+CORNERS = np.ascontiguousarray(CASES.transpose(1, 2, 0))
+AWAY = np.ascontiguousarray((CASES + CASES.sum(axis=2, keepdims=True) * SQUISH).transpose(1, 2, 0))
+GRADIENT_AXES = np.ascontiguousarray(GRADIENTS.T)
 
 
 def _tetrahedron_cases(fx: Floats, fy: Floats, fz: Floats, rest: Floats) -> NDArray[np.int64]:
@@ -170,19 +174,15 @@ def simplex_values(x: Floats, y: Floats, z: Floats, tables: NDArray[np.int64],
     origin = [v + squish for v in inside]
     flat, offset = tables.ravel(), row * 256
     total = np.zeros_like(x)
-    for corner in range(8):
-        points = CASES[cases, corner]
-        back = points.sum(axis=1) * SQUISH
-        d = [origin[a] - points[:, a] - back for a in range(3)]
-        reach = np.maximum(2 - d[0] * d[0] - d[1] * d[1] - d[2] * d[2], 0)
-        index = flat[offset + ((base[0] + points[:, 0]) & 255)]
-        index = flat[offset + ((index + base[1] + points[:, 1]) & 255)]
-        index = flat[offset + ((index + base[2] + points[:, 2]) & 255)] % 24
-        gradient = GRADIENTS[index]
+    for corner, away in zip(CORNERS, AWAY, strict=True):
+        dx, dy, dz = (o - a.take(cases) for o, a in zip(origin, away, strict=True))
+        reach = np.maximum(2 - dx * dx - dy * dy - dz * dz, 0)
+        index = np.zeros_like(offset)
+        for start, axis in zip(base, corner, strict=True):
+            index = flat.take(offset + ((index + start + axis.take(cases)) & 255))
         reach *= reach
-        total += reach * reach * (
-            gradient[:, 0] * d[0] + gradient[:, 1] * d[1] + gradient[:, 2] * d[2]
-        )
+        gx, gy, gz = (axis.take(index % 24) for axis in GRADIENT_AXES)
+        total += reach * reach * (gx * dx + gy * dy + gz * dz)
     return total / NORM
 
 

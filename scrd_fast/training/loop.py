@@ -291,7 +291,8 @@ def _train(
         start, best, history = header["step"], header["best"], header["history"]
 
     batches = Batches(images, chosen, spec, config.noise, config.seed, config.batch_size,
-                      config.steps, start=start, rank=rank, world=world)
+                      config.steps, start=start, rank=rank, world=world,
+                      ahead=device.type != "cpu")
     writer = _tensorboard(tensorboard) if tensorboard is not None and rank == 0 else None
     began = time.perf_counter()
     with training_progress("student", config.steps, enabled=progress and rank == 0) as report, (

@@ -37,8 +37,8 @@ class PretrainConfig:
 
     backbone: str = "resnet18"
     input_size: int = 256
-    steps: int = 3200
-    batch_size: int = 8
+    steps: int = 2000
+    batch_size: int = 16
     learning_rate: float = 1e-3
     threshold: float = 0.05
     seed: int = 111
@@ -84,7 +84,7 @@ def pretrain_teacher(
         [*teacher.parameters(), *heads.parameters()], lr=settings.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warmup_cosine(settings.steps))
     batches = Batches(images, np.arange(len(images)), spec, settings.noise, settings.seed,
-                      settings.batch_size, settings.steps)
+                      settings.batch_size, settings.steps, ahead=place.type != "cpu")
     start = time.perf_counter()
     with training_progress("teacher", settings.steps, enabled=progress) as report:
         for step, (clean, noisy) in enumerate(batches):
