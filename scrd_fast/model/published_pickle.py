@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor
 
-from scrd_fast.errors import CheckpointError
+from scrd_fast.errors import CheckpointError, expect
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, load_weights, save_checkpoint
 from scrd_fast.model.published import rename_published
 from scrd_fast.model.resnet import BACKBONES
@@ -54,10 +54,11 @@ def convert_published(source: str | os.PathLike[str], out: str | os.PathLike[str
 
     source: a state dict (plain, or under a key such as "state_dict") or a whole module, saved by
     torch.save, with or without DataParallel; the backbone follows from its shapes. Raises
-    CheckpointError naming the file and what is wrong with it, OutputError where `out` cannot be
-    written.
+    CheckpointError naming the file and what is wrong with it, InputError where `out` is the source,
+    OutputError where `out` cannot be written.
     """
     path = Path(source)
+    expect(path.resolve() != Path(out).resolve(), "out", "another file than the source", str(out))
     try:
         model = _read_model(path)
     except _Refused as error:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scrd_fast.errors import CheckpointError, OutputError
+from scrd_fast.errors import CheckpointError, InputError, OutputError
 from scrd_fast.model.checkpoint import load_checkpoint
 from scrd_fast.model.published_pickle import convert_published
 from scrd_fast.model.resnet import BACKBONES
@@ -471,6 +471,14 @@ def test_files_of_another_kind(tmp_path):
         with pytest.raises(CheckpointError, match=expected):
             convert_published(tmp_path / name, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_source_is_not_overwritten(tmp_path):
+    source = tmp_path / "official.pth"
+    source.write_bytes(b"precious")
+    with pytest.raises(InputError, match="^out: expected another file"):
+        convert_published(source, tmp_path / "." / "official.pth")
+    assert source.read_bytes() == b"precious"
 
 
 def test_truncated_files(tmp_path):
