@@ -476,7 +476,7 @@ def test_files_of_another_kind(tmp_path):
 def test_source_is_not_overwritten(tmp_path):
     source = tmp_path / "official.pth"
     source.write_bytes(b"precious")
-    with pytest.raises(InputError, match="^out: expected another file"):
+    with pytest.raises(InputError, match=r"^out: expected another file"):
         convert_published(source, tmp_path / "." / "official.pth")
     assert source.read_bytes() == b"precious"
 
