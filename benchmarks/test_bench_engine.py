@@ -65,7 +65,8 @@ class Worker:
     def __init__(self, kind: str, path: Path) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(kind, path, theirs))
+        self.process = context.Process(target=_serve, args=(kind, path, theirs),
+                                       daemon=True)  # a failed test must not wait for it
         self.process.start()
 
     def score(self, image: NDArray[np.uint8]) -> tuple[float, Any, Any]:

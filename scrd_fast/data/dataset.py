@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scrd_fast.data.images import list_images, read_image
+from scrd_fast.data.images import is_paths, list_images, read_image
 from scrd_fast.errors import InputError, expect
 from scrd_fast.ops.preprocess import to_pixels
 from scrd_fast.spec import ScoringSpec
@@ -20,9 +20,7 @@ class ImageSet:
 
     def __init__(self, source: Any, name: str = "data") -> None:
         self.name = name
-        paths = isinstance(source, str | os.PathLike) or (
-            isinstance(source, list) and bool(source) and isinstance(source[0], str | os.PathLike)
-        )
+        paths = is_paths(source)
         self._paths = list_images(source) if paths else None
         known = paths or isinstance(source, list | np.ndarray | Tensor)
         expect(known, name, "an array, a list of images, a folder or a list of paths",

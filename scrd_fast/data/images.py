@@ -71,6 +71,12 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[Any]:
     return image if image.ndim == 2 else np.ascontiguousarray(image[:, :, ::-1])
 
 
+def is_paths(value: object) -> bool:
+    """Whether `value` is one path (of a folder or file), or a list of paths."""
+    one = value[0] if isinstance(value, list) and value else value
+    return isinstance(one, str | os.PathLike)
+
+
 def list_images(where: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
     """The image files below a folder (sorted), one file, or the given paths in their order.
 

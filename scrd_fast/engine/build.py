@@ -7,14 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from scrd_fast import _current
-from scrd_fast.data.images import read_images
+from scrd_fast.data.images import is_paths, read_images
 from scrd_fast.engine import fidelity
 from scrd_fast.engine.backends.runner import (
     Runner,
@@ -59,17 +58,6 @@ def fingerprint() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
     }
-
-
-def _images(images: Any) -> Any:
-    """Arrays as they are; a folder or list of paths is read."""
-    if images is None or isinstance(images, np.ndarray | torch.Tensor):
-        return images
-    if isinstance(images, str | os.PathLike):
-        return read_images(images)
-    if isinstance(images, list) and images and isinstance(images[0], str | os.PathLike):
-        return read_images(images)
-    return images
 
 
 def _engine_scores(
@@ -151,7 +139,7 @@ def build_engine(
     path = Path(checkpoint)
     target = Path(out) if out is not None else path.with_suffix(".scrd")
     loaded = load_checkpoint(path)
-    probe_images = _images(images)
+    probe_images = read_images(images) if is_paths(images) else images
     proto = build_graph(loaded.model, loaded.spec)
     network = network_graph(proto, loaded.spec)
 
@@ -160,8 +148,12 @@ def build_engine(
     for candidate in candidates:
         progress(0, 1, f"compiling {name} {candidate}")
         runner = make_runner(name, network, candidate)
-        report = _measure(runner, network, loaded, candidate, probe_images, progress)
         allowed = limits or fidelity.LIMITS[candidate]
+        try:
+            report = _measure(runner, network, loaded, candidate, probe_images, progress)
+        except FidelityError as error:
+            misses.append(str(error))
+            continue
         broken = fidelity.broken_limits(report, allowed)
         if not broken:
             break
@@ -199,19 +191,23 @@ def load_engine(path: str | os.PathLike[str], *, verify: bool = False) -> Engine
     verify: replay the golden images first and raise FidelityError where this machine does not
     keep the limits. Raises EngineFileError, BackendUnavailable.
     """
-    manifest, members = read_engine_file(path)
-    spec = manifest.scoring_spec()
-    try:
-        proto = onnx.load_model_from_string(members[NETWORK])
-        network = network_graph(proto, spec)
-    except KeyError as error:
-        raise EngineFileError(f"{path}: expected a member {NETWORK}, got none") from error
-    choose_backend(manifest.backend, None)
-    engine = Engine(manifest, make_runner(manifest.backend, network, manifest.precision),
-                    Path(path))
+    engine, golden = _open(path)
     if verify:
-        replay_golden(engine, members[GOLDEN])
+        replay_golden(engine, golden)
     return _current.use(engine)
+
+
+def _open(path: str | os.PathLike[str]) -> tuple[Engine, bytes]:
+    """The compiled engine of a file, and its golden images."""
+    manifest, members = read_engine_file(path)
+    for name in (NETWORK, GOLDEN):
+        if name not in members:
+            raise EngineFileError(f"{path}: expected a member {name}, got none")
+    proto = onnx.load_model_from_string(members[NETWORK])
+    network = network_graph(proto, manifest.scoring_spec())
+    choose_backend(manifest.backend, None)
+    runner = make_runner(manifest.backend, network, manifest.precision)
+    return Engine(manifest, runner, Path(path)), members[GOLDEN]
 
 
 def replay_golden(engine: Engine, golden: bytes) -> dict[str, float]:
@@ -242,8 +238,7 @@ def replay_golden(engine: Engine, golden: bytes) -> dict[str, float]:
 
 def verify_engine(path: str | os.PathLike[str]) -> dict[str, float]:
     """Replay the golden images of an engine file on this machine; returns the figures."""
-    _, members = read_engine_file(path)
-    return replay_golden(load_engine(path), members[GOLDEN])
+    return replay_golden(*_open(path))
 
 
 def export_onnx(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:

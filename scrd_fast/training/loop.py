@@ -40,6 +40,7 @@ from scrd_fast.training.batches import Batches, autocast
 from scrd_fast.training.evaluation import labelled_validation, normal_validation
 from scrd_fast.training.noise import NoiseConfig
 from scrd_fast.training.progress import training_progress
+from scrd_fast.training.schedule import warmup_cosine
 
 SCHEDULES = ("constant", "cosine")
 SELECTIONS = ("validation", "published_test")
@@ -139,8 +140,7 @@ class Trainer:
         c = self.config
         if c.schedule == "constant":
             return c.learning_rate
-        decay = 0.5 * (1 + np.cos(np.pi * min(step / c.steps, 1)))
-        return float(c.learning_rate * min(1.0, (step + 1) / 20) * decay)
+        return c.learning_rate * warmup_cosine(step, c.steps)
 
     def step(self, step: int, clean: Tensor, noisy: Tensor) -> dict[str, Any]:
         """One update on (N, 3, S, S) pixels in [0, 1]; returns the figures of the step."""
@@ -188,7 +188,14 @@ class Trainer:
         for name, parameter in self.parameters.items():
             for key, value in self.optimiser.state[parameter].items():
                 state[f"adam.{key}.{name}"] = value
+        for key, value in self._scaler_state().items():
+            state[f"scaler.{key}"] = torch.tensor(value)
         return state
+
+    def _scaler_state(self) -> dict[str, float]:
+        """What moves in the gradient scaler; empty unless training in fp16."""
+        return {k: v for k, v in self.scaler.state_dict().items()
+                if k in ("scale", "_growth_tracker")}
 
     def load_state(self, state: Mapping[str, Tensor], where: str) -> None:
         """The inverse of `state`; raises CheckpointError where it does not fit."""
@@ -202,6 +209,9 @@ class Trainer:
                     **{k: v.to(parameter).contiguous(memory_format=torch.channels_last)
                        if v.ndim == 4 else v.to(parameter) for k, v in moments.items()},
                 }
+            moved = {key: state[f"scaler.{key}"].item() for key in self._scaler_state()}
+            if moved:
+                self.scaler.load_state_dict(self.scaler.state_dict() | moved)
         except KeyError as error:
             raise CheckpointError(f"{where}: expected the optimiser's {error}, got none") from error
 

@@ -27,6 +27,7 @@ from scrd_fast.spec import ScoringSpec, from_mapping
 from scrd_fast.training.batches import Batches, autocast
 from scrd_fast.training.noise import NoiseConfig
 from scrd_fast.training.progress import training_progress
+from scrd_fast.training.schedule import warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def pretrain_teacher(
     heads = _Heads(settings.backbone).to(place)
     optimiser = torch.optim.AdamW(
         [*teacher.parameters(), *heads.parameters()], lr=settings.learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warmup_cosine(settings.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: warmup_cosine(step, settings.steps))
     batches = Batches(images, np.arange(len(images)), spec, settings.noise, settings.seed,
                       settings.batch_size, settings.steps, ahead=place.type != "cpu")
     start = time.perf_counter()
@@ -110,10 +112,3 @@ def pretrain_teacher(
               "training": asdict(settings)}
     write_tensors(Path(out), teacher.state_dict(), header)
     return Path(out)
-
-
-def _warmup_cosine(steps: int, warmup: int = 20) -> Any:
-    def factor(step: int) -> float:
-        return float(min(1.0, (step + 1) / warmup) * 0.5 * (1 + np.cos(np.pi * step / steps)))
-
-    return factor

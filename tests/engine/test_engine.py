@@ -10,6 +10,7 @@ import torch
 import scrd_fast
 from scrd_fast import _current
 from scrd_fast.engine.backends.runner import BACKENDS, native_precisions
+from scrd_fast.engine.fidelity import Limits
 from scrd_fast.errors import (
     BackendUnavailable,
     CheckpointError,
@@ -82,24 +83,28 @@ def test_score_does_not_depend_on_neighbours(large_engine, small_engine):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_bf16_engine_keeps_the_contract_or_is_refused(small_path, tmp_path, backend):
-    """An untrained network at 64 px: either the report is within the limits, or no file."""
+def test_bf16_engine_computes_in_bf16_but_for_the_tail(small_path, tmp_path, backend):
     out = tmp_path / "model.scrd"
     if "bf16" not in native_precisions(backend):
         with pytest.raises(BackendUnavailable, match="bf16"):
             scrd_fast.build_engine(small_path, out, backend=backend, precision="bf16")
         return
-    try:
-        engine = scrd_fast.build_engine(small_path, out, backend=backend, precision="bf16")
-    except FidelityError:
-        assert list(tmp_path.iterdir()) == []
-        return
+    # Untrained weights rank images by chance: the table's limits are for trained ones.
+    engine = scrd_fast.build_engine(small_path, out, backend=backend, precision="bf16",
+                                    limits=Limits(rank_correlation=0.9))
     report = engine.manifest.fidelity
-    assert report["rank_correlation"] >= 0.999
-    assert report["flipped"] <= 0.002
+    assert report["rank_correlation"] >= 0.9
+    assert 1e-6 < report["score_error"] < 0.05
     used = engine.manifest.precision_used
-    assert used["convolutions"] == {"bf16": sum(used["convolutions"].values())}
+    assert list(used["convolutions"]) == ["bf16"]
     assert "bf16" not in used["tail"]
+
+
+def test_a_build_that_misses_its_limits_leaves_nothing(small_path, tmp_path):
+    with pytest.raises(FidelityError, match=r"fp32: map_error: expected <= 1e-12, got"):
+        scrd_fast.build_engine(small_path, tmp_path / "model.scrd", precision="fp32",
+                               limits=Limits(map_error=1e-12))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_load_gives_the_same_scores_and_becomes_current(small_engine):

@@ -41,7 +41,7 @@ def assert_same(a, b) -> None:
         assert torch.equal(value, b[name]), name
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_resume_continues_bit_for_bit(images, tmp_path, precision):
     """Stopped by an error after its second validation, then resumed: the same as in one go."""
     options = SMALL | {"steps": 6, "validate_every": 2, "weighting": "scale",
