@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scrd_fast.errors import InputError
 from scrd_fast.ops.contrastive_loss import contrastive_loss
+from scrd_fast.training.loop import leave_process_group
 from tests.tolerances import allowed
 
 SIDES = (9, 5, 2)
@@ -170,7 +171,7 @@ def one_process(rank: int, folder: str) -> None:
                             timeout=timedelta(seconds=60))
     steps = [tiny_step(tiny_images()[split[rank]], world=2) for split in SPLITS]
     torch.save(steps, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")

@@ -255,7 +255,7 @@ for mine in seen:
     dist.all_gather(both, mine)
     assert torch.equal(both[0], both[1])
 print("parameters agree", len(seen))
-dist.destroy_process_group()
+loop.leave_process_group()
 """)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
