@@ -28,11 +28,13 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # A stamp per set of extras: the second run starts at once.
-$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+INSTALL := pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.[chi]pp' -o -name '*.inl')
+
+$(VENV)/.demo: $(INSTALL) | $(VENV)/bin/python
 	$(PIP) -e ".[demo]"
 	@touch $@
 
-$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.test: $(INSTALL) | $(VENV)/bin/python
 	$(PIP) -e ".[test]"
 	@touch $@ $(VENV)/.demo
 

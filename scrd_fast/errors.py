@@ -13,6 +13,14 @@ class InputError(ScrdError, ValueError):
     """An argument has a wrong type, shape, dtype or value."""
 
 
+class NotFiniteError(InputError):
+    """NaN or infinity among values that a result is computed from."""
+
+
+class ClosedError(ScrdError):
+    """Something was used after it was closed."""
+
+
 class DataError(ScrdError):
     """An image file or folder cannot be read as images."""
 

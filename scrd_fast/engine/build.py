@@ -32,7 +32,7 @@ from scrd_fast.engine.file import (
 )
 from scrd_fast.engine.golden import golden_images
 from scrd_fast.engine.graph import build_graph, network_graph
-from scrd_fast.errors import EngineFileError, FidelityError, InputError, expect
+from scrd_fast.errors import EngineFileError, FidelityError, InputError, NotFiniteError, expect
 from scrd_fast.files import atomic_write
 from scrd_fast.model.checkpoint import Checkpoint, load_checkpoint
 from scrd_fast.model.reference import score_images, score_pixels
@@ -60,25 +60,13 @@ def fingerprint() -> dict[str, Any]:
     }
 
 
-def _engine_scores(
-    runner: Runner, spec: ScoringSpec, pixels: torch.Tensor, step: Callable[[int], None]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    scores, maps = [], []
-    for chunk in pixels.split(8):
-        distances, weights = runner.run(normalise(chunk, spec))
-        result = combine_distances(distances, weights, spec)
-        assert result.map is not None
-        scores.append(result.score(spec))
-        maps.append(result.map)
-        step(len(chunk))
-    return torch.cat(scores), torch.cat(maps)
-
-
 def _measure(
     runner: Runner, network: onnx.ModelProto, checkpoint: Checkpoint, precision: str, images: Any,
     progress: Progress,
 ) -> fidelity.Report:
     """The fidelity report of one runner; raises FidelityError on values that are not finite."""
+    from scrd_fast.engine.backends.torch_eager import first_nonfinite
+
     spec = checkpoint.spec
     probe = fidelity.make_probe(spec, images, PROBE_COUNT[precision])
     n, done = len(probe.pixels), 0
@@ -88,23 +76,23 @@ def _measure(
         done += count
         progress(done, 2 * n, f"checking {precision} against the reference")
 
-    reference_scores, reference_maps = [], []
-    for chunk in probe.pixels.split(8):
-        result, _ = score_pixels(checkpoint.model, spec, chunk)
-        assert result.map is not None
-        reference_scores.append(result.score(spec))
-        reference_maps.append(result.map)
-        step(len(chunk))
-    scores, maps = _engine_scores(runner, spec, probe.pixels, step)
-    expected = torch.cat(reference_maps)
-    bad = ~(torch.isfinite(maps) & torch.isfinite(expected)).all(dim=(1, 2))
-    if bool(bad.any()):
-        from scrd_fast.engine.backends.torch_eager import first_nonfinite
-
-        layer = first_nonfinite(network, normalise(probe.pixels[bad][:1], spec))
-        where = f", first in layer {layer!r}" if layer else "; float32 stays finite"
-        raise FidelityError(f"{precision}: values that are not finite{where}")
-    return fidelity.compare(probe, scores, maps, torch.cat(reference_scores), expected)
+    ours, theirs = [], []
+    for pixels in probe.pixels.split(8):
+        try:
+            result, _ = score_pixels(checkpoint.model, spec, pixels)
+            theirs.append(result)
+            step(len(pixels))
+            distances, weights = runner.run(normalise(pixels, spec))
+            ours.append(combine_distances(distances, weights, spec))
+            step(len(pixels))
+        except NotFiniteError as error:
+            layer = first_nonfinite(network, normalise(pixels, spec))
+            where = f", first in layer {layer!r}" if layer else "; float32 stays finite"
+            raise FidelityError(f"{precision}: values that are not finite{where}") from error
+    (scores, maps), (expected_scores, expected_maps) = (
+        (torch.cat([r.score(spec) for r in results]),
+         torch.cat([r.map for r in results if r.map is not None])) for results in (ours, theirs))
+    return fidelity.compare(probe, scores, maps, expected_scores, expected_maps)
 
 
 def build_engine(

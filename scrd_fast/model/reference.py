@@ -26,7 +26,7 @@ def score_pixels(
         for chunk in pixels.split(batch_size):
             features = model(normalise(chunk.to(device), spec))
             result = anomaly_map(features.teacher, features.student, features.scale_weights, spec,
-                                 maps=maps)
+                                 maps=maps, impl="reference")
             parts.append([None if t is None else t.cpu() for t in result])
             weights.append(features.scale_weights.cpu())
     model.train(training)

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from scrd_fast.errors import expect
+from scrd_fast import _native
+from scrd_fast.errors import NotFiniteError, expect
+from scrd_fast.ops.implementations import as_array, choose, not_native
 from scrd_fast.spec import ScoringSpec
 
 COSINE_EPS = 1e-8
@@ -111,6 +113,26 @@ def check_features(
     expect(scale_weights.shape == (n, 3), "scale_weights", (n, 3), tuple(scale_weights.shape))
 
 
+def check_weights(scale_weights: Tensor, weighting: str) -> None:
+    """Raise InputError unless the weights (N, 3) are a softmax's, where they count at all."""
+    if weighting == "scale":
+        w = scale_weights.detach().double()
+        # A bfloat16 softmax sums to one within 3 roundings of 2^-9.
+        fits = ((w.sum(dim=1) - 1).abs() <= 1e-2) & (w >= 0).all(dim=1)
+        if not bool(fits.all()):
+            i = int((~fits).nonzero()[0])
+            expect(False, "scale_weights", "three weights from 0 that sum to 1",
+                   f"{', '.join(f'{v:f}' for v in w[i].tolist())} for image {i}")
+
+
+@lru_cache(maxsize=64)
+def native_tail(spec: ScoringSpec) -> _native.Tail:
+    """The C++ object that turns three distances into map and scores by `spec`."""
+    side = spec.input_size
+    return _native.Tail(side, [side // stride for stride in STRIDES], float(spec.blur_sigma),
+                        spec.weighting == "scale")
+
+
 def anomaly_map(
     teacher: Sequence[Tensor],
     student: Sequence[Tensor],
@@ -118,21 +140,36 @@ def anomaly_map(
     spec: ScoringSpec,
     *,
     maps: bool = True,
+    impl: str | None = None,
 ) -> AnomalyMap:
     """The anomaly map of a batch and its mean and maximum.
 
     teacher, student: three (N, C_k, S/4, S/4), (N, C_k, S/8, S/8), (N, C_k, S/16, S/16), any
     floating dtype; scale_weights: (N, 3). Distances and map are computed in float32 (float64
     where the features are). With maps=False the mean comes from the closed form and `.map` and
-    `.max` are None, unless the spec reduces by the maximum, which needs the map.
-    Raises InputError naming the argument that does not fit.
+    `.max` are None, unless the spec reduces by the maximum, which needs the map. impl: "native"
+    (float32 and bfloat16 on the CPU, without gradients) or "reference"; None takes native where
+    it can run. Raises InputError naming the argument that does not fit or is not finite, and
+    BackendUnavailable.
     """
     check_features(scale_weights, "teacher", teacher, student=student)
     for k, (t, stride) in enumerate(zip(teacher, STRIDES, strict=True)):
         side = spec.input_size // stride
         expect(t.shape[2:] == (side, side), f"teacher[{k}]", f"(N, C, {side}, {side})",
                tuple(t.shape))
+    why_not = not_native([*teacher, *student, scale_weights], (torch.float32, torch.bfloat16))
+    if choose("anomaly_map", impl, native=why_not) == "native":
+        parts = native_tail(spec).anomaly_map(
+            [as_array(t) for t in teacher], [as_array(s) for s in student],
+            as_array(scale_weights.float().contiguous()), maps, spec.reduction == "max")
+        return AnomalyMap(*(None if p is None else torch.from_numpy(p) for p in parts))
     distances = [cosine_distance(t, s) for t, s in zip(teacher, student, strict=True)]
+    for k, distance in enumerate(distances):
+        if not bool(torch.isfinite(distance).all()):
+            name = "student" if bool(torch.isfinite(teacher[k]).all()) else "teacher"
+            at = (~torch.isfinite(distance)).nonzero()[0].tolist()
+            raise NotFiniteError(f"{name}[{k}]: expected finite values, got one that is not, at row"
+                                 f" {at[1]}, column {at[2]} of image {at[0]}")
     return combine_distances(distances, scale_weights, spec, maps=maps)
 
 
@@ -140,6 +177,10 @@ def combine_distances(
     distances: Sequence[Tensor], scale_weights: Tensor, spec: ScoringSpec, *, maps: bool = True
 ) -> AnomalyMap:
     """The second half of `anomaly_map`: three distances (N, h_k, w_k) -> map, mean, max."""
+    check_weights(scale_weights, spec.weighting)
+    for k, distance in enumerate(distances):
+        if not bool(torch.isfinite(distance).all()):
+            raise NotFiniteError(f"distances[{k}]: expected finite values, got one that is not")
     weights = distance_weights(scale_weights.to(distances[0].dtype), spec.weighting)
     total: Tensor | None = None
     mean = torch.zeros_like(weights[:, 0])

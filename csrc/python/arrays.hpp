@@ -1,0 +1,69 @@
+// From Python objects to views. The checks that need Python's types are here, all others in the
+// library.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "anomaly_map.hpp"
+#include "error.hpp"
+#include "tensor.hpp"
+
+namespace scrd::python {
+
+namespace py = pybind11;
+
+// Owns memory that NumPy arrays look at.
+template <typename T>
+py::array_t<T> take(std::unique_ptr<T[]> memory, std::vector<py::ssize_t> shape) {
+  T* data = memory.release();
+  py::capsule owner(data, [](void* p) { delete[] static_cast<T*>(p); });
+  return py::array_t<T>(std::move(shape), data, owner);
+}
+
+inline std::string shape_of(const py::array& array) {
+  return py::cast<std::string>(py::str(array.attr("shape")));
+}
+
+inline std::string dtype_of(const py::array& array) {
+  return py::cast<std::string>(py::str(array.dtype()));
+}
+
+// An array whose memory can be read in place.
+inline py::array as_array(const py::handle& value, const std::string& name) {
+  if (!py::isinstance<py::array>(value)) {
+    fail(name, "a NumPy array", py::cast<std::string>(py::type::of(value).attr("__name__")));
+  }
+  auto array = py::reinterpret_borrow<py::array>(value);
+  const bool aligned = py::cast<bool>(array.attr("flags").attr("aligned"));
+  if (!aligned) fail(name, "memory aligned to its dtype", "a misaligned array");
+  if (!py::cast<bool>(array.dtype().attr("isnative"))) {
+    fail(name, "the machine's byte order", dtype_of(array));
+  }
+  return array;
+}
+
+// The array as it is where it is T, C-contiguous and of this shape (-1: any length).
+template <typename T>
+const T* contiguous(const py::array& array, const std::string& name,
+                    const std::vector<py::ssize_t>& shape, const std::string& shape_text) {
+  bool fits = py::isinstance<py::array_t<T>>(array) &&
+              array.ndim() == static_cast<py::ssize_t>(shape.size());
+  for (std::size_t d = 0; fits && d < shape.size(); ++d) {
+    fits = shape[d] < 0 || array.shape(static_cast<py::ssize_t>(d)) == shape[d];
+  }
+  if (!fits) {
+    fail(name, py::cast<std::string>(py::str(py::dtype::of<T>())) + " " + shape_text,
+         dtype_of(array) + " " + shape_of(array));
+  }
+  if (!(array.flags() & py::array::c_style)) fail(name, "C-contiguous memory", "a strided array");
+  return static_cast<const T*>(array.data());
+}
+
+}  // namespace scrd::python

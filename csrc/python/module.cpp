@@ -1,0 +1,57 @@
+#include "module.hpp"
+
+#include <exception>
+
+#include "error.hpp"
+#include "isa.hpp"
+#include "thread_pool.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+void raise_as(const char* name, const char* message) {
+  const py::object type = py::module_::import("scrd_fast.errors").attr(name);
+  PyErr_SetString(type.ptr(), message);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+  module.doc() = "The native core: operations and the batch scorer. Use them through scrd_fast.";
+  // Not local to this module: _openvino throws the same errors.
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const scrd::NotFiniteError& error) {
+      raise_as("NotFiniteError", error.what());
+    } catch (const scrd::InputError& error) {
+      raise_as("InputError", error.what());
+    } catch (const scrd::ClosedError& error) {
+      raise_as("ClosedError", error.what());
+    }
+  });
+
+  module.def(
+      "isas",
+      [] {
+        py::list names;
+        for (scrd::Isa isa : scrd::available_isas()) names.append(scrd::isa_name(isa));
+        return names;
+      },
+      "The instruction sets that this CPU runs, slowest first.");
+  module.def(
+      "isa", [] { return std::string(scrd::isa_name(scrd::active_isa())); },
+      "The instruction set in use.");
+  module.def(
+      "set_isa", [](const std::string& name) { scrd::set_isa(scrd::isa_from_name(name)); },
+      py::arg("name"), "Use this instruction set from now on.");
+  module.def(
+      "threads", [] { return scrd::shared_pool()->threads(); },
+      "Threads that an operation may use, the caller included.");
+  module.def("set_threads", &scrd::set_threads, py::arg("threads"),
+             py::call_guard<py::gil_scoped_release>(),
+             "Let an operation use this many threads, the caller included.");
+
+  scrd::python::bind_anomaly_map(module);
+}

@@ -1,0 +1,10 @@
+// The parts of the extension module `_native`, one per file.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace scrd::python {
+
+void bind_anomaly_map(pybind11::module_& module);
+
+}  // namespace scrd::python

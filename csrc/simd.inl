@@ -1,0 +1,46 @@
+// Vectors of SCRD_WIDTH floats for one instruction set; included by each_isa.hpp only.
+// Arithmetic, comparisons and selection are the compiler's own vector operators.
+
+typedef float f32 __attribute__((vector_size(SCRD_WIDTH * 4)));
+typedef std::int32_t i32 __attribute__((vector_size(SCRD_WIDTH * 4)));
+typedef std::uint32_t u32 __attribute__((vector_size(SCRD_WIDTH * 4)));
+typedef std::uint16_t u16 __attribute__((vector_size(SCRD_WIDTH * 2)));
+typedef std::uint8_t u8 __attribute__((vector_size(SCRD_WIDTH)));
+
+template <typename Vector, typename T>
+static inline Vector load(const T* from) {
+  Vector v;
+  std::memcpy(&v, from, sizeof(Vector));
+  return v;
+}
+
+template <typename Vector, typename T>
+static inline void store(T* to, Vector v) {
+  std::memcpy(to, &v, sizeof(Vector));
+}
+
+static inline f32 splat(float value) { return value - f32{}; }
+
+// As numbers: SCRD_WIDTH values of any kind -> floats.
+static inline f32 load_f32(const float* from) { return load<f32>(from); }
+static inline f32 load_f32(const std::uint8_t* from) {
+  return __builtin_convertvector(__builtin_convertvector(load<u8>(from), i32), f32);
+}
+static inline f32 load_f32(const std::uint16_t* from) {
+  return __builtin_convertvector(__builtin_convertvector(load<u16>(from), i32), f32);
+}
+
+// bfloat16 is the upper half of a float32.
+static inline f32 load_bf16(const std::uint16_t* from) {
+  const u32 wide = __builtin_convertvector(load<u16>(from), u32) << 16;
+  return (f32)wide;
+}
+
+// Round to nearest, ties to even; a NaN stays one.
+static inline void store_bf16(std::uint16_t* to, f32 v) {
+  const u32 bits = (u32)v;
+  const u32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const u32 nan = (bits >> 16) | 0x40u;
+  const u32 chosen = v == v ? rounded : nan;
+  store(to, __builtin_convertvector(chosen, u16));
+}
