@@ -38,7 +38,6 @@ from scrd_fast.model.checkpoint import Checkpoint, load_checkpoint
 from scrd_fast.model.reference import score_images, score_pixels
 from scrd_fast.ops.anomaly_map import combine_distances
 from scrd_fast.ops.preprocess import normalise
-from scrd_fast.spec import ScoringSpec
 
 GOLDEN_COUNT = 8
 # Rounding-only precisions need no ranks: a few images show the largest error.
