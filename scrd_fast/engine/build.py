@@ -2,13 +2,16 @@
 
 import os
 import platform
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
@@ -36,10 +39,11 @@ from scrd_fast.errors import EngineFileError, FidelityError, InputError, NotFini
 from scrd_fast.files import atomic_write
 from scrd_fast.model.checkpoint import Checkpoint, load_checkpoint
 from scrd_fast.model.reference import score_images, score_pixels
-from scrd_fast.ops.anomaly_map import combine_distances
 from scrd_fast.ops.preprocess import normalise
+from scrd_fast.spec import ScoringSpec
 
 GOLDEN_COUNT = 8
+BATCH = 8
 # Rounding-only precisions need no ranks: a few images show the largest error.
 PROBE_COUNT = {"fp32": 24, "bf16": fidelity.JUDGED_FROM}
 Progress = Callable[[int, int, str], None]
@@ -75,23 +79,43 @@ def _measure(
         done += count
         progress(done, 2 * n, f"checking {precision} against the reference")
 
-    ours, theirs = [], []
+    ours: list[tuple[NDArray[np.float32], ...]] = []
+    theirs = []
+    scorer = runner.scorer(spec)
     for pixels in probe.pixels.split(8):
         try:
             result, _ = score_pixels(checkpoint.model, spec, pixels)
             theirs.append(result)
             step(len(pixels))
-            distances, weights = runner.run(normalise(pixels, spec))
-            ours.append(combine_distances(distances, weights, spec))
+            scores, maps, _ = scorer.submit(pixels.permute(0, 2, 3, 1).numpy(), maps=True).get()
+            assert maps is not None
+            ours.append((scores, maps))
             step(len(pixels))
         except NotFiniteError as error:
             layer = first_nonfinite(network, normalise(pixels, spec))
             where = f", first in layer {layer!r}" if layer else "; float32 stays finite"
             raise FidelityError(f"{precision}: values that are not finite{where}") from error
-    (scores, maps), (expected_scores, expected_maps) = (
-        (torch.cat([r.score(spec) for r in results]),
-         torch.cat([r.map for r in results if r.map is not None])) for results in (ours, theirs))
-    return fidelity.compare(probe, scores, maps, expected_scores, expected_maps)
+    scores, maps = (torch.from_numpy(np.concatenate(part)) for part in zip(*ours, strict=True))
+    return fidelity.compare(probe, scores, maps, torch.cat([r.score(spec) for r in theirs]),
+                            torch.cat([r.map for r in theirs if r.map is not None]))
+
+
+def _faster_in_batches(runner: Runner, spec: ScoringSpec) -> bool:
+    """Whether a batch of BATCH costs less than its images one by one, by at least 5 %."""
+    side = spec.input_size
+    images = np.random.default_rng(0).integers(0, 255, (BATCH, side, side, 3), dtype=np.uint8)
+    scorer = runner.scorer(spec)
+
+    def seconds(batches: list[NDArray[np.uint8]]) -> float:
+        start = time.perf_counter()
+        for pending in [scorer.submit(batch, maps=False) for batch in batches]:
+            pending.get()
+        return time.perf_counter() - start
+
+    one_by_one = [images[i : i + 1] for i in range(BATCH)]
+    times = [(seconds([images]), seconds(one_by_one)) for _ in range(4)][1:]
+    together, apart = np.median(times, axis=0)
+    return bool(together < 0.95 * apart)
 
 
 def build_engine(
@@ -102,7 +126,7 @@ def build_engine(
     precision: str = "auto",
     device: str | None = None,
     images: Any = None,
-    buckets: tuple[int, ...] = (1, 8, 32),
+    buckets: tuple[int, ...] | None = None,
     limits: fidelity.Limits | None = None,
     progress: Progress = _silent,
 ) -> Engine:
@@ -112,15 +136,16 @@ def build_engine(
     beside it by default. backend: "auto", "openvino" or "torch_eager". precision: "fp32", "bf16",
     or "auto": bf16 where this CPU computes in it natively and the result keeps the fidelity
     limits, else fp32. images: normal images (array, folder or paths) to judge fidelity on; their
-    pictures are not kept. buckets: batch sizes, the last one bounds what runs at once.
-    limits: fidelity limits instead of the table's (engine.fidelity). progress: called with
+    pictures are not kept. buckets: batch sizes rising from 1, each compiled on its own; by default
+    single images, and batches of 8 where those are measured to be faster. limits: fidelity limits instead of the table's (engine.fidelity). progress: called with
     (done, total, what).
 
     Raises CheckpointError, BackendUnavailable, FidelityError (with the figures), OutputError.
     """
-    ok = isinstance(buckets, tuple | list) and buckets and list(buckets) == sorted(set(buckets))
-    expect(bool(ok) and all(isinstance(b, int) and b > 0 for b in buckets), "buckets",
-           "rising positive integers", buckets)
+    if buckets is not None:
+        ok = isinstance(buckets, tuple | list) and all(isinstance(b, int) for b in buckets)
+        expect(ok and list(buckets[:1]) == [1] and list(buckets) == sorted(set(buckets)),
+               "buckets", "integers that rise from 1", buckets)
     name = choose_backend(backend, device)
     check_precision(name, precision)
     path = Path(checkpoint)
@@ -134,7 +159,9 @@ def build_engine(
     misses: list[str] = []
     for candidate in candidates:
         progress(0, 1, f"compiling {name} {candidate}")
-        runner = make_runner(name, network, candidate)
+        runner = make_runner(name, network, candidate, tuple(buckets or (1, BATCH)))
+        if buckets is None and not _faster_in_batches(runner, loaded.spec):
+            runner = make_runner(name, network, candidate, (1,))
         allowed = limits or fidelity.LIMITS[candidate]
         try:
             report = _measure(runner, network, loaded, candidate, probe_images, progress)
@@ -159,7 +186,7 @@ def build_engine(
         backend=name,
         precision=candidate,
         precision_used=runner.precision_used(),
-        buckets=tuple(buckets),
+        buckets=tuple(runner.native.buckets),
         fingerprint=fingerprint(),
         versions={"torch": str(torch.__version__), "onnx": onnx.__version__,
                   name: runner.version},
@@ -172,19 +199,22 @@ def build_engine(
     return _current.use(Engine(manifest, runner, target))
 
 
-def load_engine(path: str | os.PathLike[str], *, verify: bool = False) -> Engine:
+def load_engine(
+    path: str | os.PathLike[str], *, verify: bool = False, mode: str = "latency"
+) -> Engine:
     """Load an engine file; it becomes the engine of `scrd_fast.score`.
 
-    verify: replay the golden images first and raise FidelityError where this machine does not
+    mode: "latency" (one stream, all cores: the shortest time per batch) or "throughput" (several
+    streams that share out the cores: the most images per second of many batches). verify: replay the golden images first and raise FidelityError where this machine does not
     keep the limits. Raises EngineFileError, BackendUnavailable.
     """
-    engine, golden = _open(path)
+    engine, golden = _open(path, mode)
     if verify:
         replay_golden(engine, golden)
     return _current.use(engine)
 
 
-def _open(path: str | os.PathLike[str]) -> tuple[Engine, bytes]:
+def _open(path: str | os.PathLike[str], mode: str = "latency") -> tuple[Engine, bytes]:
     """The compiled engine of a file, and its golden images."""
     manifest, members = read_engine_file(path)
     for name in (NETWORK, GOLDEN):
@@ -193,7 +223,7 @@ def _open(path: str | os.PathLike[str]) -> tuple[Engine, bytes]:
     proto = onnx.load_model_from_string(members[NETWORK])
     network = network_graph(proto, manifest.scoring_spec())
     choose_backend(manifest.backend, None)
-    runner = make_runner(manifest.backend, network, manifest.precision)
+    runner = make_runner(manifest.backend, network, manifest.precision, manifest.buckets, mode)
     return Engine(manifest, runner, Path(path)), members[GOLDEN]
 
 

@@ -1,21 +1,26 @@
 """Engine: scores batches through one compiled network."""
 
+import math
 import os
+import weakref
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from scrd_fast import _native
 from scrd_fast.data.images import read_image
 from scrd_fast.engine.backends.runner import Runner
 from scrd_fast.engine.file import Manifest
-from scrd_fast.errors import DataError, InputError, ScrdError
-from scrd_fast.ops.anomaly_map import combine_distances
-from scrd_fast.ops.preprocess import check_images, checked_pixels, normalise
+from scrd_fast.errors import DataError, InputError
+from scrd_fast.ops.preprocess import as_arrays
+
+FILES = 8  # read and scored together, of a list of paths
 
 
 @dataclass(frozen=True)
@@ -40,57 +45,90 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, str | os.PathLike)
 
 
+def _is_paths(value: Any) -> bool:
+    return isinstance(value, Sequence) and len(value) > 0 and all(map(_is_path, value))
+
+
+class Pending:
+    """The result of a batch that is being scored; made by `Engine.submit`."""
+
+    def __init__(self, pending: _native.PendingScores) -> None:
+        self._pending = pending
+        self._result: Result | None = None
+        self._lock = Lock()
+
+    def done(self) -> bool:
+        """Whether `result` would return at once."""
+        return self._pending.done()
+
+    def result(self, timeout: float | None = None) -> Result:
+        """Wait for the scores, `timeout` seconds at most, and return them; again and again.
+
+        Raises TimeoutError, and what scoring raised.
+        """
+        with self._lock:
+            if self._result is None:
+                if not self._pending.wait(math.inf if timeout is None else timeout):
+                    raise TimeoutError(f"result: expected scores within {timeout} s, got none yet")
+                self._result = Result(*self._pending.get())
+            return self._result
+
+
 class Engine:
-    """A loaded engine. Made by `build_engine` or `load_engine`."""
+    """A loaded engine. Made by `build_engine` or `load_engine`.
+
+    Any number of threads may use one engine. It holds threads and the compiled network until it
+    is closed, by `close`, by leaving its `with` block, or by the garbage collector.
+    """
 
     def __init__(self, manifest: Manifest, runner: Runner, path: Path) -> None:
         self.manifest = manifest
         self.spec = manifest.scoring_spec()
         self.path = path
-        self._runner = runner
+        self._scorer = runner.scorer(self.spec)
+        # At the interpreter's end at the latest: a thread that outlived it would crash.
+        self._close = weakref.finalize(self, self._scorer.close)
 
     def __repr__(self) -> str:
         m = self.manifest
         return f"Engine({self.path}, {m.model['backbone']}, {m.backend}, {m.precision})"
 
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Finish what was submitted and let go of threads and network; scoring ends here."""
+        self._close()
+
+    def submit(self, batch: Any, *, maps: bool = True) -> Pending:
+        """Begin to score a batch of images and return at once.
+
+        batch: as in `score`, without paths; its memory must not be written to until the result
+        is there. Batches are scored in order of submission, and the next one is prepared while
+        the network works on the one before. Raises InputError for arguments that do not fit.
+        """
+        if _is_path(batch) or _is_paths(batch):
+            raise InputError("batch: expected images, got paths; score(paths) reads them")
+        return Pending(self._scorer.submit(as_arrays(batch), maps))
+
     def score(self, batch: Any, *, maps: bool = True) -> Result:
         """Score a batch of images.
 
         batch: a uint8/uint16 (N, H, W) or (N, H, W, 3) array or tensor, a float32 one in [0, 1],
-        a list of such images of different sizes, or a list of paths. Of a list of paths the
-        unreadable files are named in `Result.errors` and the rest is scored. Raises InputError
-        that names the argument, what was expected and what came.
+        a list of such images of different sizes, or a list of paths. Arrays on the CPU are read
+        where they are, whatever their strides. Of a list of paths the unreadable files are named
+        in `Result.errors` and the rest is scored. Raises InputError that names the argument, what
+        was expected and what came.
         """
         if _is_path(batch):
             raise InputError("batch: expected a list of images or paths, got one path;"
                              f" write score([{str(batch)!r}])")
-        if isinstance(batch, Sequence) and batch and all(map(_is_path, batch)):
+        if _is_paths(batch):
             return self._score_paths(batch, maps)
-        checked = check_images(batch, "batch")
-        chunk = self.manifest.buckets[-1]
-        parts = [self._score_chunk(checked[i : i + chunk], maps)
-                 for i in range(0, len(checked), chunk)]
-        if len(parts) == 1:
-            return parts[0]
-        return Result(
-            np.concatenate([p.scores for p in parts]),
-            np.concatenate([p.maps for p in parts if p.maps is not None]) if maps else None,
-            np.concatenate([p.scale_weights for p in parts]),
-        )
-
-    def _score_chunk(self, images: torch.Tensor | list[torch.Tensor], maps: bool) -> Result:
-        pixels = normalise(checked_pixels(images, self.spec), self.spec)
-        distances, weights = self._runner.run(pixels.cpu())
-        result = combine_distances(distances, weights, self.spec, maps=maps)
-        scores = result.score(self.spec).numpy()
-        if not np.isfinite(scores).all():
-            raise ScrdError(
-                f"score: got a value that is not finite for image {np.isfinite(scores).argmin()}"
-                f" of its chunk; the {self.manifest.precision} network overflows on it: build"
-                " with precision='fp32'"
-            )
-        return Result(scores, None if result.map is None else result.map.numpy(),
-                      weights.numpy())
+        return self.submit(batch, maps=maps).result()
 
     def _score_paths(self, paths: Sequence[Any], maps: bool) -> Result:
         side = self.spec.input_size
@@ -98,18 +136,27 @@ class Engine:
         weights = np.full((len(paths), 3), np.nan, np.float32)
         all_maps = np.full((len(paths), side, side), np.nan, np.float32) if maps else None
         errors: dict[int, str] = {}
-        chunk = self.manifest.buckets[-1]
-        for start in range(0, len(paths), chunk):
+        waiting: deque[tuple[list[int], Pending]] = deque()
+
+        def collect() -> None:
+            indices, pending = waiting.popleft()
+            part = pending.result()
+            scores[indices], weights[indices] = part.scores, part.scale_weights
+            if all_maps is not None and part.maps is not None:
+                all_maps[indices] = part.maps
+
+        for start in range(0, len(paths), FILES):
             images, indices = [], []
-            for i in range(start, min(start + chunk, len(paths))):
+            for i in range(start, min(start + FILES, len(paths))):
                 try:
                     images.append(read_image(paths[i]))
                     indices.append(i)
                 except DataError as error:
                     errors[i] = str(error)
             if images:
-                part = self._score_chunk(check_images(images), maps)
-                scores[indices], weights[indices] = part.scores, part.scale_weights
-                if all_maps is not None and part.maps is not None:
-                    all_maps[indices] = part.maps
+                waiting.append((indices, self.submit(images, maps=maps)))
+            if len(waiting) > 1:  # the network works on one batch while the next is being read
+                collect()
+        while waiting:
+            collect()
         return Result(scores, all_maps, weights, errors=errors)

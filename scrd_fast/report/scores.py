@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from scrd_fast.data.images import read_image
-from scrd_fast.engine.engine import Engine, Result
+from scrd_fast.engine.engine import FILES, Engine, Result
 from scrd_fast.files import atomic_write
 from scrd_fast.report.overlays import write_overlays
 
@@ -51,10 +51,9 @@ def score_files(
 
     parts: list[Result] = []
     errors: list[str] = []
-    step = engine.manifest.buckets[-1]
-    for start in track(range(0, len(paths), step), description="scoring",
+    for start in track(range(0, len(paths), FILES), description="scoring",
                        console=Console(stderr=True), transient=True):
-        part = engine.score(paths[start : start + step], maps=overlays is not None)
+        part = engine.score(paths[start : start + FILES], maps=overlays is not None)
         errors += part.errors.values()
         if overlays is not None and part.maps is not None:
             read = [i for i in range(len(part.scores)) if i not in part.errors]

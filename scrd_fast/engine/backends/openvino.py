@@ -1,56 +1,47 @@
 """OpenVINO on the CPU: the default where no GPU is."""
 
-import io
 from collections import Counter
-from threading import Lock
 from typing import Any
 
-import numpy as np
 import onnx
-import openvino
-import torch
-from torch import Tensor
+import openvino  # before _openvino, which finds its library loaded by this
 
-from scrd_fast.engine.graph import NETWORK_OUTPUTS
+from scrd_fast.engine.backends.runner import Runner
+from scrd_fast.errors import BackendUnavailable
+
+try:
+    from scrd_fast import _openvino
+except ImportError as error:
+    raise BackendUnavailable(
+        f"backend 'openvino': this installation of scrd_fast was built without OpenVINO or for"
+        f" another release than {openvino.__version__} ({error}); install scrd_fast again with"
+        " the openvino release that its pyproject.toml names"
+    ) from error
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
-class OpenVinoRunner:
-    """The network compiled for one request at a time over all cores."""
+def make(
+    network: onnx.ModelProto, precision: str, buckets: tuple[int, ...], mode: str
+) -> Runner:
+    """Compile `network` (see engine.graph.network_graph) for this CPU.
 
-    name = "openvino"
+    In throughput mode the streams take single images: batches would keep streams waiting.
+    """
+    throughput = mode == "throughput"
+    native = _openvino.OpenVinoRunner(network.SerializeToString(), _HINTS[precision],
+                                      [1] if throughput else list(buckets), throughput)
 
-    def __init__(self, network: onnx.ModelProto, precision: str) -> None:
-        core = openvino.Core()
-        model = core.read_model(io.BytesIO(network.SerializeToString()))
-        self._compiled = core.compile_model(
-            model, "CPU",
-            {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]},
-        )
-        self._request = self._compiled.create_infer_request()
-        self._lock = Lock()
-        self.version = openvino.__version__
-
-    def run(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
-        """(N, 3, S, S) float32 -> three distances (N, h_k, w_k) and scale weights (N, 3)."""
-        # One request, whose output memory the next call overwrites: copy before letting go.
-        with self._lock:
-            outputs = self._request.infer([np.ascontiguousarray(pixels.numpy())])
-            *distances, weights = (torch.from_numpy(outputs[n].copy()) for n in NETWORK_OUTPUTS)
-        return distances, weights
-
-    def precision_used(self) -> dict[str, Any]:
-        """What the compiled graph computes in, per layer group: a runtime may ignore a hint."""
+    def precision_used() -> dict[str, Any]:
         groups: dict[str, Counter[str]] = {"convolutions": Counter(), "tail": Counter()}
-        for node in self._compiled.get_runtime_model().get_ops():
-            info = node.get_rt_info()
-            kind, precision = (str(info[k].astype(str)) for k in ("layerType", "runtimePrecision"))
+        for name, kind, computed in native.layers():
             if kind == "Convolution":
-                groups["convolutions"][precision] += 1
-            elif node.get_friendly_name().startswith(("tail/", "distance")) and kind != "Reorder":
-                groups["tail"][precision] += 1
+                groups["convolutions"][computed] += 1
+            elif name.startswith(("tail/", "distance")) and kind != "Reorder":
+                groups["tail"][computed] += 1
         return {group: dict(counts) for group, counts in groups.items()}
+
+    return Runner("openvino", openvino.__version__, native, precision_used)
 
 
 def precisions() -> list[str]:

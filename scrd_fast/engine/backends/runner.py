@@ -1,28 +1,39 @@
-"""What all runners share: the protocol, the precisions, and the choice of a backend."""
+"""What all runners share: precisions, modes, the choice of a backend, and the native scorer."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 import onnx
-from torch import Tensor
 
+from scrd_fast import _native
 from scrd_fast.errors import BackendUnavailable, expect
+from scrd_fast.ops.anomaly_map import native_tail
+from scrd_fast.spec import ScoringSpec
 
 PRECISIONS = ("fp32", "bf16")
 BACKENDS = ("openvino", "torch_eager")
+MODES = ("latency", "throughput")
 
 
-class Runner(Protocol):
-    """A compiled network: normalised pixels in, distances and scale weights out."""
+@dataclass(frozen=True)
+class Runner:
+    """A compiled network: normalised pixels in, distances and scale weights out.
+
+    native: what the C++ scorer drives; precision_used: the precision each layer group really
+    computes in.
+    """
 
     name: str
     version: str
+    native: _native.Runner
+    precision_used: Callable[[], dict[str, Any]]
 
-    def run(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
-        """(N, 3, S, S) float32 -> three distances (N, h_k, w_k) and scale weights (N, 3)."""
-
-    def precision_used(self) -> dict[str, Any]:
-        """The precision each layer group really computes in."""
+    def scorer(self, spec: ScoringSpec) -> _native.Scorer:
+        """The scorer that owns this runner from now on; close it before the interpreter ends."""
+        return _native.Scorer(self.native, spec.input_size, spec.mean, spec.std,
+                              native_tail(spec), spec.reduction == "max")
 
 
 def check_precision(backend: str, precision: str) -> None:
@@ -62,13 +73,19 @@ def native_precisions(backend: str) -> list[str]:
     return precisions()
 
 
-def make_runner(backend: str, network: onnx.ModelProto, precision: str) -> Runner:
-    """Compile `network` for a backend; raises BackendUnavailable where it cannot run here."""
+def make_runner(
+    backend: str, network: onnx.ModelProto, precision: str, buckets: tuple[int, ...],
+    mode: str = "latency",
+) -> Runner:
+    """Compile `network` for a backend; raises BackendUnavailable where it cannot run here.
+
+    buckets: batch sizes rising from 1; mode: "latency" (one stream, all cores) or "throughput"
+    (several streams, where the backend has them).
+    """
     check_precision(backend, precision)
+    expect(mode in MODES, "mode", f"one of {MODES}", repr(mode))
     if backend == "openvino":
-        from scrd_fast.engine.backends.openvino import OpenVinoRunner
-
-        return OpenVinoRunner(network, precision)
-    from scrd_fast.engine.backends.torch_eager import TorchRunner
-
-    return TorchRunner(network, precision)
+        from scrd_fast.engine.backends.openvino import make
+    else:
+        from scrd_fast.engine.backends.torch_eager import make
+    return make(network, precision, buckets, mode)

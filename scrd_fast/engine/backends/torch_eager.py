@@ -7,10 +7,14 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor
 
+from scrd_fast import _native
+from scrd_fast.engine.backends.runner import Runner
 from scrd_fast.engine.graph import NETWORK_INPUT, NETWORK_OUTPUTS
+from scrd_fast.errors import BackendUnavailable
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Attributes = dict[str, Any]
@@ -47,9 +51,6 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
 class TorchRunner:
     """Interprets the network graph; "network/" nodes in the precision, "tail/" in float32."""
 
-    name = "torch_eager"
-    version = str(torch.__version__)
-
     def __init__(self, network: onnx.ModelProto, precision: str) -> None:
         self.precision = precision
         dtype = _DTYPES[precision]
@@ -84,11 +85,10 @@ class TorchRunner:
                     alive.pop(n, None)
 
     @torch.no_grad()
-    def run(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
-        """(N, 3, S, S) float32 -> three distances (N, h_k, w_k) and scale weights (N, 3)."""
-        kept = {o: v for _, o, v in self.values(pixels) if o in NETWORK_OUTPUTS}
-        *distances, weights = (kept[name] for name in NETWORK_OUTPUTS)
-        return distances, weights
+    def run(self, pixels: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """(N, 3, S, S) -> three distances (N, h_k, w_k) and scale weights (N, 3)."""
+        kept = {o: v for _, o, v in self.values(torch.from_numpy(pixels)) if o in NETWORK_OUTPUTS}
+        return [kept[name].contiguous().numpy() for name in NETWORK_OUTPUTS]
 
     def precision_used(self) -> dict[str, Any]:
         names = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -98,6 +98,21 @@ class TorchRunner:
             if op == "Conv" or name.startswith("tail/"):
                 counts[group][names[dtype]] = counts[group].get(names[dtype], 0) + 1
         return counts
+
+
+def make(
+    network: onnx.ModelProto, precision: str, buckets: tuple[int, ...], mode: str
+) -> Runner:
+    """The interpreter as a runner; PyTorch shares out the cores itself, so it has one stream."""
+    if mode != "latency":
+        raise BackendUnavailable(
+            f"mode {mode!r}: expected 'latency' with backend 'torch_eager', which has one stream"
+        )
+    torch_runner = TorchRunner(network, precision)
+    size = network.graph.input[0].type.tensor_type.shape.dim[2].dim_value
+    return Runner("torch_eager", str(torch.__version__),
+                  _native.PythonRunner(torch_runner.run, size, list(buckets)),
+                  torch_runner.precision_used)
 
 
 @torch.no_grad()

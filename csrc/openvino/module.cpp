@@ -1,0 +1,30 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "openvino_runner.hpp"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_openvino, module) {
+  module.doc() = "The runner that links OpenVINO. Import openvino before this module.";
+  py::module_::import("scrd_fast._native");  // where Runner is registered
+
+  py::class_<scrd::OpenVinoRunner, scrd::Runner, std::shared_ptr<scrd::OpenVinoRunner>>(
+      module, "OpenVinoRunner", "The network compiled by OpenVINO for the CPU.")
+      .def(py::init([](const py::bytes& onnx, const std::string& precision,
+                       std::vector<std::size_t> buckets, bool throughput) {
+             const std::string graph = onnx;
+             py::gil_scoped_release release;
+             return std::make_shared<scrd::OpenVinoRunner>(graph, precision, std::move(buckets),
+                                                           throughput);
+           }),
+           py::arg("onnx"), py::arg("precision"), py::arg("buckets"), py::arg("throughput"))
+      .def("layers", [](const scrd::OpenVinoRunner& runner) {
+        py::list layers;
+        for (const scrd::Layer& layer : runner.layers()) {
+          layers.append(py::make_tuple(layer.name, layer.type, layer.precision));
+        }
+        return layers;
+      }, "(name, type, precision) of each layer of the compiled graph.");
+  module.def("version", &scrd::openvino_version, "The release in use.");
+}

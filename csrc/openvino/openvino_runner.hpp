@@ -1,0 +1,48 @@
+// The network compiled by OpenVINO for the CPU.
+#pragma once
+
+#include <memory>
+#include <openvino/openvino.hpp>
+#include <string>
+#include <vector>
+
+#include "../runner.hpp"
+
+namespace scrd {
+
+// What a layer of the compiled graph is and computes in: a runtime may ignore a hint.
+struct Layer {
+  std::string name, type, precision;
+};
+
+class OpenVinoRunner final : public Runner {
+ public:
+  // onnx: the serialised graph with one input (batch, 3, S, S) and the outputs three distances and
+  // scale weights, in this order; precision: OpenVINO's inference precision hint (f32, bf16);
+  // buckets: batch sizes rising from 1, each compiled on its own; throughput: several streams that
+  // share out the cores instead of one that has all. Throws ov::Exception.
+  OpenVinoRunner(const std::string& onnx, const std::string& precision,
+                 std::vector<std::size_t> buckets, bool throughput);
+
+  std::size_t streams() const override { return streams_.size(); }
+  const std::vector<std::size_t>& buckets() const override { return buckets_; }
+  void start(std::size_t stream, const float* pixels, std::size_t n) override;
+  NetworkOutputs wait(std::size_t stream) override;
+
+  std::vector<Layer> layers() const;
+
+ private:
+  struct Stream {
+    std::vector<ov::InferRequest> requests;  // one per bucket
+    std::size_t active = 0;                  // the bucket that start chose
+  };
+
+  std::vector<std::size_t> buckets_;
+  std::vector<ov::CompiledModel> compiled_;  // one per bucket
+  std::vector<Stream> streams_;
+};
+
+// The release in use, as openvino.__version__ gives it.
+std::string openvino_version();
+
+}  // namespace scrd

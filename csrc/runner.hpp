@@ -1,0 +1,39 @@
+// What the scorer asks of a compiled network. One implementation per runtime.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <vector>
+
+#include "anomaly_map.hpp"
+
+namespace scrd {
+
+// What a network gives for n images: three distances (n, h_k, w_k) and scale weights (n, 3).
+struct NetworkOutputs {
+  std::array<const float*, kScales> distances{};
+  const float* scale_weights = nullptr;
+};
+
+class Runner {
+ public:
+  Runner() = default;
+  Runner(const Runner&) = delete;
+  Runner& operator=(const Runner&) = delete;
+  virtual ~Runner() = default;
+
+  // Requests that can be under way at a time. A stream is used by one thread at a time.
+  virtual std::size_t streams() const = 0;
+
+  // The batch sizes it is compiled for, rising from 1.
+  virtual const std::vector<std::size_t>& buckets() const = 0;
+
+  // Begins the network on n images (one of the buckets), float32 (n, 3, S, S) and normalised,
+  // which stay as they are until wait returns. May throw.
+  virtual void start(std::size_t stream, const float* pixels, std::size_t n) = 0;
+
+  // Ends what start began; the outputs are valid until the next start on this stream. May throw.
+  virtual NetworkOutputs wait(std::size_t stream) = 0;
+};
+
+}  // namespace scrd

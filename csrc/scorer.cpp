@@ -1,0 +1,239 @@
+#include "scorer.hpp"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+#include <exception>
+#include <string>
+#include <utility>
+
+#include "error.hpp"
+
+namespace scrd {
+namespace {
+
+long this_process() { return static_cast<long>(getpid()); }
+
+}  // namespace
+
+// A submitted batch. Its pieces may be served by several threads; the last one fulfils the promise.
+struct Scorer::Job {
+  std::vector<ImageView> images;
+  std::unique_ptr<Scores> scores;
+  std::promise<std::unique_ptr<Scores>> promise;
+  std::atomic<std::size_t> unfinished{0};  // pieces
+  std::mutex mutex;
+  std::exception_ptr error;  // the first one; guarded by mutex
+
+  void piece_finished(std::exception_ptr thrown = nullptr) {
+    if (thrown) {
+      std::lock_guard<std::mutex> lock(mutex);
+      if (!error) error = std::move(thrown);
+    }
+    if (unfinished.fetch_sub(1) != 1) return;
+    if (error) {
+      promise.set_exception(std::move(error));
+    } else {
+      promise.set_value(std::move(scores));
+    }
+  }
+};
+
+// What one stream works with. `pixels` has two halves, so that one can be filled while the network
+// reads the other; `outputs` keeps what the network gave while the next piece is under way.
+struct Scorer::Stream {
+  std::size_t index, half;
+  std::unique_ptr<float[]> pixels;
+  std::array<std::vector<float>, kScales> distances;
+  std::vector<float> scale_weights;
+};
+
+Scorer::Scorer(std::shared_ptr<Runner> runner, PixelSpec pixels, Tail tail, bool maximum)
+    : runner_(std::move(runner)),
+      pixels_(pixels),
+      tail_(std::move(tail)),
+      maximum_(maximum),
+      process_(this_process()) {
+  if (!runner_) fail("runner", "a runner", "none");
+  const std::vector<std::size_t>& buckets = runner_->buckets();
+  bool rising = !buckets.empty() && buckets[0] == 1;
+  for (std::size_t i = 1; i < buckets.size(); ++i) rising = rising && buckets[i - 1] < buckets[i];
+  if (!rising) fail("buckets", "batch sizes rising from 1", "others");
+  if (pixels_.size != tail_.size()) {
+    fail("tail", "a map of side " + std::to_string(pixels_.size) + " as the network's input",
+         std::to_string(tail_.size()));
+  }
+  const std::size_t largest = buckets.back();
+  const std::size_t half = input_values(largest, pixels_);
+  for (std::size_t index = 0; index < runner_->streams(); ++index) {
+    auto stream = std::make_unique<Stream>();
+    stream->index = index;
+    stream->half = half;
+    stream->pixels.reset(new float[2 * half]);
+    for (int k = 0; k < kScales; ++k) {
+      stream->distances[k].resize(largest * tail_.sides()[k] * tail_.sides()[k]);
+    }
+    stream->scale_weights.resize(largest * kScales);
+    streams_.push_back(std::move(stream));
+  }
+  for (std::unique_ptr<Stream>& stream : streams_) {
+    threads_.emplace_back([this, &stream] { serve(*stream); });
+  }
+}
+
+Scorer::~Scorer() { close(); }
+
+Scorer::Future Scorer::submit(std::vector<ImageView> images, bool is_batch, bool maps,
+                              std::shared_ptr<void> owner) {
+  if (process_ != this_process()) {
+    throw ClosedError(
+        "scorer: expected the process that made it, got a fork of it; load the engine in the "
+        "process that uses it");
+  }
+  if (images.empty()) fail("batch", "at least one image", "none");
+  for (std::size_t i = 0; i < images.size(); ++i) {
+    check_image(images[i], is_batch ? "batch" : "batch[" + std::to_string(i) + "]");
+  }
+  check_finite(images.data(), images.size(), "batch", is_batch);
+  auto job = std::make_shared<Job>();
+  const std::size_t n = images.size(), size = tail_.size();
+  job->images = std::move(images);
+  job->scores = std::make_unique<Scores>();
+  job->scores->n = n;
+  job->scores->size = size;
+  job->scores->owner = std::move(owner);
+  job->scores->scores.reset(new float[n]);
+  job->scores->scale_weights.reset(new float[n * kScales]);
+  if (maps) job->scores->maps.reset(new float[n * size * size]);
+  Future future = job->promise.get_future();
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (closing_) throw ClosedError("scorer: expected an open one, got one after close()");
+    std::vector<Piece> pieces;
+    for (std::size_t first = 0; first < n; first += pieces.back().count) {
+      std::size_t count = 1;
+      for (std::size_t bucket : runner_->buckets()) count = bucket <= n - first ? bucket : count;
+      pieces.push_back({job, first, count});
+    }
+    job->unfinished = pieces.size();
+    queue_.insert(queue_.end(), pieces.begin(), pieces.end());
+  }
+  ready_.notify_all();
+  return future;
+}
+
+void Scorer::close() {
+  std::lock_guard<std::mutex> once(close_mutex_);
+  if (process_ != this_process()) {
+    // fork() left the threads and whatever they held behind: there is nothing to join.
+    for (std::thread& thread : threads_) thread.detach();
+    threads_.clear();
+    return;
+  }
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    closing_ = true;
+  }
+  ready_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
+  streams_.clear();
+  runner_.reset();
+}
+
+// The next piece of the queue, waiting for one if asked to. False: there is none.
+bool Scorer::take(Piece& piece, bool wait) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  if (wait) ready_.wait(lock, [this] { return closing_ || !queue_.empty(); });
+  if (queue_.empty()) return false;
+  piece = std::move(queue_.front());
+  queue_.pop_front();
+  return true;
+}
+
+bool Scorer::prepare(const Piece& piece, float* pixels) const {
+  try {
+    preprocess(piece.job->images.data() + piece.first, piece.count, pixels_, pixels);
+    return true;
+  } catch (...) {
+    piece.job->piece_finished(std::current_exception());
+    return false;
+  }
+}
+
+bool Scorer::start(const Piece& piece, const Stream& stream, const float* pixels) const {
+  try {
+    runner_->start(stream.index, pixels, piece.count);
+    return true;
+  } catch (...) {
+    piece.job->piece_finished(std::current_exception());
+    return false;
+  }
+}
+
+bool Scorer::wait(const Piece& piece, Stream& stream) const {
+  try {
+    const NetworkOutputs outputs = runner_->wait(stream.index);
+    for (int k = 0; k < kScales; ++k) {
+      const std::size_t side = tail_.sides()[k];
+      std::memcpy(stream.distances[k].data(), outputs.distances[k],
+                  piece.count * side * side * sizeof(float));
+    }
+    std::memcpy(stream.scale_weights.data(), outputs.scale_weights,
+                piece.count * kScales * sizeof(float));
+    return true;
+  } catch (...) {
+    piece.job->piece_finished(std::current_exception());
+    return false;
+  }
+}
+
+// From what `wait` kept to scores and maps.
+void Scorer::finish(const Piece& piece, const Stream& stream) const {
+  const Scores& scores = *piece.job->scores;
+  const std::size_t pixels = tail_.size() * tail_.size();
+  std::exception_ptr error;
+  for (std::size_t i = 0; i < piece.count && !error; ++i) {
+    const std::size_t image = piece.first + i;
+    std::array<const float*, kScales> distances;
+    for (int k = 0; k < kScales; ++k) {
+      distances[k] = stream.distances[k].data() + i * tail_.sides()[k] * tail_.sides()[k];
+    }
+    const float* weights = stream.scale_weights.data() + i * kScales;
+    std::memcpy(scores.scale_weights.get() + image * kScales, weights, kScales * sizeof(float));
+    float mean, *score = scores.scores.get() + image;
+    try {
+      tail_(distances, weights, 1, scores.maps ? scores.maps.get() + image * pixels : nullptr,
+            maximum_ ? &mean : score, maximum_ ? score : nullptr);
+    } catch (const InputError&) {  // the image was good: the network is to blame
+      error = std::make_exception_ptr(
+          NotFiniteError("batch: the network's output for image " + std::to_string(image) +
+                         " is not finite; it overflows on this image"));
+    }
+  }
+  piece.job->piece_finished(std::move(error));
+}
+
+// A stream's thread: while the network works on one piece, the next one is prepared, and while it
+// works on that, the first one's map is made.
+void Scorer::serve(Stream& stream) {
+  Piece running, next;
+  bool is_running = false;
+  std::size_t turn = 0;
+  while (true) {
+    const bool is_next = take(next, !is_running);
+    if (!is_next && !is_running) return;
+    float* pixels = stream.pixels.get() + turn * stream.half;
+    const bool is_ready = is_next && prepare(next, pixels);
+    const bool is_done = is_running && wait(running, stream);
+    const bool is_started = is_ready && start(next, stream, pixels);
+    if (is_done) finish(running, stream);
+    running = std::move(next);
+    next = Piece();
+    is_running = is_started;
+    turn ^= 1;
+  }
+}
+
+}  // namespace scrd

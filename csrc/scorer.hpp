@@ -1,0 +1,83 @@
+// Batches of images in, scores and maps out: pre-processing, network, anomaly map, in one call.
+#pragma once
+
+#include <array>
+#include <condition_variable>
+#include <cstddef>
+#include <deque>
+#include <future>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "anomaly_map.hpp"
+#include "preprocess.hpp"
+#include "runner.hpp"
+#include "tensor.hpp"
+
+namespace scrd {
+
+// Scores of n images in their order: scores (n), scale_weights (n, 3), maps (n, size, size) or null.
+struct Scores {
+  std::size_t n = 0, size = 0;
+  std::unique_ptr<float[]> scores, scale_weights, maps;
+  std::shared_ptr<void> owner;  // of the images' memory, as submit was given it
+};
+
+// Any number of threads may call one Scorer. Batches are served in order of submission, and cut
+// into pieces of the runner's batch sizes. One thread per stream of the runner keeps it busy: while
+// the network works on a piece, its thread prepares the next one and finishes the one before.
+class Scorer {
+ public:
+  using Future = std::future<std::unique_ptr<Scores>>;
+
+  // tail: how distances become map and scores; maximum: the score is the map's largest value
+  // instead of its mean. The runner is used by this scorer alone.
+  Scorer(std::shared_ptr<Runner> runner, PixelSpec pixels, Tail tail, bool maximum);
+  ~Scorer();  // closes
+  Scorer(const Scorer&) = delete;
+  Scorer& operator=(const Scorer&) = delete;
+
+  // The images' memory must stay as it is until the future is ready; `owner`, if any, is kept that
+  // long and handed back with the scores. is_batch: how errors name an image, as a part of the array
+  // "batch" or as the list element "batch[i]". Errors of the arguments are thrown here (InputError,
+  // NotFiniteError), those of the network by the future. Throws ClosedError after close().
+  Future submit(std::vector<ImageView> images, bool is_batch, bool maps,
+                std::shared_ptr<void> owner = nullptr);
+
+  // Ends what was submitted, then lets go of threads and runner.
+  void close();
+
+ private:
+  struct Job;
+  struct Piece {
+    std::shared_ptr<Job> job;
+    std::size_t first = 0, count = 0;  // images of the job
+  };
+
+  struct Stream;
+
+  bool take(Piece& piece, bool wait);
+  bool prepare(const Piece& piece, float* pixels) const;
+  bool start(const Piece& piece, const Stream& stream, const float* pixels) const;
+  bool wait(const Piece& piece, Stream& stream) const;
+  void finish(const Piece& piece, const Stream& stream) const;
+  void serve(Stream& stream);
+
+  std::shared_ptr<Runner> runner_;
+  const PixelSpec pixels_;
+  const Tail tail_;
+  const bool maximum_;
+  const long process_;
+
+  std::mutex mutex_;
+  std::condition_variable ready_;
+  std::deque<Piece> queue_;  // guarded by mutex_
+  bool closing_ = false;     // guarded by mutex_
+  std::mutex close_mutex_;
+  std::vector<std::unique_ptr<Stream>> streams_;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace scrd
