@@ -10,14 +10,14 @@ from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import setup
 
 # No -march: each kernel is compiled for several instruction sets and chosen at run time.
-FLAGS = ["-O3", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi", "-pthread"]
+FLAGS = ["-O3", "-Icsrc", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi", "-pthread"]
 HEADERS = [*glob("csrc/**/*.hpp", recursive=True), *glob("csrc/*.inl")]
 
 
 def extension(name: str, sources: list[str], **options: list[str]) -> Pybind11Extension:
     return Pybind11Extension(
         f"scrd_fast.{name}", sorted(sources), depends=HEADERS, cxx_std=17,
-        extra_compile_args=FLAGS, extra_link_args=["-pthread"], **options,
+        extra_link_args=["-pthread"], **{"extra_compile_args": FLAGS, **options},
     )
 
 
@@ -32,8 +32,8 @@ def extensions() -> Iterator[Pybind11Extension]:
     root = Path(openvino.origin).parent
     libraries = sorted((root / "libs").glob("libopenvino.so*"))
     yield extension("_openvino", glob("csrc/openvino/*.cpp"),
-                    include_dirs=[str(root / "include")],
-                    extra_objects=[str(libraries[0])])
+                    extra_objects=[str(libraries[0])],
+                    extra_compile_args=[*FLAGS, "-isystem", str(root / "include")])
 
 
 ParallelCompile(default=os.cpu_count() or 1).install()

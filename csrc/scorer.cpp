@@ -207,9 +207,9 @@ void Scorer::finish(const Piece& piece, const Stream& stream) const {
       tail_(distances, weights, 1, scores.maps ? scores.maps.get() + image * pixels : nullptr,
             maximum_ ? &mean : score, maximum_ ? score : nullptr);
     } catch (const InputError&) {  // the image was good: the network is to blame
-      error = std::make_exception_ptr(
-          NotFiniteError("batch: the network's output for image " + std::to_string(image) +
-                         " is not finite; it overflows on this image"));
+      error = std::make_exception_ptr(NotFiniteError("batch: the network's output for image " +
+                                                     std::to_string(image) +
+                                                     " is not finite; it overflows on this image"));
     }
   }
   piece.job->piece_finished(std::move(error));

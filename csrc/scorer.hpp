@@ -18,7 +18,8 @@
 
 namespace scrd {
 
-// Scores of n images in their order: scores (n), scale_weights (n, 3), maps (n, size, size) or null.
+// Scores of n images in their order: scores (n), scale_weights (n, 3), maps (n, size, size) or
+// null.
 struct Scores {
   std::size_t n = 0, size = 0;
   std::unique_ptr<float[]> scores, scale_weights, maps;
@@ -40,9 +41,10 @@ class Scorer {
   Scorer& operator=(const Scorer&) = delete;
 
   // The images' memory must stay as it is until the future is ready; `owner`, if any, is kept that
-  // long and handed back with the scores. is_batch: how errors name an image, as a part of the array
-  // "batch" or as the list element "batch[i]". Errors of the arguments are thrown here (InputError,
-  // NotFiniteError), those of the network by the future. Throws ClosedError after close().
+  // long and handed back with the scores. is_batch: how errors name an image, as a part of the
+  // array "batch" or as the list element "batch[i]". Errors of the arguments are thrown here
+  // (InputError, NotFiniteError), those of the network by the future. Throws ClosedError after
+  // close().
   Future submit(std::vector<ImageView> images, bool is_batch, bool maps,
                 std::shared_ptr<void> owner = nullptr);
 

@@ -19,12 +19,15 @@ PYBIND11_MODULE(_openvino, module) {
                                                            throughput);
            }),
            py::arg("onnx"), py::arg("precision"), py::arg("buckets"), py::arg("throughput"))
-      .def("layers", [](const scrd::OpenVinoRunner& runner) {
-        py::list layers;
-        for (const scrd::Layer& layer : runner.layers()) {
-          layers.append(py::make_tuple(layer.name, layer.type, layer.precision));
-        }
-        return layers;
-      }, "(name, type, precision) of each layer of the compiled graph.");
+      .def(
+          "layers",
+          [](const scrd::OpenVinoRunner& runner) {
+            py::list layers;
+            for (const scrd::Layer& layer : runner.layers()) {
+              layers.append(py::make_tuple(layer.name, layer.type, layer.precision));
+            }
+            return layers;
+          },
+          "(name, type, precision) of each layer of the compiled graph.");
   module.def("version", &scrd::openvino_version, "The release in use.");
 }

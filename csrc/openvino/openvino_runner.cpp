@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "../error.hpp"
 
 namespace scrd {
 namespace {
@@ -67,7 +66,8 @@ NetworkOutputs OpenVinoRunner::wait(std::size_t stream) {
 
 std::vector<Layer> OpenVinoRunner::layers() const {
   std::vector<Layer> layers;
-  for (const std::shared_ptr<ov::Node>& node : compiled_[0].get_runtime_model()->get_ordered_ops()) {
+  for (const std::shared_ptr<ov::Node>& node :
+       compiled_[0].get_runtime_model()->get_ordered_ops()) {
     const ov::RTMap& info = node->get_rt_info();
     layers.push_back({node->get_friendly_name(), info.at("layerType").as<std::string>(),
                       info.at("runtimePrecision").as<std::string>()});

@@ -1,9 +1,10 @@
 #include <chrono>
 #include <future>
+#include <limits>
 
-#include "../scorer.hpp"
 #include "arrays.hpp"
 #include "module.hpp"
+#include "scorer.hpp"
 
 namespace scrd::python {
 namespace {
@@ -72,7 +73,8 @@ class PendingScores {
   explicit PendingScores(Scorer::Future future) : future_(std::move(future)) {}
 
   bool done() {
-    return !future_.valid() || future_.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
+    return !future_.valid() ||
+           future_.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
   }
 
   // Waits in slices, so that Ctrl-C is heard.
@@ -83,14 +85,19 @@ class PendingScores {
       if (left.count() <= 0) return false;
       {
         py::gil_scoped_release release;
-        future_.wait_for(std::min<std::chrono::duration<double>>(left, std::chrono::milliseconds(100)));
+        future_.wait_for(
+            std::min<std::chrono::duration<double>>(left, std::chrono::milliseconds(100)));
       }
       if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     }
     return true;
   }
 
-  py::tuple get() { return as_tuple(std::move(*future_.get())); }
+  py::tuple get() {
+    if (!future_.valid()) fail("get", "to be called once", "a second call");
+    wait(std::numeric_limits<double>::infinity());
+    return as_tuple(std::move(*future_.get()));
+  }
 
  private:
   Scorer::Future future_;

@@ -55,4 +55,5 @@ PYBIND11_MODULE(_native, module) {
 
   scrd::python::bind_anomaly_map(module);
   scrd::python::bind_scorer(module);
+  scrd::python::bind_preprocess(module);
 }

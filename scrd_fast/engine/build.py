@@ -137,8 +137,8 @@ def build_engine(
     or "auto": bf16 where this CPU computes in it natively and the result keeps the fidelity
     limits, else fp32. images: normal images (array, folder or paths) to judge fidelity on; their
     pictures are not kept. buckets: batch sizes rising from 1, each compiled on its own; by default
-    single images, and batches of 8 where those are measured to be faster. limits: fidelity limits instead of the table's (engine.fidelity). progress: called with
-    (done, total, what).
+    single images, and batches of 8 where those are measured to be faster. limits: fidelity limits
+    instead of the table's (engine.fidelity). progress: called with (done, total, what).
 
     Raises CheckpointError, BackendUnavailable, FidelityError (with the figures), OutputError.
     """
@@ -205,8 +205,9 @@ def load_engine(
     """Load an engine file; it becomes the engine of `scrd_fast.score`.
 
     mode: "latency" (one stream, all cores: the shortest time per batch) or "throughput" (several
-    streams that share out the cores: the most images per second of many batches). verify: replay the golden images first and raise FidelityError where this machine does not
-    keep the limits. Raises EngineFileError, BackendUnavailable.
+    streams that share out the cores: the most images per second of many batches). verify: replay
+    the golden images first and raise FidelityError where this machine does not keep the limits.
+    Raises EngineFileError, BackendUnavailable.
     """
     engine, golden = _open(path, mode)
     if verify:

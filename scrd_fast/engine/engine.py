@@ -112,7 +112,7 @@ class Engine:
         """
         if _is_path(batch) or _is_paths(batch):
             raise InputError("batch: expected images, got paths; score(paths) reads them")
-        return Pending(self._scorer.submit(as_arrays(batch), maps))
+        return Pending(self._scorer.submit(as_arrays(batch, "batch"), maps))
 
     def score(self, batch: Any, *, maps: bool = True) -> Result:
         """Score a batch of images.

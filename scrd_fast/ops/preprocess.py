@@ -12,10 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scrd_fast.errors import expect
+from scrd_fast import _native
+from scrd_fast.errors import NotFiniteError, expect
+from scrd_fast.ops.implementations import as_array, choose, not_native
 from scrd_fast.spec import ScoringSpec
 
 FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0, torch.float32: 1.0, torch.float64: 1.0}
+_DTYPES = "dtype uint8, uint16 or float32"
 _BATCH = "uint8, uint16 or float (N, H, W) or (N, H, W, 3)"
 
 
@@ -24,12 +27,12 @@ def _as_tensor(value: Any, name: str) -> Tensor:
     if isinstance(value, np.ndarray):
         dtype = value.dtype.newbyteorder("=")
         accepted = dtype in (np.uint8, np.uint16, np.float32, np.float64)
-        expect(accepted, name, "dtype uint8, uint16 or float32", value.dtype)
+        expect(accepted, name, _DTYPES, value.dtype)
         native = value if value.dtype.isnative else value.astype(dtype)
         readable = native if native.flags.writeable else native.copy()
         return torch.from_numpy(np.ascontiguousarray(readable))
     expect(isinstance(value, Tensor), name, "an array or a tensor", type(value).__name__)
-    expect(value.dtype in FULL_SCALE, name, "dtype uint8, uint16 or float32", value.dtype)
+    expect(value.dtype in FULL_SCALE, name, _DTYPES, value.dtype)
     return value
 
 
@@ -38,7 +41,8 @@ def _check_finite(images: Tensor, name: str) -> None:
         bad = ~torch.isfinite(images.to(torch.float32))  # what the network computes in
         if bool(bad.any()):
             where = tuple(int(i) for i in bad.nonzero()[0])
-            expect(False, name, "finite values", f"{float(images[where])} at index {where}")
+            raise NotFiniteError(
+                f"{name}: expected finite values, got {float(images[where])} at index {where}")
 
 
 def _resize(images: Tensor, size: int) -> Tensor:
@@ -121,6 +125,47 @@ def normalise(pixels: Tensor, spec: ScoringSpec) -> Tensor:
     return ((pixels - mean) / std).contiguous()
 
 
-def preprocess(images: Any, spec: ScoringSpec) -> Tensor:
-    """Images as `to_pixels` takes them -> float32 (N, 3, S, S), ready for the teacher."""
-    return normalise(to_pixels(images, spec), spec)
+def as_arrays(images: Any, name: str) -> Any:
+    """The images for C++: arrays and tensors as arrays of the same memory, others as they are.
+
+    Copied are only tensors of another device and arrays in another byte order.
+    """
+    def array(value: Any, name: str) -> Any:
+        if isinstance(value, np.ndarray):
+            return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
+        if isinstance(value, Tensor):
+            expect(value.dtype in FULL_SCALE, name, _DTYPES, value.dtype)
+            return as_array(value.cpu())
+        return value
+
+    if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+        return [array(image, f"{name}[{i}]") for i, image in enumerate(images)]
+    return array(images, name)
+
+
+def preprocess(
+    images: Any,
+    spec: ScoringSpec,
+    *,
+    impl: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Images as `to_pixels` takes them -> (N, 3, S, S) of `dtype`, ready for the teacher.
+
+    dtype: torch.float32 or torch.bfloat16 (computed in float32, then rounded). impl: "native"
+    (arrays and tensors on the CPU without gradients, read where they lie, in any strides) or
+    "reference"; None takes native where it can run. Raises InputError that names the image that
+    does not fit, NotFiniteError where a value is not finite as float32, and BackendUnavailable.
+    """
+    expect(dtype in (torch.float32, torch.bfloat16), "dtype", "torch.float32 or torch.bfloat16",
+           dtype)
+    parts = images if isinstance(images, list | tuple) else [images]
+    # A tensor of another dtype fits neither implementation; the checks say so.
+    tensors = [p for p in parts if isinstance(p, Tensor) and p.dtype in FULL_SCALE]
+    why_not = not_native(tensors, tuple(FULL_SCALE))
+    if choose("preprocess", impl, native=why_not) == "reference":
+        return normalise(to_pixels(images, spec), spec).to(dtype)
+    out = torch.from_numpy(_native.preprocess(
+        as_arrays(images, "images"), spec.input_size, spec.mean, spec.std,
+        dtype == torch.bfloat16))
+    return out.view(torch.bfloat16) if dtype == torch.bfloat16 else out
