@@ -1,14 +1,18 @@
 """What a user would run instead, in our own words; each gives the same score and map."""
 
+import io
 from typing import Any
 
 import numpy as np
+import openvino
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from scrd_fast.engine.graph import NETWORK_INPUT, build_graph
 from scrd_fast.model.scrd import SCRD
+from scrd_fast.ops.anomaly_map import COSINE_EPS, STRIDES, upsample_blur_matrix
 from scrd_fast.ops.preprocess import preprocess
 from scrd_fast.spec import ScoringSpec
 
@@ -41,3 +45,66 @@ class PublishedLoop:
             scores.append(total.mean())
             maps.append(total)
         return np.array(scores), np.stack(maps)
+
+
+class _WholeModel(torch.nn.Module):
+    """Normalised pixels -> score and map, for a converter to trace."""
+
+    def __init__(self, model: SCRD, spec: ScoringSpec) -> None:
+        super().__init__()
+        self.model = model.eval()
+        self.matrices = [
+            torch.tensor(upsample_blur_matrix(spec.input_size, spec.input_size // stride,
+                                              float(spec.blur_sigma)), dtype=torch.float32)
+            for stride in STRIDES]
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.model(pixels)
+        total = torch.zeros(())
+        for teacher, student, u in zip(features.teacher, features.student, self.matrices,
+                                       strict=True):
+            # Written out: the converter has no rule for cosine_similarity.
+            norms = [f.square().sum(dim=1).sqrt().clamp(min=COSINE_EPS) for f in (teacher, student)]
+            total = total + u @ (1 - (teacher * student).sum(dim=1) / (norms[0] * norms[1])) @ u.T
+        return total.mean(dim=(1, 2)), total
+
+
+class PlainOpenVino:
+    """The model as one OpenVINO graph behind its Python API, fed with ready-made floats.
+
+    variant: "converted" from PyTorch by openvino.convert_model, or our exported graph with any
+    ("dynamic") or one ("static") batch size. precision: "fp32" or "bf16", as a hint.
+    """
+
+    VARIANTS = ("converted", "dynamic", "static")
+
+    def __init__(self, model: SCRD, spec: ScoringSpec, variant: str, precision: str) -> None:
+        shape = [1, 3, spec.input_size, spec.input_size]
+        core = openvino.Core()
+        if variant == "converted":
+            with torch.no_grad():
+                graph = openvino.convert_model(_WholeModel(model, spec),
+                                               example_input=torch.zeros(shape), input=[shape])
+        else:
+            proto = build_graph(model, spec)
+            kept = [node for node in proto.graph.node if not node.name.startswith("preprocess/")]
+            del proto.graph.node[:]
+            proto.graph.node.extend(kept)
+            entry = proto.graph.input[0]
+            entry.name, entry.type.tensor_type.elem_type = NETWORK_INPUT, 1
+            for dim, length in zip(entry.type.tensor_type.shape.dim[1:], shape[1:], strict=True):
+                dim.dim_value = length
+            graph = core.read_model(io.BytesIO(proto.SerializeToString()))
+            if variant == "static":
+                graph.reshape(shape)
+        compiled = core.compile_model(graph, "CPU", {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        })
+        self._request = compiled.create_infer_request()
+
+    def score(self, pixels: NDArray[np.float32]) -> tuple[NDArray[np.float32],
+                                                          NDArray[np.float32]]:
+        """(1, 3, S, S) normalised float32 -> scores (1,) and maps (1, S, S)."""
+        outputs = self._request.infer([pixels])
+        return outputs[0].copy(), outputs[1].copy()

@@ -1,6 +1,7 @@
-"""The whole path, uint8 pixels to score and map, against the published loop in the same run.
+"""The whole path, uint8 pixels to score and map, against peers in the same run.
 
-Wide-ResNet-50-2, 256 x 256, batch 1. Each scorer lives in a process of its own, as it would for
+The peers are the published loop, and the best plain OpenVINO graph, which is given ready-made
+floats. Wide-ResNet-50-2, 256 x 256, batch 1. Each scorer lives in a process of its own, as it would for
 a user: in one process they would share an allocator, and the loop runs up to a sixth faster where
 something else has made malloc keep its pages. The scores and maps are held against each other
 before anything is timed; the two are timed in turn (A B A B), so that a busy machine hurts both,
@@ -20,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 import scrd_fast
-from benchmarks.peers import PublishedLoop
+from benchmarks.peers import PlainOpenVino, PublishedLoop
 from scrd_fast.engine.backends.runner import native_precisions
 from scrd_fast.engine.fidelity import Limits
 from scrd_fast.model.checkpoint import (
@@ -30,22 +31,31 @@ from scrd_fast.model.checkpoint import (
     save_checkpoint,
 )
 from scrd_fast.model.scrd import SCRD
+from scrd_fast.ops.preprocess import preprocess
 from scrd_fast.spec import ScoringSpec
 
 PAIRS = 15
 # Faster than the published loop by at least this, on a CPU with AVX-512 BF16.
 WANTED = {"fp32": 1.6, "bf16": 3.0}
+# Not slower than the best plain graph, which does not even pre-process.
+PLAIN_LIMIT = 1.02
 # Untrained weights rank images by chance, so bf16 may reorder them more than the table allows.
 LOOSE = Limits(rank_correlation=0.99)
 
 
 def _serve(kind: str, path: Path, pipe: Connection) -> None:
-    """A worker: answers each image with (seconds, score, map)."""
+    """A worker: answers each image with (seconds, score, map).
+
+    kind: "published", "engine", or variant and precision of PlainOpenVino, "static fp32".
+    """
     scorer: Any
     if kind == "published":
         loaded = load_checkpoint(path)
         loop = PublishedLoop(loaded.model, loaded.spec)
         scorer = loop.score
+    elif kind != "engine":
+        loaded = load_checkpoint(path)
+        scorer = PlainOpenVino(loaded.model, loaded.spec, *kind.split()).score
     else:
         engine = scrd_fast.load_engine(path)
 
@@ -69,7 +79,7 @@ class Worker:
                                        daemon=True)  # a failed test must not wait for it
         self.process.start()
 
-    def score(self, image: NDArray[np.uint8]) -> tuple[float, Any, Any]:
+    def score(self, image: NDArray[Any]) -> tuple[float, Any, Any]:
         self.pipe.send(image)
         seconds, scores, maps = self.pipe.recv()
         return seconds, scores, maps
@@ -102,39 +112,85 @@ def published(checkpoint: Path) -> Iterator[Worker]:
     worker.close()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_engine_against_published_loop(
-    benchmark: Any, checkpoint: Path, published: Worker, images: NDArray[np.uint8],
-    precision: str,
-) -> None:
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def engine(request: pytest.FixtureRequest, checkpoint: Path) -> Iterator[tuple[str, Worker]]:
+    """Precision and worker of our engine."""
+    precision = request.param
     if precision not in native_precisions("openvino"):
         pytest.skip(f"this CPU does not compute in {precision} natively")
     built = scrd_fast.build_engine(checkpoint, checkpoint.with_suffix(f".{precision}.scrd"),
                                    backend="openvino", precision=precision,
                                    limits=LOOSE if precision == "bf16" else None)
-    engine = Worker("engine", built.path)
-    allowed = 1e-4 if precision == "fp32" else 2e-2
-    for image in images:
-        _, scores, maps = published.score(image[None])
-        _, our_scores, our_maps = engine.score(image[None])
-        assert np.abs(our_maps - maps).max() <= allowed * np.ptp(maps)
-        assert np.abs(our_scores - scores).max() <= allowed * np.abs(scores).max()
+    built.close()
+    worker = Worker("engine", built.path)
+    yield precision, worker
+    worker.close()
 
-    ours, theirs = [], []
-    for i in range(3 + PAIRS):
-        image = images[i % len(images)][None]
-        ours.append(engine.score(image)[0] * 1e3)
-        theirs.append(published.score(image)[0] * 1e3)
-    ours, theirs = ours[3:], theirs[3:]
-    ratios = np.array(theirs) / np.array(ours)
-    benchmark.extra_info["engine_ms"] = float(np.median(ours))
-    benchmark.extra_info["published_ms"] = float(np.median(theirs))
-    benchmark.extra_info["ratio_median"] = float(np.median(ratios))
-    benchmark.extra_info["ratio_min_max"] = [float(ratios.min()), float(ratios.max())]
+
+def assert_equal(ours: tuple[Any, ...], theirs: tuple[Any, ...], precision: str) -> None:
+    """Two answers of workers: the same score and map."""
+    allowed = 1e-4 if precision == "fp32" else 2e-2
+    (_, our_scores, our_maps), (_, scores, maps) = ours, theirs
+    assert np.abs(our_maps - maps).max() <= allowed * np.ptp(maps)
+    assert np.abs(our_scores - scores).max() <= allowed * np.abs(scores).max()
+
+
+def paired(ours: Worker, theirs: Worker, inputs: list[tuple[NDArray[Any], NDArray[Any]]],
+           pairs: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Milliseconds of both, one after the other (A B A B), without the first three."""
+    times = []
+    for i in range(3 + pairs):
+        for_us, for_them = inputs[i % len(inputs)]
+        times.append((ours.score(for_us)[0] * 1e3, theirs.score(for_them)[0] * 1e3))
+    return tuple(np.array(times[3:]).T)  # type: ignore[return-value]
+
+
+def test_engine_against_published_loop(
+    benchmark: Any, engine: tuple[str, Worker], published: Worker, images: NDArray[np.uint8],
+) -> None:
+    precision, worker = engine
+    for image in images:
+        assert_equal(worker.score(image[None]), published.score(image[None]), precision)
+    ours, theirs = paired(worker, published, [(i[None], i[None]) for i in images], PAIRS)
+    ratios = theirs / ours
+    benchmark.extra_info |= {
+        "engine_ms": float(np.median(ours)), "published_ms": float(np.median(theirs)),
+        "ratio_median": float(np.median(ratios)),
+        "ratio_min_max": [float(ratios.min()), float(ratios.max())]}
     print(f"\n{precision}: engine {np.median(ours):.1f} ms, published loop"
           f" {np.median(theirs):.1f} ms, {np.median(ratios):.2f} times as fast"
           f" ({ratios.min():.2f} to {ratios.max():.2f})")
-    benchmark.pedantic(engine.score, args=(images[:1],), rounds=PAIRS, warmup_rounds=3)
-    engine.close()
+    benchmark.pedantic(worker.score, args=(images[:1],), rounds=PAIRS, warmup_rounds=3)
     if "bf16" in native_precisions("openvino"):
         assert np.median(ratios) >= WANTED[precision]
+
+
+def test_engine_against_plain_openvino(
+    benchmark: Any, engine: tuple[str, Worker], checkpoint: Path, images: NDArray[np.uint8],
+) -> None:
+    """Against the fastest of three plain graphs, found in the same run."""
+    precision, worker = engine
+    floats = [preprocess(image[None], ScoringSpec()).numpy() for image in images]
+    plain = {variant: Worker(f"{variant} {precision}", checkpoint)
+             for variant in PlainOpenVino.VARIANTS}
+    medians = {}
+    for variant, peer in plain.items():
+        for image, pixels in zip(images, floats, strict=True):
+            assert_equal(worker.score(image[None]), peer.score(pixels), precision)
+        medians[variant] = np.median([peer.score(floats[0])[0] for _ in range(7)])
+    best = min(medians, key=lambda variant: medians[variant])
+    ours, theirs = paired(worker, plain[best],
+                          [(i[None], f) for i, f in zip(images, floats, strict=True)], 3 * PAIRS)
+    ratios = ours / theirs
+    benchmark.extra_info |= {
+        "engine_ms": float(np.median(ours)), "plain_ms": float(np.median(theirs)), "plain": best,
+        "ratio_median": float(np.median(ratios)),
+        "ratio_min_max": [float(ratios.min()), float(ratios.max())]}
+    print(f"\n{precision}: engine {np.median(ours):.1f} ms from uint8 pixels, plain OpenVINO graph"
+          f" ({best}) {np.median(theirs):.1f} ms from floats, {np.median(ratios):.3f} of its time"
+          f" ({ratios.min():.3f} to {ratios.max():.3f})")
+    benchmark.pedantic(worker.score, args=(images[:1],), rounds=PAIRS, warmup_rounds=3)
+    for peer in plain.values():
+        peer.close()
+    if "bf16" in native_precisions("openvino"):
+        assert np.median(ratios) <= PLAIN_LIMIT

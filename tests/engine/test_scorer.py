@@ -1,0 +1,282 @@
+"""The native scorer: order, threads, errors, and what happens around closing."""
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import scrd_fast
+from scrd_fast import _native
+from scrd_fast.engine.backends.runner import BACKENDS
+from scrd_fast.errors import ClosedError, InputError, NotFiniteError
+from scrd_fast.ops.anomaly_map import native_tail
+from scrd_fast.spec import ScoringSpec
+from tests.engine.conftest import pictures
+
+SPEC = ScoringSpec(input_size=32, blur_sigma=2.0)
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def engine(request, small_path, tmp_path_factory):
+    out = tmp_path_factory.mktemp("scorer") / f"{request.param}.scrd"
+    with scrd_fast.build_engine(small_path, out, backend=request.param, precision="fp32",
+                                buckets=(1, 4)) as engine:
+        yield engine
+
+
+def same(ours, theirs) -> None:
+    np.testing.assert_array_equal(ours.scores, theirs.scores)
+    np.testing.assert_array_equal(ours.maps, theirs.maps)
+    np.testing.assert_array_equal(ours.scale_weights, theirs.scale_weights)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 11])
+def test_submitted_batches_give_what_score_gives(engine, n):
+    batches = [pictures(n, 64, seed) for seed in range(3)]
+    expected = [engine.score(batch) for batch in batches]
+    pending = [engine.submit(batch) for batch in batches]
+    for ours, theirs in zip(pending, expected, strict=True):
+        same(ours.result(), theirs)
+        same(ours.result(timeout=0), theirs)
+        assert ours.done()
+
+
+def test_the_scorer_keeps_the_images(engine):
+    expected = engine.score(pictures(3, 200, 7))
+    pending = []
+    for _ in range(4):
+        batch = pictures(3, 200, 7)
+        pending.append(engine.submit(batch))
+        del batch
+    gc.collect()
+    junk = [np.full((3, 200, 200, 3), 9, np.uint8) for _ in range(8)]
+    for ours in pending:
+        same(ours.result(), expected)
+    assert len(junk) == 8
+
+
+def scored_by_threads(engine, calls: int) -> None:
+    batches = [pictures(1 + seed % 2, 64, seed) for seed in range(8)]
+    expected = [engine.score(batch) for batch in batches]
+
+    def work(thread: int) -> None:
+        for call in range(calls):
+            i = (thread + call) % len(batches)
+            same(engine.score(batches[i]), expected[i])
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(work, thread) for thread in range(8)]:
+            done.result()
+
+
+def test_eight_threads_get_what_one_gets(engine):
+    scored_by_threads(engine, 8)
+
+
+@pytest.mark.slow
+def test_eight_threads_get_what_one_gets_200_times_each(engine):
+    scored_by_threads(engine, 200)
+
+
+def test_throughput_mode_gives_the_same_scores(small_path, tmp_path):
+    out = tmp_path / "m.scrd"
+    with scrd_fast.build_engine(small_path, out, backend="openvino", precision="fp32") as engine:
+        batches = [pictures(3, 64, seed) for seed in range(5)]
+        expected = [engine.score(batch) for batch in batches]
+    with scrd_fast.load_engine(out, mode="throughput") as engine:
+        pending = [engine.submit(batch) for batch in batches]
+        for ours, theirs in zip(pending, expected, strict=True):
+            np.testing.assert_allclose(ours.result().scores, theirs.scores, rtol=1e-6)
+            np.testing.assert_allclose(ours.result().maps, theirs.maps, rtol=1e-5)
+    with pytest.raises(InputError, match=r"^mode: expected one of .*, got 'fast'$"):
+        scrd_fast.load_engine(out, mode="fast")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["openvino"])
+def test_two_thousand_batches_leave_the_memory_as_it_was(small_path, tmp_path, backend):
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    batches = [pictures(n, side, n) for n, side in ((1, 64), (3, 100), (2, 128))]
+    with scrd_fast.build_engine(small_path, tmp_path / "m.scrd", backend=backend,
+                                precision="fp32") as engine:
+        for i in range(100):
+            engine.score(batches[i % 3])
+        before = resident()
+        for i in range(2000):
+            engine.score(batches[i % 3])
+        after = resident()
+    assert after <= 1.02 * before, f"{before / 2**20:.1f} MB, then {after / 2**20:.1f} MB"
+
+
+class Network:
+    """In place of a network: distances from the first pixel, and whatever `then` does to them."""
+
+    def __init__(self, then=lambda outputs: outputs) -> None:
+        self.then = then
+        self.calls = 0
+
+    def __call__(self, pixels):
+        self.calls += 1
+        n = len(pixels)
+        distances = [np.broadcast_to(pixels[:, :1, 0, 0, None], (n, side, side)).copy()
+                     for side in (8, 4, 2)]
+        return self.then([*distances, np.full((n, 3), 1 / 3, np.float32)])
+
+
+def scorer_of(network, buckets=(1, 2)):
+    return _native.Scorer(_native.PythonRunner(network, 32, list(buckets)), 32, (0.0,) * 3,
+                          (1.0,) * 3, native_tail(SPEC), False)
+
+
+def grey(*levels: float) -> np.ndarray:
+    return np.stack([np.full((32, 32), level, np.float32) for level in levels])
+
+
+def test_batches_are_cut_into_pieces_in_order():
+    network = Network()
+    scorer = scorer_of(network)
+    levels = np.linspace(0, 1, 7)
+    scores, maps, weights = scorer.submit(grey(*levels), maps=True).get()
+    scorer.close()
+    np.testing.assert_allclose(scores, 3 * levels, atol=1e-6)
+    np.testing.assert_allclose(maps, np.broadcast_to(3 * levels[:, None, None], (7, 32, 32)),
+                               atol=1e-5)
+    assert weights.shape == (7, 3)
+    assert network.calls == 4
+
+
+def test_an_error_of_the_network_reaches_its_own_batch_only():
+    def fail_on_second(outputs):
+        if network.calls == 2:
+            raise KeyError("torn")
+        return outputs
+
+    network = Network(fail_on_second)
+    scorer = scorer_of(network)
+    pending = [scorer.submit(grey(0.5), maps=False) for _ in range(3)]
+    assert pending[0].get()[0] == pytest.approx(1.5)
+    with pytest.raises(KeyError, match="torn"):
+        pending[1].get()
+    assert pending[2].get()[0] == pytest.approx(1.5)
+    scorer.close()
+
+
+def test_a_network_that_overflows_names_the_image():
+    def overflow(outputs):
+        outputs[1][-1] = np.inf
+        return outputs
+
+    scorer = scorer_of(Network(overflow), buckets=(1, 3))
+    with pytest.raises(NotFiniteError, match=r"^batch: the network's output for image 2 is not"):
+        scorer.submit(grey(0.1, 0.2, 0.3), maps=True).get()
+    scorer.close()
+
+
+@pytest.mark.parametrize(("then", "message"), [
+    (lambda outputs: outputs[:3], "runner: expected four arrays, got 3"),
+    (lambda outputs: [o.astype(np.float64) for o in outputs], r"runner: expected float32 \(N, 8, 8"),
+    (lambda outputs: [o[:, :1] for o in outputs], r"runner: expected float32 \(N, 8, 8\), got"),
+])
+def test_a_network_of_the_wrong_shape(then, message):
+    scorer = scorer_of(Network(then))
+    with pytest.raises(InputError, match=message):
+        scorer.submit(grey(0.1), maps=True).get()
+    scorer.close()
+
+
+@pytest.mark.parametrize(("batch", "error", "message"), [
+    (np.zeros((0, 8, 8), np.uint8), InputError, "^batch: expected at least one image, got an empty"),
+    (np.zeros((2, 8, 0), np.uint8), InputError, "^batch: expected images of at least one pixel"),
+    (np.zeros((2, 8, 8, 4), np.uint8), InputError, "^batch: expected uint8, uint16 or float"),
+    (np.zeros((2, 8, 8), np.int32), InputError, "^batch: expected dtype uint8, uint16 or float32"),
+    ([np.zeros((8, 8), np.uint8), np.zeros(8, np.uint8)], InputError,
+     r"^batch\[1\]: expected \(H, W\) or \(H, W, 3\)"),
+    ([], InputError, "^batch: expected at least one image, got an empty list"),
+    ("image.png", InputError, "^batch: expected images, got paths"),
+    (7, InputError, "^batch: expected uint8, uint16 or float .*, got int"),
+    (np.full((2, 8, 8), np.nan, np.float32), NotFiniteError, "^batch: expected finite values"),
+    ([np.zeros((8, 8), np.uint8), np.full((8, 8), np.inf)], NotFiniteError,
+     r"^batch\[1\]: expected finite values"),
+])
+def test_batches_that_do_not_fit(engine, batch, error, message):
+    with pytest.raises(error, match=message):
+        engine.submit(batch)
+
+
+def test_waiting_for_a_result(engine):
+    release = threading.Event()
+
+    def slow(outputs):
+        release.wait(30)
+        return outputs
+
+    scorer = scorer_of(Network(slow))
+    pending = scorer.submit(grey(0.5), maps=False)
+    start = time.perf_counter()
+    assert not pending.wait(0.05)
+    assert time.perf_counter() - start < 5
+    assert not pending.done()
+    release.set()
+    assert pending.wait(30)
+    assert pending.get()[0] == pytest.approx(1.5)
+    with pytest.raises(InputError, match="^get: expected to be called once, got a second call"):
+        pending.get()
+    scorer.close()
+
+
+def test_a_timeout_says_so(small_path, tmp_path, monkeypatch):
+    with scrd_fast.build_engine(small_path, tmp_path / "m.scrd", precision="fp32",
+                                buckets=(1,)) as engine:
+        pending = [engine.submit(pictures(4, 64, seed)) for seed in range(10)]
+        with pytest.raises(TimeoutError, match=r"^result: expected scores within 0 s, got none"):
+            pending[-1].result(timeout=0)
+        assert pending[-1].result().scores.shape == (4,)
+
+
+def test_after_close_scoring_is_an_error(small_path, tmp_path):
+    engine = scrd_fast.build_engine(small_path, tmp_path / "m.scrd", precision="fp32",
+                                    buckets=(1,))
+    pending = [engine.submit(pictures(2, 64, seed)) for seed in range(3)]
+    engine.close()
+    engine.close()
+    assert all(p.result(timeout=0).scores.shape == (2,) for p in pending), "closing lost batches"
+    with pytest.raises(ClosedError, match=r"^scorer: expected an open one, got one after close"):
+        engine.score(pictures(1, 64))
+
+
+def test_a_forked_child_is_told_to_load_its_own(engine):
+    engine.score(pictures(1, 64))
+    child = os.fork()
+    if child == 0:
+        try:
+            engine.score(pictures(1, 64))
+        except ClosedError as error:
+            os._exit(0 if "fork" in str(error) else 2)
+        os._exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("last_line", ["", "del engine, pending", "engine.close()",
+                                       "raise SystemExit(0)"])
+def test_the_interpreter_may_end_at_any_time(small_path, tmp_path, last_line):
+    """Batches that nobody waited for neither hang nor crash the end of the process."""
+    out = tmp_path / "m.scrd"
+    scrd_fast.build_engine(small_path, out, precision="fp32", buckets=(1,)).close()
+    script = f"""
+import numpy as np, scrd_fast
+engine = scrd_fast.load_engine({str(out)!r})
+pending = [engine.submit(np.zeros((2, 64, 64), np.uint8)) for _ in range(20)]
+{last_line}
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                          timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
