@@ -13,6 +13,7 @@
 
 #include "anomaly_map.hpp"
 #include "error.hpp"
+#include "preprocess.hpp"
 #include "tensor.hpp"
 
 namespace scrd::python {
@@ -65,5 +66,11 @@ const T* contiguous(const py::array& array, const std::string& name,
   if (!(array.flags() & py::array::c_style)) fail(name, "C-contiguous memory", "a strided array");
   return static_cast<const T*>(array.data());
 }
+
+// The images of one array (N, H, W) or (N, H, W, 3), or of a sequence of arrays (H, W) or
+// (H, W, 3) of any sizes and dtypes, as they lie in memory: any strides, any alignment, read-only
+// or not. `owners` gets the arrays that must outlive the views. All have passed check_image.
+std::vector<ImageView> image_views(const py::object& images, const std::string& name,
+                                   std::vector<py::array>& owners);
 
 }  // namespace scrd::python

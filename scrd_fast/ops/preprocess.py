@@ -12,10 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scrd_fast.errors import expect
+from scrd_fast import _native
+from scrd_fast.errors import NotFiniteError, expect
+from scrd_fast.ops.implementations import as_array, choose, not_native
 from scrd_fast.spec import ScoringSpec
 
 FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0, torch.float32: 1.0, torch.float64: 1.0}
+_DTYPES = "dtype uint8, uint16 or float32"
 _BATCH = "uint8, uint16 or float (N, H, W) or (N, H, W, 3)"
 
 
@@ -24,12 +27,12 @@ def _as_tensor(value: Any, name: str) -> Tensor:
     if isinstance(value, np.ndarray):
         dtype = value.dtype.newbyteorder("=")
         accepted = dtype in (np.uint8, np.uint16, np.float32, np.float64)
-        expect(accepted, name, "dtype uint8, uint16 or float32", value.dtype)
+        expect(accepted, name, _DTYPES, value.dtype)
         native = value if value.dtype.isnative else value.astype(dtype)
         readable = native if native.flags.writeable else native.copy()
         return torch.from_numpy(np.ascontiguousarray(readable))
     expect(isinstance(value, Tensor), name, "an array or a tensor", type(value).__name__)
-    expect(value.dtype in FULL_SCALE, name, "dtype uint8, uint16 or float32", value.dtype)
+    expect(value.dtype in FULL_SCALE, name, _DTYPES, value.dtype)
     return value
 
 
@@ -38,7 +41,8 @@ def _check_finite(images: Tensor, name: str) -> None:
         bad = ~torch.isfinite(images.to(torch.float32))  # what the network computes in
         if bool(bad.any()):
             where = tuple(int(i) for i in bad.nonzero()[0])
-            expect(False, name, "finite values", f"{float(images[where])} at index {where}")
+            raise NotFiniteError(
+                f"{name}: expected finite values, got {float(images[where])} at index {where}")
 
 
 def _resize(images: Tensor, size: int) -> Tensor:
@@ -61,6 +65,10 @@ def _resize(images: Tensor, size: int) -> Tensor:
     return images
 
 
+def _is_list(images: Any) -> bool:
+    return isinstance(images, Sequence) and not isinstance(images, str | bytes)
+
+
 def check_images(images: Any, name: str = "images") -> Tensor | list[Tensor]:
     """The images as one tensor, or as a list of tensors (H, W) or (H, W, 3), all checked.
 
@@ -75,8 +83,7 @@ def check_images(images: Any, name: str = "images") -> Tensor | list[Tensor]:
         expect(all(shape), name, "images of at least one pixel", shape)
         _check_finite(tensor, name)
         return tensor
-    expect(isinstance(images, Sequence) and not isinstance(images, str | bytes), name,
-           f"{_BATCH}, or a list of images", type(images).__name__)
+    expect(_is_list(images), name, f"{_BATCH}, or a list of images", type(images).__name__)
     expect(len(images) > 0, name, "at least one image", "an empty list")
     tensors = []
     for i, image in enumerate(images):
@@ -121,6 +128,47 @@ def normalise(pixels: Tensor, spec: ScoringSpec) -> Tensor:
     return ((pixels - mean) / std).contiguous()
 
 
-def preprocess(images: Any, spec: ScoringSpec) -> Tensor:
-    """Images as `to_pixels` takes them -> float32 (N, 3, S, S), ready for the teacher."""
-    return normalise(to_pixels(images, spec), spec)
+def _in_place(value: Any, name: str) -> Any:
+    """One array or tensor as an array of the same memory; anything else as it is.
+
+    Only an array in another byte order is copied.
+    """
+    if isinstance(value, np.ndarray):
+        return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
+    if isinstance(value, Tensor):
+        expect(value.dtype in FULL_SCALE, name, _DTYPES, value.dtype)
+        return as_array(value)
+    return value
+
+
+def preprocess(
+    images: Any,
+    spec: ScoringSpec,
+    *,
+    impl: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Images as `to_pixels` takes them -> (N, 3, S, S) of `dtype`, ready for the teacher.
+
+    dtype: torch.float32 or torch.bfloat16 (computed in float32, then rounded). impl: "native"
+    (arrays, and tensors on the CPU without gradients, read where they lie, in any strides) or
+    "reference"; None takes native where it can run. Raises InputError that names the image that
+    does not fit, NotFiniteError where a value is not finite as float32, and BackendUnavailable.
+    """
+    expect(dtype in (torch.float32, torch.bfloat16), "dtype", "torch.float32 or torch.bfloat16",
+           dtype)
+    images = list(images) if _is_list(images) else images
+    # A tensor of a wrong dtype suits no implementation: that is for the checks to say.
+    tensors = [image for image in (images if isinstance(images, list) else [images])
+               if isinstance(image, Tensor) and image.dtype in FULL_SCALE]
+    why_not = not_native(tensors, tuple(FULL_SCALE))
+    if choose("preprocess", impl, native=why_not) == "reference":
+        return normalise(to_pixels(images, spec), spec).to(dtype)
+    if isinstance(images, list):
+        arrays: Any = [_in_place(image, f"images[{i}]") for i, image in enumerate(images)]
+    else:
+        arrays = _in_place(images, "images")
+    bfloat16 = dtype == torch.bfloat16
+    out = torch.from_numpy(
+        _native.preprocess(arrays, spec.input_size, spec.mean, spec.std, bfloat16))
+    return out.view(torch.bfloat16) if bfloat16 else out

@@ -1,0 +1,290 @@
+// The arithmetic of preprocess for one instruction set; see each_isa.hpp.
+//
+// Every value takes the same two interpolations, rows first, whatever the memory it comes from:
+// images in different layouts give the same bits.
+
+typedef double f64 __attribute__((vector_size(SCRD_WIDTH * 8)));
+
+static inline f32 load_f32(const double* from) {
+  return __builtin_convertvector(load<f64>(from), f32);
+}
+
+static inline void put(float* to, f32 v) { store(to, v); }
+static inline void put(std::uint16_t* to, f32 v) { store_bf16(to, v); }
+
+static inline f32 blend(f32 a, f32 b, float fraction) { return a + fraction * (b - a); }
+
+// Rows a and b of `count` values -> line, which has room for whole vectors.
+template <typename T>
+static void blend_rows(const char* a, const char* b, float fraction, std::size_t count,
+                       float* line) {
+  // Only loads that allow any alignment follow.
+  const T *x = reinterpret_cast<const T*>(a), *y = reinterpret_cast<const T*>(b);
+  std::size_t i = 0;
+  if (fraction == 0) {
+    for (; i + SCRD_WIDTH <= count; i += SCRD_WIDTH) store(line + i, load_f32(x + i));
+  } else {
+    for (; i + SCRD_WIDTH <= count; i += SCRD_WIDTH) {
+      store(line + i, blend(load_f32(x + i), load_f32(y + i), fraction));
+    }
+  }
+  if (i == count) return;
+  T rest[2][SCRD_WIDTH] = {};
+  std::memcpy(rest[0], a + i * sizeof(T), (count - i) * sizeof(T));
+  std::memcpy(rest[1], b + i * sizeof(T), (count - i) * sizeof(T));
+  store(line + i,
+        fraction == 0 ? load_f32(rest[0]) : blend(load_f32(rest[0]), load_f32(rest[1]), fraction));
+}
+
+// The values of a row that are used, one after the other in their own dtype.
+template <typename T>
+static void pack_row(const RowTask& task, const char* row, char* to) {
+  const ImageView& image = *task.image;
+  const std::size_t channels = image.channels, pixel = channels * sizeof(T);
+  if (task.pairs && task.adjacent) {
+    if (channels == 3) {
+      for (std::size_t x = 0; x < task.size; ++x, to += 6 * sizeof(T)) {
+        std::memcpy(to, row + task.low[x] * 3 * sizeof(T), 6 * sizeof(T));
+      }
+    } else {
+      for (std::size_t x = 0; x < task.size; ++x, to += 2 * sizeof(T)) {
+        std::memcpy(to, row + task.low[x] * sizeof(T), 2 * sizeof(T));
+      }
+    }
+    return;
+  }
+  for (std::size_t i = 0; i < task.columns; ++i, to += pixel) {
+    const std::size_t column = task.pairs ? task.low[i / 2] + i % 2 : i;
+    const char* from = row + static_cast<std::ptrdiff_t>(column) * image.column_stride;
+    std::memcpy(to, from, sizeof(T));
+    if (channels == 1) continue;
+    std::memcpy(to + sizeof(T), from + image.channel_stride, sizeof(T));
+    std::memcpy(to + 2 * sizeof(T), from + 2 * image.channel_stride, sizeof(T));
+  }
+}
+
+// line[position[i]].
+static inline f32 gather(const float* line, const std::int32_t* position) {
+#if defined(SCRD_AVX512)
+  return (f32)_mm512_i32gather_ps(_mm512_loadu_si512(position), line, 4);
+#elif defined(SCRD_AVX2)
+  return (f32)_mm256_i32gather_ps(line, _mm256_loadu_si256((const __m256i*)position), 4);
+#else
+  f32 v;
+  for (int i = 0; i < SCRD_WIDTH; ++i) v[i] = line[position[i]];
+  return v;
+#endif
+}
+
+template <typename Out>
+static inline void put_some(Out* to, f32 v, std::size_t count) {
+  if (count >= SCRD_WIDTH) {
+    put(to, v);
+  } else {
+    Out whole[SCRD_WIDTH];
+    put(whole, v);
+    std::memcpy(to, whole, count * sizeof(Out));
+  }
+}
+
+// Three channels of SCRD_WIDTH neighbouring pixels.
+struct Pixels {
+  f32 channel[3];
+};
+
+// A vector as lanes of four floats.
+#if defined(SCRD_AVX512)
+// Lane k: the pixel at position[4 k], and a float that is not used.
+static inline f32 load_lanes(const float* line, const std::int32_t* position) {
+  __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(line + 3 * position[0]));
+  v = _mm512_insertf32x4(v, _mm_loadu_ps(line + 3 * position[4]), 1);
+  v = _mm512_insertf32x4(v, _mm_loadu_ps(line + 3 * position[8]), 2);
+  return (f32)_mm512_insertf32x4(v, _mm_loadu_ps(line + 3 * position[12]), 3);
+}
+// Lane k: v[4 k + I], four times.
+template <int I>
+static inline f32 spread(f32 v) {
+  return (f32)_mm512_permute_ps((__m512)v, I * 0x55);
+}
+// Lane k of p[i] is pixel 4 k + i; the results are in the order of the pixels.
+static inline Pixels planes(const f32 p[4]) {
+  const __m512 a = (__m512)p[0], b = (__m512)p[1], c = (__m512)p[2], d = (__m512)p[3];
+  const __m512d ab = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
+  const __m512d cd = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
+  const __m512d ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+  const __m512d cd_high = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+  return {{(f32)_mm512_unpacklo_pd(ab, cd), (f32)_mm512_unpackhi_pd(ab, cd),
+           (f32)_mm512_unpacklo_pd(ab_high, cd_high)}};
+}
+#elif defined(SCRD_AVX2)
+static inline f32 load_lanes(const float* line, const std::int32_t* position) {
+  const __m256 v = _mm256_castps128_ps256(_mm_loadu_ps(line + 3 * position[0]));
+  return (f32)_mm256_insertf128_ps(v, _mm_loadu_ps(line + 3 * position[4]), 1);
+}
+template <int I>
+static inline f32 spread(f32 v) {
+  return (f32)_mm256_permute_ps((__m256)v, I * 0x55);
+}
+static inline Pixels planes(const f32 p[4]) {
+  const __m256 a = (__m256)p[0], b = (__m256)p[1], c = (__m256)p[2], d = (__m256)p[3];
+  const __m256d ab = _mm256_castps_pd(_mm256_unpacklo_ps(a, b));
+  const __m256d cd = _mm256_castps_pd(_mm256_unpacklo_ps(c, d));
+  const __m256d ab_high = _mm256_castps_pd(_mm256_unpackhi_ps(a, b));
+  const __m256d cd_high = _mm256_castps_pd(_mm256_unpackhi_ps(c, d));
+  return {{(f32)_mm256_unpacklo_pd(ab, cd), (f32)_mm256_unpackhi_pd(ab, cd),
+           (f32)_mm256_unpacklo_pd(ab_high, cd_high)}};
+}
+#else
+static inline f32 load_lanes(const float* line, const std::int32_t* position) {
+  return load_f32(line + 3 * position[0]);
+}
+template <int I>
+static inline f32 spread(f32 v) {
+  return splat(v[I]);
+}
+static inline Pixels planes(const f32 p[4]) {
+  Pixels pixels;
+  for (int c = 0; c < 3; ++c) pixels.channel[c] = f32{p[0][c], p[1][c], p[2][c], p[3][c]};
+  return pixels;
+}
+#endif
+
+static inline Pixels colour_pixels(const RowTask& task, const float* line, std::size_t x) {
+  f32 p[4];
+  for (std::size_t i = 0; i < 4; ++i) p[i] = load_lanes(line, task.position + x + i);
+  if (task.resized) {
+    const f32 fraction = load_f32(task.fraction + x);
+    const f32 spreads[4] = {spread<0>(fraction), spread<1>(fraction), spread<2>(fraction),
+                            spread<3>(fraction)};
+    for (std::size_t i = 0; i < 4; ++i) {
+      p[i] += spreads[i] * (load_lanes(line + 3, task.position + x + i) - p[i]);
+    }
+  }
+  return planes(p);
+}
+
+static inline f32 grey_pixels(const RowTask& task, const float* line, std::size_t x) {
+  if (!task.resized) return load_f32(line + x);
+  const f32 a = gather(line, task.position + x), b = gather(line + 1, task.position + x);
+  return a + load_f32(task.fraction + x) * (b - a);
+}
+
+template <typename T, typename Out>
+static void rows_of(const RowTask& task, std::size_t begin, std::size_t end, char* const packed[2],
+                    float* line, Out* out) {
+  const ImageView& image = *task.image;
+  const std::size_t channels = image.channels;
+  const std::size_t count = channels * task.columns;
+  const std::size_t plane = task.size * task.size;
+  std::size_t held[2] = {image.height, image.height};  // the rows in `packed`
+  for (std::size_t y = begin; y < end; ++y) {
+    const std::size_t low = task.row_low[y];
+    const float fraction = task.row_fraction[y];
+    const char* rows[2];
+    for (std::size_t i = 0; i < 2; ++i) {
+      const std::size_t source = fraction == 0 ? low : low + i;
+      const char* row = static_cast<const char*>(image.data) +
+                        static_cast<std::ptrdiff_t>(source) * image.row_stride;
+      if (task.adjacent && !task.pairs) {
+        rows[i] = row;
+        continue;
+      }
+      const std::size_t slot = source % 2;
+      if (held[slot] != source) pack_row<T>(task, row, packed[slot]);
+      held[slot] = source;
+      rows[i] = packed[slot];
+    }
+    blend_rows<T>(rows[0], rows[1], fraction, count, line);
+    // The column after the last is the last: what an edge interpolates with, at fraction 0.
+    for (std::size_t c = 0; c < channels; ++c) line[count + c] = line[count - channels + c];
+    Out* to = out + y * task.size;
+    for (std::size_t x = 0; x < task.size; x += SCRD_WIDTH) {
+      Pixels pixels;
+      if (channels == 3) {
+        pixels = colour_pixels(task, line, x);
+      } else {
+        const f32 grey = grey_pixels(task, line, x);
+        pixels = {grey, grey, grey};
+      }
+      for (std::size_t c = 0; c < 3; ++c) {
+        put_some(to + c * plane + x, pixels.channel[c] * task.scale[c] + task.offset[c],
+                 task.size - x);
+      }
+    }
+  }
+}
+
+template <typename Out>
+static void rows(const RowTask& task, std::size_t begin, std::size_t end, char* const packed[2],
+                 float* line, Out* out) {
+  switch (task.image->dtype) {
+    case DType::u8:
+      return rows_of<std::uint8_t>(task, begin, end, packed, line, out);
+    case DType::u16:
+      return rows_of<std::uint16_t>(task, begin, end, packed, line, out);
+    case DType::f32:
+      return rows_of<float>(task, begin, end, packed, line, out);
+    default:
+      return rows_of<double>(task, begin, end, packed, line, out);
+  }
+}
+
+static void rows_f32(const RowTask& task, std::size_t begin, std::size_t end, char* const packed[2],
+                     float* line, float* out) {
+  rows(task, begin, end, packed, line, out);
+}
+
+static void rows_bf16(const RowTask& task, std::size_t begin, std::size_t end,
+                      char* const packed[2], float* line, std::uint16_t* out) {
+  rows(task, begin, end, packed, line, out);
+}
+
+// Whether `count` values, `step` bytes apart, are finite as float32. 0 * x is 0 for every finite x
+// and NaN for the others.
+template <typename T>
+static bool finite_run(const char* from, std::size_t count, std::ptrdiff_t step) {
+  f32 zero[4] = {};
+  std::size_t i = 0;
+  if (step == static_cast<std::ptrdiff_t>(sizeof(T))) {
+    const T* x = reinterpret_cast<const T*>(from);  // as in blend_rows, any alignment
+    for (; i + 4 * SCRD_WIDTH <= count; i += 4 * SCRD_WIDTH) {
+      for (std::size_t k = 0; k < 4; ++k) zero[k] += 0 * load_f32(x + i + k * SCRD_WIDTH);
+    }
+  }
+  float rest = 0;
+  for (; i < count; ++i) {
+    T value;
+    std::memcpy(&value, from + static_cast<std::ptrdiff_t>(i) * step, sizeof value);
+    rest += 0 * static_cast<float>(value);
+  }
+  const f32 total = zero[0] + zero[1] + zero[2] + zero[3];
+  for (int k = 0; k < SCRD_WIDTH; ++k) rest += total[k];
+  return rest == 0;
+}
+
+// The same of rows [begin, end) of an image.
+template <typename T>
+static bool finite_rows_of(const ImageView& image, std::size_t begin, std::size_t end) {
+  const std::ptrdiff_t item = sizeof(T), channels = static_cast<std::ptrdiff_t>(image.channels);
+  const bool adjacent =
+      image.column_stride == channels * item && (channels == 1 || image.channel_stride == item);
+  for (std::size_t y = begin; y < end; ++y) {
+    const char* row =
+        static_cast<const char*>(image.data) + static_cast<std::ptrdiff_t>(y) * image.row_stride;
+    if (adjacent) {
+      if (!finite_run<T>(row, image.width * image.channels, item)) return false;
+      continue;
+    }
+    for (std::ptrdiff_t c = 0; c < channels; ++c) {
+      if (!finite_run<T>(row + c * image.channel_stride, image.width, image.column_stride)) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+static bool finite_rows(const ImageView& image, std::size_t begin, std::size_t end) {
+  return image.dtype == DType::f64 ? finite_rows_of<double>(image, begin, end)
+                                   : finite_rows_of<float>(image, begin, end);
+}
