@@ -12,7 +12,14 @@
 #include <cstring>
 
 #if defined(__x86_64__)
+// gcc 12 takes the "undefined" operands inside of its own intrinsics for a mistake (bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 #include "isa.hpp"

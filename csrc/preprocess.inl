@@ -3,7 +3,6 @@
 // Every value takes the same two interpolations, rows first, whatever the memory it comes from:
 // images in different layouts give the same bits.
 
-typedef float f32x4 __attribute__((vector_size(16)));
 typedef double f64 __attribute__((vector_size(SCRD_WIDTH * 8)));
 
 static inline f32 load_f32(const double* from) {
@@ -54,8 +53,7 @@ static void pack_row(const RowTask& task, const char* row, char* to) {
     }
     return;
   }
-  const std::size_t count = task.pairs ? 2 * task.size : image.width;
-  for (std::size_t i = 0; i < count; ++i, to += pixel) {
+  for (std::size_t i = 0; i < task.columns; ++i, to += pixel) {
     const std::size_t column = task.pairs ? task.low[i / 2] + i % 2 : i;
     const char* from = row + static_cast<std::ptrdiff_t>(column) * image.column_stride;
     std::memcpy(to, from, sizeof(T));
@@ -65,13 +63,12 @@ static void pack_row(const RowTask& task, const char* row, char* to) {
   }
 }
 
-// The first and second column of SCRD_WIDTH interpolations in a grey line.
+// line[position[i]].
 static inline f32 gather(const float* line, const std::int32_t* position) {
 #if defined(SCRD_AVX512)
   return (f32)_mm512_i32gather_ps(_mm512_loadu_si512(position), line, 4);
 #elif defined(SCRD_AVX2)
-  const auto* from = reinterpret_cast<const __m256i*>(position);
-  return (f32)_mm256_i32gather_ps(line, _mm256_loadu_si256(from), 4);
+  return (f32)_mm256_i32gather_ps(line, _mm256_loadu_si256((const __m256i*)position), 4);
 #else
   f32 v;
   for (int i = 0; i < SCRD_WIDTH; ++i) v[i] = line[position[i]];
@@ -95,20 +92,75 @@ struct Pixels {
   f32 channel[3];
 };
 
+// A vector as lanes of four floats.
+#if defined(SCRD_AVX512)
+// Lane k: the pixel at position[4 k], and a float that is not used.
+static inline f32 load_lanes(const float* line, const std::int32_t* position) {
+  __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(line + 3 * position[0]));
+  v = _mm512_insertf32x4(v, _mm_loadu_ps(line + 3 * position[4]), 1);
+  v = _mm512_insertf32x4(v, _mm_loadu_ps(line + 3 * position[8]), 2);
+  return (f32)_mm512_insertf32x4(v, _mm_loadu_ps(line + 3 * position[12]), 3);
+}
+// Lane k: v[4 k + I], four times.
+template <int I>
+static inline f32 spread(f32 v) {
+  return (f32)_mm512_permute_ps((__m512)v, I * 0x55);
+}
+// Lane k of p[i] is pixel 4 k + i; the results are in the order of the pixels.
+static inline Pixels planes(const f32 p[4]) {
+  const __m512 a = (__m512)p[0], b = (__m512)p[1], c = (__m512)p[2], d = (__m512)p[3];
+  const __m512d ab = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
+  const __m512d cd = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
+  const __m512d ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+  const __m512d cd_high = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+  return {{(f32)_mm512_unpacklo_pd(ab, cd), (f32)_mm512_unpackhi_pd(ab, cd),
+           (f32)_mm512_unpacklo_pd(ab_high, cd_high)}};
+}
+#elif defined(SCRD_AVX2)
+static inline f32 load_lanes(const float* line, const std::int32_t* position) {
+  const __m256 v = _mm256_castps128_ps256(_mm_loadu_ps(line + 3 * position[0]));
+  return (f32)_mm256_insertf128_ps(v, _mm_loadu_ps(line + 3 * position[4]), 1);
+}
+template <int I>
+static inline f32 spread(f32 v) {
+  return (f32)_mm256_permute_ps((__m256)v, I * 0x55);
+}
+static inline Pixels planes(const f32 p[4]) {
+  const __m256 a = (__m256)p[0], b = (__m256)p[1], c = (__m256)p[2], d = (__m256)p[3];
+  const __m256d ab = _mm256_castps_pd(_mm256_unpacklo_ps(a, b));
+  const __m256d cd = _mm256_castps_pd(_mm256_unpacklo_ps(c, d));
+  const __m256d ab_high = _mm256_castps_pd(_mm256_unpackhi_ps(a, b));
+  const __m256d cd_high = _mm256_castps_pd(_mm256_unpackhi_ps(c, d));
+  return {{(f32)_mm256_unpacklo_pd(ab, cd), (f32)_mm256_unpackhi_pd(ab, cd),
+           (f32)_mm256_unpacklo_pd(ab_high, cd_high)}};
+}
+#else
+static inline f32 load_lanes(const float* line, const std::int32_t* position) {
+  return load_f32(line + 3 * position[0]);
+}
+template <int I>
+static inline f32 spread(f32 v) {
+  return splat(v[I]);
+}
+static inline Pixels planes(const f32 p[4]) {
+  Pixels pixels;
+  for (int c = 0; c < 3; ++c) pixels.channel[c] = f32{p[0][c], p[1][c], p[2][c], p[3][c]};
+  return pixels;
+}
+#endif
+
 static inline Pixels colour_pixels(const RowTask& task, const float* line, std::size_t x) {
-  float planes[3][SCRD_WIDTH];
-  for (std::size_t k = 0; k < SCRD_WIDTH; k += 4) {
-    f32x4 p[4];
+  f32 p[4];
+  for (std::size_t i = 0; i < 4; ++i) p[i] = load_lanes(line, task.position + x + i);
+  if (task.resized) {
+    const f32 fraction = load_f32(task.fraction + x);
+    const f32 spreads[4] = {spread<0>(fraction), spread<1>(fraction), spread<2>(fraction),
+                            spread<3>(fraction)};
     for (std::size_t i = 0; i < 4; ++i) {
-      const float* from = line + 3 * task.position[x + k + i];
-      p[i] = load<f32x4>(from);
-      if (task.resized) p[i] += task.fraction[x + k + i] * (load<f32x4>(from + 3) - p[i]);
-    }
-    for (std::size_t c = 0; c < 3; ++c) {
-      store(planes[c] + k, f32x4{p[0][c], p[1][c], p[2][c], p[3][c]});
+      p[i] += spreads[i] * (load_lanes(line + 3, task.position + x + i) - p[i]);
     }
   }
-  return {load_f32(planes[0]), load_f32(planes[1]), load_f32(planes[2])};
+  return planes(p);
 }
 
 static inline f32 grey_pixels(const RowTask& task, const float* line, std::size_t x) {
@@ -122,7 +174,7 @@ static void rows_of(const RowTask& task, std::size_t begin, std::size_t end, cha
                     float* line, Out* out) {
   const ImageView& image = *task.image;
   const std::size_t channels = image.channels;
-  const std::size_t count = channels * (task.pairs ? 2 * task.size : image.width);
+  const std::size_t count = channels * task.columns;
   const std::size_t plane = task.size * task.size;
   std::size_t held[2] = {image.height, image.height};  // the rows in `packed`
   for (std::size_t y = begin; y < end; ++y) {

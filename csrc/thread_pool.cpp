@@ -47,7 +47,7 @@ void ThreadPool::drain(Job& job) {
   }
 }
 
-void ThreadPool::run(std::size_t count, Call call, const void* context) {
+void ThreadPool::run(std::size_t count, Call call, const void* context, bool wake) {
   if (workers_.empty() || count < 2) {
     for (std::size_t i = 0; i < count; ++i) call(context, i);
     return;
@@ -58,7 +58,7 @@ void ThreadPool::run(std::size_t count, Call call, const void* context) {
     jobs_.push_back(&job);
     posted_.fetch_add(1);
   }
-  wake_.notify_all();
+  if (wake) wake_.notify_all();
   drain(job);
   {
     std::lock_guard<std::mutex> lock(mutex_);

@@ -23,11 +23,13 @@ class ThreadPool {
 
   // body(i) for every i in [0, count), each exactly once, by the caller and the pool's threads;
   // returns when all are done. Any number of threads may call at a time. body must not throw.
+  // wake: false where all the work takes little longer than to wake a thread; those that sleep are
+  // then left alone, and those that still look for work join in.
   template <typename Body>
-  void for_each(std::size_t count, const Body& body) {
+  void for_each(std::size_t count, const Body& body, bool wake = true) {
     run(
         count, [](const void* context, std::size_t i) { (*static_cast<const Body*>(context))(i); },
-        &body);
+        &body, wake);
   }
 
  private:
@@ -40,7 +42,7 @@ class ThreadPool {
     std::atomic<int> helpers{0};  // threads of the pool inside; grows under the mutex only
   };
 
-  void run(std::size_t count, Call call, const void* context);
+  void run(std::size_t count, Call call, const void* context, bool wake);
   void work();
   static void drain(Job& job);
 

@@ -65,6 +65,10 @@ def _resize(images: Tensor, size: int) -> Tensor:
     return images
 
 
+def _is_list(images: Any) -> bool:
+    return isinstance(images, Sequence) and not isinstance(images, str | bytes)
+
+
 def check_images(images: Any, name: str = "images") -> Tensor | list[Tensor]:
     """The images as one tensor, or as a list of tensors (H, W) or (H, W, 3), all checked.
 
@@ -79,8 +83,7 @@ def check_images(images: Any, name: str = "images") -> Tensor | list[Tensor]:
         expect(all(shape), name, "images of at least one pixel", shape)
         _check_finite(tensor, name)
         return tensor
-    expect(isinstance(images, Sequence) and not isinstance(images, str | bytes), name,
-           f"{_BATCH}, or a list of images", type(images).__name__)
+    expect(_is_list(images), name, f"{_BATCH}, or a list of images", type(images).__name__)
     expect(len(images) > 0, name, "at least one image", "an empty list")
     tensors = []
     for i, image in enumerate(images):
@@ -126,7 +129,7 @@ def normalise(pixels: Tensor, spec: ScoringSpec) -> Tensor:
 
 
 def as_arrays(images: Any, name: str) -> Any:
-    """The images for C++: arrays and tensors as arrays of the same memory, others as they are.
+    """The images for C++, which checks them: arrays and tensors as arrays of the same memory.
 
     Copied are only tensors of another device and arrays in another byte order.
     """
@@ -153,19 +156,21 @@ def preprocess(
     """Images as `to_pixels` takes them -> (N, 3, S, S) of `dtype`, ready for the teacher.
 
     dtype: torch.float32 or torch.bfloat16 (computed in float32, then rounded). impl: "native"
-    (arrays and tensors on the CPU without gradients, read where they lie, in any strides) or
+    (arrays, and tensors on the CPU without gradients, read where they lie, in any strides) or
     "reference"; None takes native where it can run. Raises InputError that names the image that
     does not fit, NotFiniteError where a value is not finite as float32, and BackendUnavailable.
     """
     expect(dtype in (torch.float32, torch.bfloat16), "dtype", "torch.float32 or torch.bfloat16",
            dtype)
-    parts = images if isinstance(images, list | tuple) else [images]
+    images = list(images) if _is_list(images) else images
+    # A tensor of a wrong dtype suits no implementation: that is for the checks to say.
+    parts = images if isinstance(images, Sequence) else [images]
     # A tensor of another dtype fits neither implementation; the checks say so.
     tensors = [p for p in parts if isinstance(p, Tensor) and p.dtype in FULL_SCALE]
     why_not = not_native(tensors, tuple(FULL_SCALE))
     if choose("preprocess", impl, native=why_not) == "reference":
         return normalise(to_pixels(images, spec), spec).to(dtype)
+    bfloat16 = dtype == torch.bfloat16
     out = torch.from_numpy(_native.preprocess(
-        as_arrays(images, "images"), spec.input_size, spec.mean, spec.std,
-        dtype == torch.bfloat16))
-    return out.view(torch.bfloat16) if dtype == torch.bfloat16 else out
+        as_arrays(images, "images"), spec.input_size, spec.mean, spec.std, bfloat16))
+    return out.view(torch.bfloat16) if bfloat16 else out

@@ -1,5 +1,6 @@
 """Small and large checkpoints for the engine tests."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,6 +8,15 @@ from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
 from tests.published import published_model
+
+
+def pictures(count: int, side: int, seed: int = 0) -> np.ndarray:
+    """Smooth uint8 images (count, side, side, 3) with texture."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.uniform(0, 255, (count, 3, 9, 9)))
+    smooth = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic").numpy()
+    noisy = smooth + rng.normal(0, 8, smooth.shape)
+    return np.clip(noisy, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1).copy()
 
 
 @pytest.fixture(scope="session")

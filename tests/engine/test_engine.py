@@ -20,20 +20,12 @@ from scrd_fast.errors import (
     OutputError,
 )
 from scrd_fast.model.reference import score_images
+from tests.engine.conftest import pictures
 from tests.tolerances import allowed
 
 MAP = allowed("engine_map", "float32", "engine")
 SCORE = allowed("engine_score", "float32", "engine")
 NEIGHBOUR = allowed("engine_neighbours", "float32", "engine")
-
-
-def pictures(count: int, side: int, seed: int = 0) -> np.ndarray:
-    """Smooth uint8 images (count, side, side, 3) with texture."""
-    rng = np.random.default_rng(seed)
-    coarse = torch.from_numpy(rng.uniform(0, 255, (count, 3, 9, 9)))
-    smooth = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic").numpy()
-    noisy = smooth + rng.normal(0, 8, smooth.shape)
-    return np.clip(noisy, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1).copy()
 
 
 def check_against_reference(engine, checkpoint, images):

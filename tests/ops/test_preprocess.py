@@ -1,18 +1,42 @@
 """ops.preprocess against OpenCV's bilinear resize of float64 images."""
 
+import tracemalloc
+from collections.abc import Callable, Iterator
+from functools import partial
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from scrd_fast.errors import InputError
+from scrd_fast import _native
+from scrd_fast.errors import BackendUnavailable, InputError, NotFiniteError
 from scrd_fast.ops.preprocess import preprocess, to_pixels
 from scrd_fast.spec import IMAGENET_MEAN, IMAGENET_STD, ScoringSpec
 from tests.tolerances import allowed
 
 SPEC = ScoringSpec(input_size=64)
 FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0, "float64": 1.0}
-SHAPES = [(64, 64), (31, 47), (97, 131), (13, 211), (64, 29), (1, 1), (1, 9), (5, 1), (2, 2)]
+# Both axes shrunk and stretched, each alone, edges of one pixel, and rows beyond 12 times the
+# output's length, of which the native implementation reads the needed columns only.
+SHAPES = [(64, 64), (31, 47), (97, 131), (13, 211), (64, 29), (29, 64), (1, 1), (1, 9), (5, 1),
+          (2, 2), (3, 769), (1500, 2), (1, 30001)]
+
+
+@pytest.fixture(params=["reference", *_native.isas()])
+def run(request: pytest.FixtureRequest) -> Iterator[Callable[..., torch.Tensor]]:
+    """preprocess by the reference, and by the native code for each instruction set."""
+    if request.param == "reference":
+        yield partial(preprocess, impl="reference")
+        return
+    before = _native.isa()
+    _native.set_isa(request.param)
+    yield partial(preprocess, impl="native")
+    _native.set_isa(before)
+
+
+def tolerance_of(run: Callable[..., torch.Tensor], dtype: str) -> float:
+    return allowed("preprocess", dtype, run.keywords["impl"])
 
 
 def random_image(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:
@@ -39,32 +63,39 @@ def largest_error(got: torch.Tensor, expected: np.ndarray) -> float:
 @pytest.mark.parametrize("dtype", FULL_SCALE)
 @pytest.mark.parametrize("colour", [True, False], ids=["colour", "grey"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_size_and_dtype(shape, colour, dtype):
+def test_every_size_and_dtype(run, shape, colour, dtype):
     image = random_image((*shape, 3) if colour else shape, dtype)
-    got = preprocess(image[None], SPEC)
     expected = by_opencv(image, FULL_SCALE[dtype])[None]
-    assert largest_error(got, expected) <= allowed("preprocess", dtype)
+    assert largest_error(run(image[None], SPEC), expected) <= tolerance_of(run, dtype)
 
 
 @pytest.mark.parametrize("shape", [(2, 64, 64, 3), (2, 31, 47, 3), (2, 64, 64), (2, 31, 47)])
-def test_the_result_is_channels_first_contiguous(shape):
-    assert preprocess(random_image(shape, "uint8"), SPEC).is_contiguous()
+def test_the_result_is_channels_first_contiguous(run, shape):
+    assert run(random_image(shape, "uint8"), SPEC).is_contiguous()
 
 
 @pytest.mark.parametrize("size", [32, 96, 256])
-def test_other_input_sizes(size):
+def test_other_input_sizes(run, size):
     image = random_image((75, 58, 3), "uint8")
-    got = preprocess(image[None], ScoringSpec(input_size=size, blur_sigma=4))
+    got = run(image[None], ScoringSpec(input_size=size, blur_sigma=4))
     expected = by_opencv(image, 255.0, size)[None]
-    assert largest_error(got, expected) <= allowed("preprocess", "uint8")
+    assert largest_error(got, expected) <= tolerance_of(run, "uint8")
 
 
-def test_mean_and_std_come_from_the_spec():
+def test_mean_and_std_come_from_the_spec(run):
     image = random_image((64, 64, 3), "float64")
     spec = ScoringSpec(input_size=64, mean=(0.0, 0.5, -1.0), std=(1.0, 0.25, 2.0))
     expected = ((image - [0, 0.5, -1]) / [1, 0.25, 2]).transpose(2, 0, 1)[None]
-    assert largest_error(preprocess(image[None], spec), expected) <= allowed(
-        "preprocess", "float64")
+    assert largest_error(run(image[None], spec), expected) <= tolerance_of(run, "float64")
+
+
+@pytest.mark.parametrize("colour", [True, False], ids=["colour", "grey"])
+def test_bfloat16_is_the_float32_result_rounded(run, colour):
+    image = random_image((1, 75, 58, 3) if colour else (1, 75, 58), "uint16")
+    got = run(image, SPEC, dtype=torch.bfloat16)
+    assert got.is_contiguous()
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, run(image, SPEC).to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("level", [0, 1, 128, 254, 255])
@@ -73,55 +104,128 @@ def test_constant_images_stay_constant(level):
     assert pixels.unique().tolist() == [float(np.float32(level) / np.float32(255))]
 
 
-def test_a_list_of_images_of_different_sizes_and_kinds():
+def test_a_list_of_images_of_different_sizes_and_kinds(run):
     kinds = [("uint8", True), ("uint16", False), ("float32", True), ("float64", False)]
     images = [random_image((20 + 13 * i, 90 - 7 * i, *([3] if colour else [])), dtype, i)
               for i, (dtype, colour) in enumerate(kinds)]
     expected = np.stack([by_opencv(image, FULL_SCALE[dtype])
                          for image, (dtype, _) in zip(images, kinds, strict=True)])
-    tolerance = max(allowed("preprocess", dtype) for dtype, _ in kinds)
+    tolerance = max(tolerance_of(run, dtype) for dtype, _ in kinds)
     for batch in (images, tuple(images), [torch.from_numpy(image) for image in images]):
-        assert largest_error(preprocess(batch, SPEC), expected) <= tolerance
+        assert largest_error(run(batch, SPEC), expected) <= tolerance
 
 
 @pytest.mark.parametrize("dtype", FULL_SCALE)
-def test_arrays_tensors_and_lists_give_the_same_bits(dtype):
+def test_arrays_tensors_and_lists_give_the_same_bits(run, dtype):
     images = np.stack([random_image((41, 77, 3), dtype, seed) for seed in range(3)])
-    expected = preprocess(images, SPEC)
-    assert torch.equal(preprocess(torch.from_numpy(images), SPEC), expected)
-    assert torch.equal(preprocess(list(images), SPEC), expected)
+    expected = run(images, SPEC)
+    assert torch.equal(run(torch.from_numpy(images), SPEC), expected)
+    assert torch.equal(run(list(images), SPEC), expected)
     for i in range(3):
-        assert torch.equal(preprocess(images[i : i + 1], SPEC), expected[i : i + 1])
+        assert torch.equal(run(images[i : i + 1], SPEC), expected[i : i + 1])
 
 
-@pytest.mark.parametrize("dtype", FULL_SCALE)
-@pytest.mark.parametrize("layout", ["fortran", "reversed", "every second", "read-only",
-                                    "big-endian"])
-def test_arrays_in_any_layout(layout, dtype):
-    images = random_image((2, 33, 51, 3), dtype)
-    other = images
+def in_layout(images: np.ndarray, layout: str) -> np.ndarray:
+    """The same values in other memory."""
     if layout == "fortran":
-        other = np.asfortranarray(images)
-    elif layout == "reversed":
-        other = np.ascontiguousarray(images[:, ::-1, :, ::-1])[:, ::-1, :, ::-1]
-    elif layout == "every second":
-        other = np.repeat(images, 2, axis=2)[:, :, ::2]
-    elif layout == "read-only":
+        return np.asfortranarray(images)
+    if layout == "reversed":
+        turned = (slice(None), slice(None, None, -1), slice(None, None, -1), slice(None, None, -1))
+        return np.ascontiguousarray(images[turned[: images.ndim]])[turned[: images.ndim]]
+    if layout == "every second":
+        return np.repeat(images, 2, axis=2)[:, :, ::2]
+    if layout == "misaligned":
+        memory = np.zeros(images.nbytes + 1, np.uint8)
+        other = memory[1:].view(images.dtype).reshape(images.shape)
+        other[:] = images
+        return other
+    if layout == "read-only":
         other = images.copy()
         other.setflags(write=False)
-    else:
-        other = images.astype(images.dtype.newbyteorder(">"))
+        return other
+    return images.astype(images.dtype.newbyteorder(">"))
+
+
+LAYOUTS = ["fortran", "reversed", "every second", "misaligned", "read-only", "big-endian"]
+
+
+@pytest.mark.parametrize("dtype", FULL_SCALE)
+@pytest.mark.parametrize("layout", LAYOUTS)
+# Stretched, shrunk by more than 2 and by more than 12 along a row.
+@pytest.mark.parametrize("shape", [(33, 51, 3), (33, 151), (5, 801, 3)], ids=str)
+def test_arrays_in_any_layout(run, shape, layout, dtype):
+    images = random_image((2, *shape), dtype)
+    other = in_layout(images, layout)
     before = other.copy()
-    assert torch.equal(preprocess(other, SPEC), preprocess(images, SPEC))
+    assert torch.equal(run(other, SPEC), run(images, SPEC))
     assert np.array_equal(other, before)
 
 
-def test_tensors_in_any_layout():
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+def test_an_axis_that_repeats_one_value(run, axis):
+    images = random_image((2, 40, 50, 3), "float32")
+    repeated = np.broadcast_to(images.take([0], axis), images.shape)
+    assert torch.equal(run(repeated, SPEC), run(repeated.copy(), SPEC))
+
+
+def test_tensors_in_any_layout(run):
     images = torch.from_numpy(random_image((2, 33, 51, 3), "uint8"))
-    expected = preprocess(images, SPEC)
+    expected = run(images, SPEC)
     channels_first = images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
     assert not channels_first.is_contiguous()
-    assert torch.equal(preprocess(channels_first, SPEC), expected)
+    assert torch.equal(run(channels_first, SPEC), expected)
+
+
+@pytest.mark.parametrize("layout", ["reversed", "misaligned", "read-only"])
+def test_large_arrays_are_read_where_they_lie(layout):
+    images = in_layout(random_image((1, 600, 700, 3), "float32"), layout)
+    tracemalloc.start()
+    preprocess(images, SPEC, impl="native")
+    peak = tracemalloc.get_traced_memory()[1]  # NumPy reports its memory there
+    tracemalloc.stop()
+    assert peak < images.nbytes / 10
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    images = random_image((3, 90, 80, 3), "uint8")
+    before = _native.threads()
+    results = []
+    for threads in (1, 2, 5):
+        _native.set_threads(threads)
+        results.append(preprocess(images, SPEC, impl="native"))
+    _native.set_threads(before)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_which_implementation_runs():
+    images = random_image((1, 70, 80), "float32")
+    tensor = torch.from_numpy(images).requires_grad_()
+    assert preprocess(tensor, SPEC).requires_grad
+    for batch in (tensor, [tensor[0]], torch.zeros(1, 8, 8, device="meta")):
+        with pytest.raises(BackendUnavailable, match="impl 'native' of preprocess"):
+            preprocess(batch, SPEC, impl="native")
+    assert torch.equal(preprocess(images, SPEC), preprocess(images, SPEC, impl="native"))
+    with pytest.raises(InputError, match=r"^impl: expected"):
+        preprocess(images, SPEC, impl="fast")
+    with pytest.raises(InputError, match=r"^dtype: expected torch\.float32 or"):
+        preprocess(images, SPEC, dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("size", "std", "message"),
+    [(0, 1, "size: expected 1 to 65536, got 0"), (65537, 1, "size: expected 1 to 65536, got 65537"),
+     (32, 0, "std: expected three numbers above 0"), (32, np.nan, "std: expected")])
+def test_what_a_spec_refuses_is_refused_below_it_too(size, std, message):
+    with pytest.raises(InputError) as caught:
+        _native.preprocess(np.zeros((1, 8, 8), np.uint8), size, (0, 0, 0), (1, std, 1), False)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_batch_too_large_for_any_memory():
+    images = np.broadcast_to(np.zeros((8, 8), np.uint8), (2**50, 8, 8))
+    with pytest.raises(MemoryError):
+        preprocess(images, SPEC, impl="native")
 
 
 def test_the_dtype_decides_not_the_values():
@@ -137,10 +241,10 @@ def test_the_dtype_decides_not_the_values():
         float(np.float32(255) / np.float32(65535))]
 
 
-def test_an_input_is_left_as_it_was():
+def test_an_input_is_left_as_it_was(run):
     images = random_image((2, 64, 64), "float32")
     before = images.copy()
-    preprocess(images, SPEC).add_(1)
+    run(images, SPEC).add_(1)
     assert np.array_equal(images, before)
 
 
@@ -174,27 +278,43 @@ GOOD = np.zeros((8, 8, 3), np.uint8)
         ([GOOD, np.zeros((0, 8), np.uint8)], "images[1]: expected"),
     ],
 )
-def test_images_that_do_not_fit(images, message):
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_images_that_do_not_fit(images, message, impl):
     with pytest.raises(InputError) as caught:
-        preprocess(images, SPEC)
+        preprocess(images, SPEC, impl=impl)
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_values_that_are_not_finite(dtype, bad):
-    images = random_image((3, 9, 7, 3), dtype)
-    images[1, 8, 0, 2] = bad
-    with pytest.raises(InputError, match=r"^images: expected finite values, got -?(nan|inf) at "
-                                         r"index \(1, 8, 0, 2\)$"):
-        preprocess(images, SPEC)
-    with pytest.raises(InputError, match=r"^images\[1\]: expected finite values, got -?(nan|inf)"):
-        preprocess(list(images), SPEC)
+@pytest.mark.parametrize("layout", ["read-only", "reversed", "fortran"])
+def test_values_that_are_not_finite(run, layout, dtype, bad):
+    images = random_image((3, 9, 57, 3), dtype)
+    images[1, 8, 0, 2] = images[2, 0, 1, 1] = bad
+    images = in_layout(images, layout)
+    text = str(float(bad))
+    with pytest.raises(NotFiniteError) as caught:
+        run(images, SPEC)
+    assert str(caught.value) == f"images: expected finite values, got {text} at index (1, 8, 0, 2)"
+    with pytest.raises(NotFiniteError) as caught:
+        run(list(images), SPEC)
+    assert str(caught.value) == f"images[1]: expected finite values, got {text} at index (8, 0, 2)"
 
 
-def test_float64_values_beyond_float32():
+@pytest.mark.parametrize("where", [(0, 0), (0, 69), (171, 1000), (299, 1022), (299, 1021)])
+def test_the_one_value_that_is_not_finite_is_found(run, where):
+    """Anywhere in an image of several tasks, in whole vectors and in what is left of a row."""
+    image = random_image((300, 1023), "float32")
+    image[where] = np.inf
+    with pytest.raises(NotFiniteError) as caught:
+        run(image[None], SPEC)
+    assert str(caught.value) == f"images: expected finite values, got inf at index {(0, *where)}"
+
+
+def test_float64_values_beyond_float32(run):
     """The network works in float32: what becomes infinite there is as bad as infinity."""
     images = random_image((2, 9, 7), "float64")
     images[1, 2, 3] = 1e300
-    with pytest.raises(InputError, match=r"^images: expected finite values"):
-        preprocess(images, SPEC)
+    with pytest.raises(NotFiniteError) as caught:
+        run(images, SPEC)
+    assert str(caught.value) == "images: expected finite values, got 1e+300 at index (1, 2, 3)"
