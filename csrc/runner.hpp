@@ -9,10 +9,15 @@
 
 namespace scrd {
 
-// What a network gives for n images: three distances (n, h_k, w_k) and scale weights (n, 3).
+// What a network gives for n images: three distances (n, h_k, w_k) and scale weights (n, 3). The
+// sizes count floats; the scorer refuses what does not fit.
 struct NetworkOutputs {
-  std::array<const float*, kScales> distances{};
-  const float* scale_weights = nullptr;
+  struct Values {
+    const float* data = nullptr;
+    std::size_t size = 0;
+  };
+  std::array<Values, kScales> distances;
+  Values scale_weights;
 };
 
 class Runner {

@@ -15,6 +15,15 @@ namespace {
 
 long this_process() { return static_cast<long>(getpid()); }
 
+// Copies what a network gave, which must be `size` values.
+void keep(const NetworkOutputs::Values& values, std::size_t size, const std::string& name,
+          float* to) {
+  if (values.size != size) {
+    fail("network", std::to_string(size) + " values of " + name, std::to_string(values.size));
+  }
+  std::memcpy(to, values.data, size * sizeof(float));
+}
+
 }  // namespace
 
 // A submitted batch. Its pieces may be served by several threads; the last one fulfils the promise.
@@ -177,11 +186,11 @@ bool Scorer::wait(const Piece& piece, Stream& stream) const {
     const NetworkOutputs outputs = runner_->wait(stream.index);
     for (int k = 0; k < kScales; ++k) {
       const std::size_t side = tail_.sides()[k];
-      std::memcpy(stream.distances[k].data(), outputs.distances[k],
-                  piece.count * side * side * sizeof(float));
+      keep(outputs.distances[k], piece.count * side * side, "distances[" + std::to_string(k) + "]",
+           stream.distances[k].data());
     }
-    std::memcpy(stream.scale_weights.data(), outputs.scale_weights,
-                piece.count * kScales * sizeof(float));
+    keep(outputs.scale_weights, piece.count * kScales, "scale_weights",
+         stream.scale_weights.data());
     return true;
   } catch (...) {
     piece.job->piece_finished(std::current_exception());

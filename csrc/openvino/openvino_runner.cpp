@@ -56,11 +56,13 @@ NetworkOutputs OpenVinoRunner::wait(std::size_t stream) {
   Stream& s = streams_[stream];
   ov::InferRequest& request = s.requests[s.active];
   request.wait();
+  const auto values = [&request](std::size_t index) {
+    const ov::Tensor tensor = request.get_output_tensor(index);
+    return NetworkOutputs::Values{tensor.data<float>(), tensor.get_size()};
+  };
   NetworkOutputs outputs;
-  for (std::size_t k = 0; k < kScales; ++k) {
-    outputs.distances[k] = request.get_output_tensor(k).data<float>();
-  }
-  outputs.scale_weights = request.get_output_tensor(kScales).data<float>();
+  for (std::size_t k = 0; k < kScales; ++k) outputs.distances[k] = values(k);
+  outputs.scale_weights = values(kScales);
   return outputs;
 }
 

@@ -35,12 +35,17 @@ class PythonRunner final : public Runner {
     const py::capsule borrowed(pixels_, [](void*) {});
     outputs_ = run_(py::array_t<float>({n_, py::ssize_t{3}, size, size}, pixels_, borrowed));
     const auto arrays = outputs_.cast<std::vector<py::array>>();
-    if (arrays.size() != kScales + 1) fail("runner", "four arrays", std::to_string(arrays.size()));
+    if (arrays.size() != kScales + 1) fail("network", "four arrays", std::to_string(arrays.size()));
+    const auto values = [&arrays](std::size_t k) {
+      const py::array& a = arrays[k];
+      const std::vector<py::ssize_t> shape(static_cast<std::size_t>(a.ndim()), -1);
+      return NetworkOutputs::Values{
+          contiguous<float>(a, "network[" + std::to_string(k) + "]", shape, "values"),
+          static_cast<std::size_t>(a.size())};
+    };
     NetworkOutputs outputs;
-    for (std::size_t k = 0; k < kScales; ++k) {
-      outputs.distances[k] = contiguous<float>(arrays[k], "runner", {n_, -1, -1}, "(N, h, w)");
-    }
-    outputs.scale_weights = contiguous<float>(arrays[kScales], "runner", {n_, kScales}, "(N, 3)");
+    for (std::size_t k = 0; k < kScales; ++k) outputs.distances[k] = values(k);
+    outputs.scale_weights = values(kScales);
     return outputs;
   }
 

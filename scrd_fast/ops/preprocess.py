@@ -162,8 +162,6 @@ def preprocess(
     """
     expect(dtype in (torch.float32, torch.bfloat16), "dtype", "torch.float32 or torch.bfloat16",
            dtype)
-    images = list(images) if _is_list(images) else images
-    # A tensor of a wrong dtype suits no implementation: that is for the checks to say.
     parts = images if isinstance(images, Sequence) else [images]
     # A tensor of another dtype fits neither implementation; the checks say so.
     tensors = [p for p in parts if isinstance(p, Tensor) and p.dtype in FULL_SCALE]

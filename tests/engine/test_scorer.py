@@ -182,9 +182,13 @@ def test_a_network_that_overflows_names_the_image():
 
 
 @pytest.mark.parametrize(("then", "message"), [
-    (lambda outputs: outputs[:3], "runner: expected four arrays, got 3"),
-    (lambda outputs: [o.astype(np.float64) for o in outputs], r"runner: expected float32 \(N, 8, 8"),
-    (lambda outputs: [o[:, :1] for o in outputs], r"runner: expected float32 \(N, 8, 8\), got"),
+    (lambda outputs: outputs[:3], "network: expected four arrays, got 3"),
+    (lambda outputs: [o.astype(np.float64) for o in outputs],
+     r"network\[0\]: expected float32 values, got float64 \(1, 8, 8\)"),
+    (lambda outputs: [o[:, :1].copy() for o in outputs],
+     r"network: expected 64 values of distances\[0\], got 8"),
+    (lambda outputs: [*outputs[:3], outputs[3][:, :2].copy()],
+     "network: expected 3 values of scale_weights, got 2"),
 ])
 def test_a_network_of_the_wrong_shape(then, message):
     scorer = scorer_of(Network(then))
