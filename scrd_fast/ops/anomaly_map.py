@@ -173,10 +173,12 @@ def anomaly_map(
                tuple(t.shape))
     why_not = not_native([*teacher, *student, scale_weights], (torch.float32, torch.bfloat16))
     if choose("anomaly_map", impl, native=why_not) == "native":
-        parts = native_tail(spec).anomaly_map(
+        total, mean, largest = native_tail(spec).anomaly_map(
             [as_array(t) for t in teacher], [as_array(s) for s in student],
             as_array(scale_weights.float().contiguous()), maps, spec.reduction == "max")
-        return AnomalyMap(*(None if p is None else torch.from_numpy(p) for p in parts))
+        return AnomalyMap(None if total is None else torch.from_numpy(total),
+                          torch.from_numpy(mean),
+                          None if largest is None else torch.from_numpy(largest))
     distances = [cosine_distance(t, s) for t, s in zip(teacher, student, strict=True)]
     for k, (t, s) in enumerate(zip(teacher, student, strict=True)):
         _check_finite(t, s, k)

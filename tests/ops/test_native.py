@@ -354,7 +354,7 @@ def test_without_a_choice_the_fastest_instruction_set_is_used():
 def test_an_instruction_set_that_does_not_exist():
     assert python(ISA, SCRD_FAST_ISA="nonsense") == (
         "SCRD_FAST_ISA: expected one of plain, avx2, avx512, got 'nonsense'")
-    with pytest.raises(InputError, match="^isa: expected one of plain, avx2, avx512, got 'AVX2'$"):
+    with pytest.raises(InputError, match=r"^isa: expected one of .*, got 'AVX2'$"):
         _native.set_isa("AVX2")
 
 
