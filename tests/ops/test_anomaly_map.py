@@ -156,6 +156,10 @@ def channels_last(features: list[Tensor]) -> list[Tensor]:
     return [f.contiguous(memory_format=torch.channels_last) for f in features]
 
 
+def cropped(features: list[Tensor]) -> list[Tensor]:
+    return [torch.nn.functional.pad(f, (1, 2, 3, 0))[..., 3:, 1:-2] for f in features]
+
+
 def with_gaps(features: list[Tensor]) -> list[Tensor]:
     return [f.repeat_interleave(2, dim=3)[..., ::2] for f in features]
 
@@ -172,7 +176,8 @@ def expanded(features: list[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("of_teacher", "of_student"),
     [(channels_last, channels_last), (list, channels_last), (channels_last, list),
-     (with_gaps, transposed), (list, expanded), (expanded, channels_last)],
+     (cropped, list), (list, cropped), (cropped, cropped), (with_gaps, transposed),
+     (list, expanded), (expanded, channels_last)],
     ids=lambda layout: layout.__name__)
 def test_memory_layouts(make_features, of_teacher, of_student, impl, dtype):
     """Sides 24, 12 and 6 and channels that no vector width divides."""
@@ -298,7 +303,9 @@ def test_the_feature_that_is_not_finite_is_named(make_features, layout, value, g
 @pytest.mark.parametrize(("weights", "got"), [
     ([0.5, 0.5, 0.5], "0.500000, 0.500000, 0.500000 for image 1"),
     ([0.2, 0.3, 0.48], "0.200000, 0.300000, 0.480000 for image 1"),
+    ([-0.25, 1.25, 0.0], "-0.250000, 1.250000, 0.000000 for image 1"),
     ([1.25, -0.25, 0.0], "1.250000, -0.250000, 0.000000 for image 1"),
+    ([1.25, 0.0, -0.25], "1.250000, 0.000000, -0.250000 for image 1"),
     ([0.5, float("nan"), 0.5], "0.500000, nan, 0.500000 for image 1"),
     ([0.5, -float("nan"), 0.5], "0.500000, nan, 0.500000 for image 1"),
     ([float("inf"), 0.0, 0.0], "inf, 0.000000, 0.000000 for image 1"),
