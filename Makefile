@@ -5,20 +5,21 @@ OUT ?= demo-results
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all check csrc-test csrc-tsan bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/scrd-fast demo --out $(OUT)
 
-test: check
+test: check csrc-test
 	$(BIN)/python -m pytest
 
-test-all: check
+test-all: check csrc-test csrc-tsan
 	$(BIN)/python -m pytest -m ""
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CSRC) $(CSRC_TESTS)
 
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks -s --benchmark-columns=min,median,max,rounds
@@ -28,7 +29,9 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # A stamp per set of extras: the second run starts at once.
-INSTALL := pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.[chi]pp' -o -name '*.inl')
+CSRC := $(shell find csrc -path csrc/tests -prune -o -name '*.?pp' -print -o -name '*.inl' -print)
+CSRC_TESTS := $(wildcard csrc/tests/*.?pp)
+INSTALL := pyproject.toml setup.py constraints.txt $(CSRC)
 
 $(VENV)/.demo: $(INSTALL) | $(VENV)/bin/python
 	$(PIP) -e ".[demo]"
@@ -37,6 +40,49 @@ $(VENV)/.demo: $(INSTALL) | $(VENV)/bin/python
 $(VENV)/.test: $(INSTALL) | $(VENV)/bin/python
 	$(PIP) -e ".[test]"
 	@touch $@ $(VENV)/.demo
+
+# The C++ tests: csrc/*.cpp and csrc/tests/*.cpp, with the address and undefined-behaviour
+# sanitizers, and once more with the thread sanitizer for what threads share. A new file needs no
+# line here; TSAN_TESTS holds the files test_<name>.cpp of what threads share.
+CXX ?= g++
+CXXFLAGS ?= -O1 -g
+WARNINGS := -Wall -Wextra -Wno-psabi
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+TSAN_TESTS := thread_pool anomaly_map
+ASAN := -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS
+TSAN := -fsanitize=thread
+RUNNER_SOURCES := $(wildcard csrc/*.cpp csrc/tests/*.cpp)
+
+csrc-test:
+	@$(MAKE) --no-print-directory $(PARALLEL) build/asan/tests
+	build/asan/tests
+
+csrc-tsan:
+	@$(MAKE) --no-print-directory $(PARALLEL) build/tsan/tests
+	build/tsan/tests $(TSAN_TESTS)
+
+# As many compilers as CPUs, unless make was told a number already.
+PARALLEL = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS))
+
+build/asan/%: SANITIZE := $(ASAN)
+build/tsan/%: SANITIZE := $(TSAN)
+
+build/asan/tests: $(RUNNER_SOURCES:%.cpp=build/asan/%.o)
+build/tsan/tests: $(RUNNER_SOURCES:%.cpp=build/tsan/%.o)
+build/asan/tests build/tsan/tests:
+	$(CXX) $(SANITIZE) -pthread $^ -o $@
+
+COMPILE = $(CXX) -std=c++17 $(CXXFLAGS) $(WARNINGS) $(SANITIZE) -pthread -Icsrc -MMD -MP -c $< -o $@
+
+build/asan/%.o: %.cpp Makefile
+	@mkdir -p $(@D)
+	$(COMPILE)
+
+build/tsan/%.o: %.cpp Makefile
+	@mkdir -p $(@D)
+	$(COMPILE)
+
+-include $(RUNNER_SOURCES:%.cpp=build/asan/%.d) $(RUNNER_SOURCES:%.cpp=build/tsan/%.d)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

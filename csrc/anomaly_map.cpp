@@ -20,6 +20,7 @@ constexpr float kCosineEps = 1e-8f;
 namespace scrd {
 namespace {
 
+constexpr std::size_t kLargest = 4096;  // side of a map: no product of sizes overflows
 constexpr std::size_t kTile = 16;      // columns of the map in a tile, and what sides are padded to
 constexpr std::size_t kRowBlock = 32;  // rows of the map in a task
 // Features in a task of the distances: small enough to share out evenly, large enough that a run
@@ -52,14 +53,17 @@ float value_at(const FeatureView& f, std::size_t i, std::size_t c, std::size_t y
   return plain::feature(static_cast<const T*>(f.data)[offset]);
 }
 
-bool finite_at(const FeatureView& f, std::size_t i, std::size_t y, std::size_t x) {
+// Why no distance can be computed at a pixel of one image; empty where it can.
+std::string defect(const FeatureView& f, std::size_t i, std::size_t y, std::size_t x) {
+  double squares = 0;
   for (std::size_t c = 0; c < f.channels; ++c) {
-    if (!std::isfinite(f.dtype == DType::bf16 ? value_at<std::uint16_t>(f, i, c, y, x)
-                                              : value_at<float>(f, i, c, y, x))) {
-      return false;
-    }
+    const double value = f.dtype == DType::bf16 ? value_at<std::uint16_t>(f, i, c, y, x)
+                                                : value_at<float>(f, i, c, y, x);
+    if (!std::isfinite(value)) return "one that is not";
+    squares += value * value;
   }
-  return true;
+  // Float32 ends at 3.403e38; its sums are off by less than the rest.
+  return squares < 3.4e38 ? "" : "values whose sum of squares overflows";
 }
 
 // Says which of the two is to blame for a distance that is not finite.
@@ -69,22 +73,19 @@ void check_finite(const FeatureView& teacher, const FeatureView& student, std::s
   float zero = 0;  // 0 * x is 0 for every finite x and NaN for the others
   for (std::size_t i = 0; i < count; ++i) zero += 0 * distances[i];
   if (zero == 0) return;
-  for (std::size_t i = 0; i < count; ++i) {
-    if (std::isfinite(distances[i])) continue;
-    const std::size_t x = i % teacher.width, y = i / teacher.width % teacher.height;
-    const std::size_t image = i / (teacher.width * teacher.height);
-    const std::string where = "at row " + std::to_string(y) + ", column " + std::to_string(x) +
-                              " of image " + std::to_string(image);
-    if (!finite_at(teacher, image, y, x)) {
-      fail<NotFiniteError>(indexed("teacher", k), "finite values", "one that is not, " + where);
-    }
-    if (!finite_at(student, image, y, x)) {
-      fail<NotFiniteError>(indexed("student", k), "finite values", "one that is not, " + where);
-    }
-    fail<NotFiniteError>(indexed("teacher", k), "values whose squares float32 can hold",
-                         "larger ones, " + where);
-  }
+  std::size_t i = 0;
+  while (std::isfinite(distances[i])) ++i;
+  const std::size_t x = i % teacher.width, y = i / teacher.width % teacher.height;
+  const std::size_t image = i / (teacher.width * teacher.height);
+  std::string name = indexed("teacher", k), got = defect(teacher, image, y, x);
+  if (got.empty()) name = indexed("student", k), got = defect(student, image, y, x);
+  fail<NotFiniteError>(name, "finite values",
+                       got + ", at row " + std::to_string(y) + ", column " + std::to_string(x) +
+                           " of image " + std::to_string(image));
 }
+
+// std::to_string writes "-nan" where the sign bit is set.
+std::string number(float value) { return std::isnan(value) ? "nan" : std::to_string(value); }
 
 void check_weights(const float* weights, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) {
@@ -93,8 +94,8 @@ void check_weights(const float* weights, std::size_t n) {
     // Written so that a NaN fails it. A bfloat16 softmax sums to one within 3 roundings of 2^-9.
     if (!(std::fabs(sum - 1) <= 1e-2f && w[0] >= 0 && w[1] >= 0 && w[2] >= 0)) {
       fail("scale_weights", "three weights from 0 that sum to 1",
-           std::to_string(w[0]) + ", " + std::to_string(w[1]) + ", " + std::to_string(w[2]) +
-               " for image " + std::to_string(i));
+           number(w[0]) + ", " + number(w[1]) + ", " + number(w[2]) + " for image " +
+               std::to_string(i));
     }
   }
 }
@@ -102,6 +103,9 @@ void check_weights(const float* weights, std::size_t n) {
 }  // namespace
 
 BandMatrix upsample_blur_band(std::size_t size, std::size_t side, double sigma) {
+  if (size < 1 || size > kLargest) {
+    fail("size", "1 to " + std::to_string(kLargest), std::to_string(size));
+  }
   if (side < 1 || side > size) {
     fail("side", "1 to " + std::to_string(size), std::to_string(side));
   }
@@ -113,7 +117,8 @@ BandMatrix upsample_blur_band(std::size_t size, std::size_t side, double sigma) 
   std::vector<double> kernel(2 * radius + 1, 1.0);
   double total = 0;
   for (int d = -radius; d <= radius; ++d) {
-    if (sigma > 0) kernel[d + radius] = std::exp(-0.5 * d * d / (sigma * sigma));
+    // d / sigma first: the square of a tiny sigma would be 0.
+    if (sigma > 0) kernel[d + radius] = std::exp(-0.5 * (d / sigma) * (d / sigma));
     total += kernel[d + radius];
   }
   const int n = static_cast<int>(size);

@@ -28,6 +28,7 @@ struct BandMatrix {
   std::vector<float> column_means;  // (side)
 };
 
+// U of a map of `size` pixels, 1 to 4096, and a distance of `side`, 1 to size. Throws InputError.
 BandMatrix upsample_blur_band(std::size_t size, std::size_t side, double sigma);
 
 // What turns the three distances of an image into its map and scores.
@@ -62,7 +63,9 @@ class Tail {
 };
 
 // 1 - cosine similarity over channels, each norm clamped to 1e-8 from below: (n, C, h, w) twice
-// -> (n, h, w). Throws InputError "teacher[k]" / "student[k]" where the two do not fit.
+// -> (n, h, w). Throws InputError "teacher[k]" / "student[k]" where the two do not fit, and
+// NotFiniteError at features that are NaN or infinite, or so large that the sum of their squares
+// over channels is infinite in float32.
 void cosine_distances(const std::array<FeatureView, kScales>& teacher,
                       const std::array<FeatureView, kScales>& student,
                       const std::array<float*, kScales>& distances);

@@ -112,7 +112,8 @@ static void distances_of(const FeatureView& teacher, const FeatureView& student,
   for (std::size_t p = 0; p < pixels; ++p) {
     const float a = __builtin_sqrtf(sums.tt[p]), b = __builtin_sqrtf(sums.ss[p]);
     const float norms = (a < kCosineEps ? kCosineEps : a) * (b < kCosineEps ? kCosineEps : b);
-    out[begin + p] = 1 - sums.ts[p] / norms;
+    // 0 * infinity is NaN: a sum that overflowed is seen, where x / infinity would pass as 0.
+    out[begin + p] = 1 - sums.ts[p] / norms + 0 * sums.tt[p] + 0 * sums.ss[p];
   }
 }
 

@@ -45,7 +45,7 @@ void check_available(Isa isa, const char* argument) {
 Isa chosen_at_start() {
   const char* forced = std::getenv("SCRD_FAST_ISA");
   if (forced == nullptr || *forced == '\0') return available_isas().back();
-  const Isa isa = isa_from_name(forced);
+  const Isa isa = isa_from_name(forced, "SCRD_FAST_ISA");
   check_available(isa, "SCRD_FAST_ISA");
   return isa;
 }
@@ -86,11 +86,11 @@ const char* isa_name(Isa isa) {
   }
 }
 
-Isa isa_from_name(const std::string& name) {
+Isa isa_from_name(const std::string& name, const char* argument) {
   for (Isa isa : kAll) {
     if (name == isa_name(isa)) return isa;
   }
-  fail("isa", "one of plain, avx2, avx512", "'" + name + "'");
+  fail(argument, "one of plain, avx2, avx512", "'" + name + "'");
 }
 
 }  // namespace scrd

@@ -13,11 +13,13 @@ enum class Isa { plain, avx2, avx512 };
 const std::vector<Isa>& available_isas();
 
 // The set in use: the fastest available, or what the environment variable SCRD_FAST_ISA (plain,
-// avx2 or avx512) or set_isa forces. Throws InputError where a forced one cannot run here.
+// avx2 or avx512) or set_isa forces. Throws InputError where a forced one is unknown or cannot run
+// here.
 Isa active_isa();
 void set_isa(Isa isa);
 
 const char* isa_name(Isa isa);
-Isa isa_from_name(const std::string& name);
+// Throws InputError naming `argument` where the name is unknown.
+Isa isa_from_name(const std::string& name, const char* argument = "isa");
 
 }  // namespace scrd

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <new>
 #include <string>
+#include <system_error>
 
 #include "error.hpp"
 
@@ -28,10 +29,18 @@ void pause() {
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+  workers_.reserve(static_cast<std::size_t>(std::max(threads, 1) - 1));
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+  } catch (const std::system_error&) {
+    stop();
+    fail("threads", "as many as the system can start", std::to_string(threads));
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     closing_ = true;

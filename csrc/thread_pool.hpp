@@ -13,7 +13,8 @@ namespace scrd {
 
 class ThreadPool {
  public:
-  // threads counts the caller: a pool of 1 has no thread of its own.
+  // threads counts the caller: a pool of 1 has no thread of its own. Throws InputError where the
+  // system cannot start that many.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -44,6 +45,7 @@ class ThreadPool {
 
   void run(std::size_t count, Call call, const void* context, bool wake);
   void work();
+  void stop();
   static void drain(Job& job);
 
   std::mutex mutex_;
@@ -55,7 +57,8 @@ class ThreadPool {
 };
 
 // The pool that the kernels use: as many threads as this process may run on, or what
-// set_threads chose. A pool in use stays alive until its last user lets go.
+// set_threads chose. A pool in use stays alive until its last user lets go. Both throw InputError:
+// on a number outside 1 to 1024, and as the constructor does.
 std::shared_ptr<ThreadPool> shared_pool();
 void set_threads(int threads);
 

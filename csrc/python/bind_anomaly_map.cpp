@@ -1,4 +1,6 @@
 #include <cstring>
+#include <limits>
+#include <new>
 
 #include "arrays.hpp"
 #include "module.hpp"
@@ -44,12 +46,13 @@ struct Outputs {
   std::unique_ptr<float[]> map, mean, max;
   std::size_t n, size;
 
-  Outputs(std::size_t n, std::size_t size, bool maps, bool maximum)
-      : map(maps ? new float[n * size * size] : nullptr),
-        mean(new float[n]),
-        max(maps || maximum ? new float[n] : nullptr),
-        n(n),
-        size(size) {}
+  Outputs(std::size_t n, std::size_t size, bool maps, bool maximum) : n(n), size(size) {
+    const std::size_t most = std::numeric_limits<std::size_t>::max() / sizeof(float);
+    if (n > most / (size * size)) throw std::bad_alloc();
+    if (maps) map.reset(new float[n * size * size]);
+    mean.reset(new float[n]);
+    if (maps || maximum) max.reset(new float[n]);
+  }
 
   py::tuple as_tuple() {
     const auto count = static_cast<py::ssize_t>(n), side = static_cast<py::ssize_t>(size);

@@ -82,6 +82,20 @@ def cosine_distance(teacher: Tensor, student: Tensor) -> Tensor:
     return 1 - torch.cosine_similarity(teacher.to(dtype), student.to(dtype), 1, COSINE_EPS)
 
 
+def _check_finite(teacher: Tensor, student: Tensor, k: int) -> None:
+    """Raise NotFiniteError at the first pixel where the cosine of scale k has no finite norms."""
+    dtype = torch.promote_types(teacher.dtype, torch.float32)
+    fine = [torch.isfinite(f.to(dtype).square().sum(dim=1)) for f in (teacher, student)]
+    bad = ~(fine[0] & fine[1])
+    if bool(bad.any()):
+        i, y, x = bad.nonzero()[0].tolist()
+        name, features = ("student", student) if bool(fine[0][i, y, x]) else ("teacher", teacher)
+        got = ("values whose sum of squares overflows"
+               if bool(torch.isfinite(features[i, :, y, x]).all()) else "one that is not")
+        raise NotFiniteError(f"{name}[{k}]: expected finite values, got {got}, at row {y}, column"
+                             f" {x} of image {i}")
+
+
 def distance_weights(scale_weights: Tensor, weighting: str) -> Tensor:
     """(N, 3) factors of the three distances.
 
@@ -99,9 +113,9 @@ def check_features(
     first, features: name and feature maps that the `others`, given by name, are held against.
     """
     expect(len(features) == 3, first, "three feature maps", len(features))
-    n, dtype = len(features[0]), features[0].dtype
+    n, dtype = features[0].shape[:1].numel(), features[0].dtype
     for k, f in enumerate(features):
-        expect(f.ndim == 4 and len(f) > 0, f"{first}[{k}]", "(N, C, h, w)", tuple(f.shape))
+        expect(f.ndim == 4 and f.numel() > 0, f"{first}[{k}]", "(N, C, h, w)", tuple(f.shape))
         expect(f.is_floating_point(), f"{first}[{k}]", "a floating dtype", f.dtype)
         expect(len(f) == n, f"{first}[{k}]", f"a batch of {n} as at the first scale", len(f))
         expect(f.dtype == dtype, f"{first}[{k}]", f"{dtype} as at the first scale", f.dtype)
@@ -159,19 +173,15 @@ def anomaly_map(
                tuple(t.shape))
     why_not = not_native([*teacher, *student, scale_weights], (torch.float32, torch.bfloat16))
     if choose("anomaly_map", impl, native=why_not) == "native":
-        full, mean, largest = native_tail(spec).anomaly_map(
+        total, mean, largest = native_tail(spec).anomaly_map(
             [as_array(t) for t in teacher], [as_array(s) for s in student],
             as_array(scale_weights.float().contiguous()), maps, spec.reduction == "max")
-        return AnomalyMap(None if full is None else torch.from_numpy(full),
+        return AnomalyMap(None if total is None else torch.from_numpy(total),
                           torch.from_numpy(mean),
                           None if largest is None else torch.from_numpy(largest))
     distances = [cosine_distance(t, s) for t, s in zip(teacher, student, strict=True)]
-    for k, distance in enumerate(distances):
-        if not bool(torch.isfinite(distance).all()):
-            name = "student" if bool(torch.isfinite(teacher[k]).all()) else "teacher"
-            at = (~torch.isfinite(distance)).nonzero()[0].tolist()
-            raise NotFiniteError(f"{name}[{k}]: expected finite values, got one that is not, at row"
-                                 f" {at[1]}, column {at[2]} of image {at[0]}")
+    for k, (t, s) in enumerate(zip(teacher, student, strict=True)):
+        _check_finite(t, s, k)
     return combine_distances(distances, scale_weights, spec, maps=maps)
 
 

@@ -141,7 +141,7 @@ def as_arrays(images: Any, name: str) -> Any:
             return as_array(value.cpu())
         return value
 
-    if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+    if _is_list(images):
         return [array(image, f"{name}[{i}]") for i, image in enumerate(images)]
     return array(images, name)
 
@@ -162,7 +162,7 @@ def preprocess(
     """
     expect(dtype in (torch.float32, torch.bfloat16), "dtype", "torch.float32 or torch.bfloat16",
            dtype)
-    parts = images if isinstance(images, Sequence) else [images]
+    parts = images if _is_list(images) else [images]
     # A tensor of another dtype fits neither implementation; the checks say so.
     tensors = [p for p in parts if isinstance(p, Tensor) and p.dtype in FULL_SCALE]
     why_not = not_native(tensors, tuple(FULL_SCALE))

@@ -1,4 +1,4 @@
-"""ops.anomaly_map against the published scoring, written with torch and SciPy."""
+"""ops.anomaly_map, both implementations, against the published scoring in torch and SciPy."""
 
 import re
 
@@ -9,12 +9,16 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from scrd_fast.errors import InputError
+from scrd_fast.errors import BackendUnavailable, InputError, NotFiniteError
 from scrd_fast.ops.anomaly_map import anomaly_map, check_features
 from scrd_fast.spec import WEIGHTINGS, ScoringSpec
+from tests.ops.each_impl import each_impl
 from tests.tolerances import allowed
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+NATIVE = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float64, *NATIVE)
+each_dtype = each_impl(reference=DTYPES, native=NATIVE)
+exact_dtype = each_impl(reference=(torch.float64,), native=(torch.float32,))
 
 
 def published(teacher, student, weights: Tensor, spec: ScoringSpec) -> np.ndarray:
@@ -47,43 +51,47 @@ def largest_error(value: Tensor, expected: np.ndarray) -> float:
     return float(np.abs(value.double().numpy() - expected).max())
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_dtype
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize(
     ("size", "sigma"),
     [(32, 0.0), (32, 8.0), (64, 0.1), (96, 4.0), (96, 0.7), (160, 2.0), (256, 4.0)],
 )
-def test_map_is_the_published_scoring(make_features, size, sigma, weighting, dtype):
+def test_map_is_the_published_scoring(make_features, size, sigma, weighting, impl, dtype):
     spec = ScoringSpec(input_size=size, blur_sigma=sigma, weighting=weighting)
     teacher = make_features(2, sides_of(size), 1, dtype)
     student = make_features(2, sides_of(size), 2, dtype)
     weights = soft_weights(2)
 
-    result = anomaly_map(teacher, student, weights, spec)
+    result = anomaly_map(teacher, student, weights, spec, impl=impl)
 
     expected = published(teacher, student, weights, spec)
-    tolerance = allowed("anomaly_map", dtype)
+    tolerance = allowed("anomaly_map", dtype, impl)
     assert result.map.dtype == torch.promote_types(dtype, torch.float32)
     assert largest_error(result.map, expected) <= tolerance
     assert largest_error(result.mean, expected.mean(axis=(1, 2))) <= tolerance
     assert largest_error(result.max, expected.max(axis=(1, 2))) <= tolerance
 
 
+@exact_dtype
 @pytest.mark.parametrize("sigma", [0.0, 0.4, 4.0, 24.0])
-def test_closed_form_of_the_mean_is_the_mean_of_the_map(make_features, sigma):
+def test_closed_form_of_the_mean_is_the_mean_of_the_map(make_features, sigma, impl, dtype):
     spec = ScoringSpec(input_size=96, blur_sigma=sigma, weighting="scale")
-    teacher, student = make_features(3, sides_of(96), 3), make_features(3, sides_of(96), 4)
-    result = anomaly_map(teacher, student, soft_weights(3), spec)
-    expected = result.map.numpy().mean(axis=(1, 2))
-    assert largest_error(result.mean, expected) <= allowed("anomaly_map", torch.float64)
+    teacher = make_features(3, sides_of(96), 3, dtype)
+    student = make_features(3, sides_of(96), 4, dtype)
+    result = anomaly_map(teacher, student, soft_weights(3), spec, impl=impl)
+    expected = result.map.double().numpy().mean(axis=(1, 2))
+    assert largest_error(result.mean, expected) <= allowed("anomaly_map", dtype, impl)
 
 
+@exact_dtype
 @pytest.mark.parametrize("reduction", ["mean", "max"])
-def test_without_maps_the_scores_are_the_same(make_features, reduction):
+def test_without_maps_the_scores_are_the_same(make_features, reduction, impl, dtype):
     spec = ScoringSpec(input_size=64, reduction=reduction)
-    teacher, student = make_features(2, sides_of(64), 5), make_features(2, sides_of(64), 6)
-    full = anomaly_map(teacher, student, soft_weights(2), spec)
-    lean = anomaly_map(teacher, student, soft_weights(2), spec, maps=False)
+    teacher = make_features(2, sides_of(64), 5, dtype)
+    student = make_features(2, sides_of(64), 6, dtype)
+    full = anomaly_map(teacher, student, soft_weights(2), spec, impl=impl)
+    lean = anomaly_map(teacher, student, soft_weights(2), spec, maps=False, impl=impl)
     assert lean.map is None
     assert torch.equal(lean.mean, full.mean)
     assert torch.equal(lean.score(spec), full.score(spec))
@@ -92,65 +100,95 @@ def test_without_maps_the_scores_are_the_same(make_features, reduction):
         assert lean.max is None
 
 
-def test_an_image_alone_scores_as_in_a_batch(make_features):
+@exact_dtype
+@pytest.mark.parametrize("n", [1, 3, 17])
+def test_an_image_alone_scores_as_in_a_batch(make_features, n, impl, dtype):
     spec = ScoringSpec(input_size=96, weighting="scale")
-    teacher, student = make_features(5, sides_of(96), 7), make_features(5, sides_of(96), 8)
-    weights = soft_weights(5)
-    batch = anomaly_map(teacher, student, weights, spec)
-    for i in range(5):
+    teacher = make_features(n, sides_of(96), 7, dtype)
+    student = make_features(n, sides_of(96), 8, dtype)
+    weights = soft_weights(n)
+    batch = anomaly_map(teacher, student, weights, spec, impl=impl)
+    assert batch.map.shape == (n, 96, 96)
+    for i in range(n):
         alone = anomaly_map([t[i : i + 1] for t in teacher], [s[i : i + 1] for s in student],
-                            weights[i : i + 1], spec)
+                            weights[i : i + 1], spec, impl=impl)
         for one, all_of_them in zip(alone, batch, strict=True):
+            if impl == "native":  # the work is cut the same way
+                assert torch.equal(one[0], all_of_them[i])
             error = largest_error(one[0], all_of_them[i].numpy())
-            assert error <= allowed("anomaly_map", torch.float64)
+            assert error <= allowed("anomaly_map", dtype, impl)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_identical_features_give_zero(make_features, dtype):
+@each_dtype
+def test_identical_features_give_zero(make_features, impl, dtype):
     features = make_features(2, sides_of(64), 9, dtype)
-    result = anomaly_map(features, features, soft_weights(2), ScoringSpec(input_size=64))
-    assert largest_error(result.map, np.zeros((2, 64, 64))) <= allowed("anomaly_map", dtype)
+    result = anomaly_map(features, features, soft_weights(2), ScoringSpec(input_size=64),
+                         impl=impl)
+    assert largest_error(result.map, np.zeros((2, 64, 64))) <= allowed("anomaly_map", dtype, impl)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_zero_vectors_are_at_distance_one(make_features, dtype):
+@each_dtype
+def test_zero_vectors_are_at_distance_one(make_features, impl, dtype):
     """The clamped norms keep 0 / 0 away: every scale adds 1, the blur leaves a constant."""
     zeros = [torch.zeros_like(f) for f in make_features(2, sides_of(64), 10, dtype)]
     for student in (zeros, make_features(2, sides_of(64), 10, dtype)):
-        result = anomaly_map(zeros, student, soft_weights(2), ScoringSpec(input_size=64))
+        result = anomaly_map(zeros, student, soft_weights(2), ScoringSpec(input_size=64),
+                             impl=impl)
         assert largest_error(result.map, np.full((2, 64, 64), 3.0)) <= allowed(
-            "anomaly_map", dtype)
+            "anomaly_map", dtype, impl)
 
 
-def test_some_zero_and_some_tiny_vectors(make_features):
+@each_impl(reference=[torch.float32], native=[torch.float32])
+def test_some_zero_and_some_tiny_vectors(make_features, impl, dtype):
     """Vectors shorter than the clamp 1e-8 are not normalised to length 1."""
     spec = ScoringSpec(input_size=64, blur_sigma=1.5)
-    teacher = make_features(2, sides_of(64), 11, torch.float32)
-    student = make_features(2, sides_of(64), 12, torch.float32)
+    teacher = make_features(2, sides_of(64), 11, dtype)
+    student = make_features(2, sides_of(64), 12, dtype)
     for t, s in zip(teacher, student, strict=True):
         t[0, :, 0], s[1, :, :, -1] = 0, 0
         t[1, :, 1], s[0, :, 1] = t[1, :, 1] * 1e-10, s[0, :, 1] * 1e-10
-    result = anomaly_map(teacher, student, soft_weights(2), spec)
+    result = anomaly_map(teacher, student, soft_weights(2), spec, impl=impl)
     expected = published(teacher, student, soft_weights(2), spec)
-    assert largest_error(result.map, expected) <= allowed("anomaly_map", torch.float32)
+    assert largest_error(result.map, expected) <= allowed("anomaly_map", dtype, impl)
 
 
-@pytest.mark.parametrize("layout", ["channels_last", "strided", "expanded"])
-def test_non_contiguous_features(make_features, layout):
-    spec = ScoringSpec(input_size=64)
-    teacher, student = make_features(2, sides_of(64), 13), make_features(2, sides_of(64), 14)
-    if layout == "channels_last":
-        teacher = [t.contiguous(memory_format=torch.channels_last) for t in teacher]
-        student = [s.contiguous(memory_format=torch.channels_last) for s in student]
-    elif layout == "strided":
-        teacher = [t.repeat_interleave(2, dim=3)[..., ::2] for t in teacher]
-        student = [s.transpose(2, 3).contiguous().transpose(2, 3) for s in student]
-    else:
-        student = [s[:1].expand(2, -1, -1, -1) for s in student]
-    assert not student[0].is_contiguous()
-    result = anomaly_map(teacher, student, soft_weights(2), spec)
-    expected = published(teacher, student, soft_weights(2), spec)
-    assert largest_error(result.map, expected) <= allowed("anomaly_map", torch.float64)
+def channels_last(features: list[Tensor]) -> list[Tensor]:
+    return [f.contiguous(memory_format=torch.channels_last) for f in features]
+
+
+def cropped(features: list[Tensor]) -> list[Tensor]:
+    return [torch.nn.functional.pad(f, (1, 2, 3, 0))[..., 3:, 1:-2] for f in features]
+
+
+def with_gaps(features: list[Tensor]) -> list[Tensor]:
+    return [f.repeat_interleave(2, dim=3)[..., ::2] for f in features]
+
+
+def transposed(features: list[Tensor]) -> list[Tensor]:
+    return [f.transpose(2, 3).contiguous().transpose(2, 3) for f in features]
+
+
+def expanded(features: list[Tensor]) -> list[Tensor]:
+    return [f[:1].expand(len(f), -1, -1, -1) for f in features]
+
+
+@each_dtype
+@pytest.mark.parametrize(
+    ("of_teacher", "of_student"),
+    [(channels_last, channels_last), (list, channels_last), (channels_last, list),
+     (cropped, list), (list, cropped), (cropped, cropped), (with_gaps, transposed),
+     (list, expanded), (expanded, channels_last)],
+    ids=lambda layout: layout.__name__)
+def test_memory_layouts(make_features, of_teacher, of_student, impl, dtype):
+    """Sides 24, 12 and 6 and channels that no vector width divides."""
+    spec = ScoringSpec(input_size=96, weighting="scale")
+    channels = (33, 20, 17)
+    teacher = of_teacher(make_features(3, sides_of(96), 13, dtype, channels))
+    student = of_student(make_features(3, sides_of(96), 14, dtype, channels))
+    assert not (teacher[0].is_contiguous() and student[0].is_contiguous())
+    result = anomaly_map(teacher, student, soft_weights(3), spec, impl=impl)
+    expected = published(teacher, student, soft_weights(3), spec)
+    assert largest_error(result.map, expected) <= allowed("anomaly_map", dtype, impl)
 
 
 def test_scoring_in_inference_mode_leaves_gradients_possible(make_features):
@@ -180,6 +218,10 @@ BAD = {
                           "student: expected three feature maps, got 4"),
     "three dimensions": (replaced(good(), 1, torch.ones(3, 4, 4)), good(), torch.ones(2, 3),
                          "teacher[1]: expected (N, C, h, w), got (3, 4, 4)"),
+    "a number": (replaced(good(), 0, torch.ones(())), good(), torch.ones(2, 3),
+                 "teacher[0]: expected (N, C, h, w), got ()"),
+    "no channel": (replaced(good(), 0, torch.ones(2, 0, 8, 8)), good(), torch.ones(2, 3),
+                   "teacher[0]: expected (N, C, h, w), got (2, 0, 8, 8)"),
     "no image": (replaced(good(), 0, torch.ones(0, 2, 8, 8)), good(), torch.ones(2, 3),
                  "teacher[0]: expected (N, C, h, w), got (0, 2, 8, 8)"),
     "integers": (replaced(good(), 2, torch.ones(2, 4, 2, 2, dtype=torch.int64)), good(),
@@ -198,12 +240,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_features_that_do_not_fit(case):
+def test_features_that_do_not_fit(case, impl):
     teacher, student, weights, message = BAD[case]
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         check_features(weights, "teacher", teacher, student=student)
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        anomaly_map(teacher, student, weights, ScoringSpec(input_size=32, blur_sigma=1))
+        anomaly_map(teacher, student, weights, ScoringSpec(input_size=32, blur_sigma=1),
+                    impl=impl)
 
 
 @pytest.mark.parametrize("k", [1, 2])
@@ -224,3 +267,101 @@ def test_features_of_another_input_size():
     message = "teacher[0]: expected (N, C, 16, 16), got (2, 2, 8, 8)"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         anomaly_map(good(), good(), torch.ones(2, 3), ScoringSpec(input_size=64))
+
+
+NOT_FINITE = "one that is not"
+TOO_LARGE = "values whose sum of squares overflows"
+
+
+@each_impl(reference=NATIVE, native=NATIVE)
+@pytest.mark.parametrize(("value", "got"), [
+    (float("nan"), NOT_FINITE), (float("inf"), NOT_FINITE), (-float("inf"), NOT_FINITE),
+    (1e25, TOO_LARGE)])
+@pytest.mark.parametrize("layout", [list, channels_last], ids=lambda layout: layout.__name__)
+def test_the_feature_that_is_not_finite_is_named(make_features, layout, value, got, impl, dtype):
+    """The first pixel at fault, and the tensor at fault there, whatever follows."""
+    teacher = layout(make_features(3, sides_of(64), 17, dtype))
+    student = layout(make_features(3, sides_of(64), 18, dtype))
+    student[1][1, 4, 5, 6] = value
+    teacher[1][1, 0, 5, 7] = value
+
+    def message() -> str:
+        with pytest.raises(NotFiniteError) as caught:
+            anomaly_map(teacher, student, soft_weights(3), ScoringSpec(input_size=64), impl=impl)
+        return str(caught.value)
+
+    assert message() == (f"student[1]: expected finite values, got {got},"
+                                  " at row 5, column 6 of image 1")
+    teacher[1][1, 2, 5, 6] = value
+    assert message() == (f"teacher[1]: expected finite values, got {got},"
+                                  " at row 5, column 6 of image 1")
+    teacher[0][2, 1, 15, 0] = value
+    assert message() == (f"teacher[0]: expected finite values, got {got},"
+                                  " at row 15, column 0 of image 2")
+
+
+@pytest.mark.parametrize(("weights", "got"), [
+    ([0.5, 0.5, 0.5], "0.500000, 0.500000, 0.500000 for image 1"),
+    ([0.2, 0.3, 0.48], "0.200000, 0.300000, 0.480000 for image 1"),
+    ([-0.25, 1.25, 0.0], "-0.250000, 1.250000, 0.000000 for image 1"),
+    ([1.25, -0.25, 0.0], "1.250000, -0.250000, 0.000000 for image 1"),
+    ([1.25, 0.0, -0.25], "1.250000, 0.000000, -0.250000 for image 1"),
+    ([0.5, float("nan"), 0.5], "0.500000, nan, 0.500000 for image 1"),
+    ([0.5, -float("nan"), 0.5], "0.500000, nan, 0.500000 for image 1"),
+    ([float("inf"), 0.0, 0.0], "inf, 0.000000, 0.000000 for image 1"),
+])
+def test_weights_that_are_no_softmax(make_features, weights, got, impl):
+    features = make_features(2, sides_of(32), 19, torch.float32)
+    given = torch.tensor([[0.25, 0.25, 0.5], weights])
+    spec = ScoringSpec(input_size=32, weighting="scale")
+    message = f"scale_weights: expected three weights from 0 that sum to 1, got {got}"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        anomaly_map(features, features, given, spec, impl=impl)
+    unweighted = ScoringSpec(input_size=32, weighting="none")
+    assert anomaly_map(features, features, given, unweighted, impl=impl).mean.isfinite().all()
+
+
+def test_weights_that_bfloat16_rounded_pass(make_features, impl):
+    features = make_features(64, sides_of(32), 20, torch.bfloat16)
+    weights = soft_weights(64).bfloat16()
+    assert not torch.equal(weights.double().sum(dim=1), torch.ones(64).double())
+    spec = ScoringSpec(input_size=32, weighting="scale")
+    assert len(anomaly_map(features, features, weights, spec, impl=impl).mean) == 64
+
+
+@pytest.mark.parametrize(("change", "why"), [
+    (lambda f: f.double(), "expected a dtype of ['torch.float32', 'torch.bfloat16'], got"
+                           " torch.float64"),
+    (lambda f: f.half(), "expected a dtype of ['torch.float32', 'torch.bfloat16'], got"
+                         " torch.float16"),
+    (lambda f: f.requires_grad_(), "it has no gradient, but a tensor requires one"),
+])
+def test_what_native_cannot_take(make_features, change, why):
+    features = [change(f) for f in make_features(1, sides_of(32), 21, torch.float32)]
+    spec, weights = ScoringSpec(input_size=32), torch.ones(1, 3)
+    message = f"impl 'native' of anomaly_map: {why}; leave impl out or choose 'reference'"
+    with pytest.raises(BackendUnavailable, match=f"^{re.escape(message)}$"):
+        anomaly_map(features, features, weights, spec, impl="native")
+    chosen = anomaly_map(features, features, weights, spec)
+    assert torch.equal(chosen.map, anomaly_map(features, features, weights, spec,
+                                               impl="reference").map)
+
+
+def test_native_is_taken_where_it_can_run(make_features):
+    teacher = make_features(1, sides_of(32), 22, torch.float32, channels=(65, 33, 17))
+    student = [s.requires_grad_() for s in make_features(
+        1, sides_of(32), 23, torch.float32, channels=(65, 33, 17))]
+    spec, weights = ScoringSpec(input_size=32), torch.ones(1, 3)
+    with torch.no_grad():
+        chosen = anomaly_map(teacher, student, weights, spec)
+        native = anomaly_map(teacher, student, weights, spec, impl="native")
+        reference = anomaly_map(teacher, student, weights, spec, impl="reference")
+    assert torch.equal(chosen.map, native.map)
+    assert not torch.equal(chosen.map, reference.map)  # they round differently
+
+
+def test_unknown_implementation(make_features):
+    features = make_features(1, sides_of(32), 24, torch.float32)
+    message = "impl: expected None or one of ('native', 'reference'), got 'cuda'"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        anomaly_map(features, features, torch.ones(1, 3), ScoringSpec(input_size=32), impl="cuda")
