@@ -54,4 +54,5 @@ PYBIND11_MODULE(_native, module) {
              "Let an operation use this many threads, the caller included.");
 
   scrd::python::bind_anomaly_map(module);
+  scrd::python::bind_simplex_noise(module);
 }

@@ -6,5 +6,6 @@
 namespace scrd::python {
 
 void bind_anomaly_map(pybind11::module_& module);
+void bind_simplex_noise(pybind11::module_& module);
 
 }  // namespace scrd::python
