@@ -167,7 +167,21 @@ static inline void find_gradients(const Cases& cases, const std::uint8_t* table,
 #endif
 
 static inline i32 widen(const std::uint8_t* from) {
+#if defined(SCRD_AVX512)
+  return (i32)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
+#elif defined(SCRD_AVX2)
+  return (i32)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#else
   return __builtin_convertvector(load<u8>(from), i32);
+#endif
+}
+
+static inline f32 not_negative(f32 v) {
+#if defined(SCRD_AVX512)
+  return (f32)_mm512_max_ps((__m512)v, _mm512_setzero_ps());
+#else
+  return v > 0 ? v : f32{};
+#endif
 }
 
 // table[index % 32]
@@ -197,12 +211,13 @@ static inline f32 component(i32 packed) {
 #endif
 }
 
-// max(0, 2 - |d|^2)^4 * (gradient . d)
+// max(0, 2 - |d|^2)^4 * (gradient . d), where the bits of `kept` are set
 static inline f32 contribution(f32 dx, f32 dy, f32 dz, const std::uint8_t* gradients, i32 kept) {
   const i32 packed = widen(gradients);
   const f32 dot = component(packed) * dx + component(packed >> 2) * dy + component(packed >> 4) * dz;
   const f32 reach = 2 - dx * dx - dy * dy - dz * dz;
-  const f32 squared = (reach > 0) & kept ? reach * reach : f32{};
+  const f32 inside = (f32)((i32)not_negative(reach) & kept);
+  const f32 squared = inside * inside;
   return squared * squared * dot;
 }
 
