@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "error.hpp"
 #include "thread_pool.hpp"
@@ -36,8 +37,8 @@ struct Cases {
 
 // What is known of the points of a block in one octave.
 struct Block {
-  alignas(64) float inside[3][kPoints];        // coordinates in the cell; negated where far
-  alignas(64) std::uint8_t base[3][kPoints];   // the cell, modulo 256
+  alignas(64) float inside[3][kPoints];           // coordinates in the cell; negated where far
+  alignas(64) std::uint8_t base[3][kPoints];      // the cell, modulo 256
   alignas(64) std::uint8_t tetrahedron[kPoints];  // code, and kMiddle or kFar
   alignas(64) std::uint8_t octahedron[kPoints];   // code, meant for points in the middle
   alignas(64) std::uint8_t number[kPoints];
@@ -220,8 +221,9 @@ NoiseField::NoiseField(const std::int64_t* seeds, std::size_t n, std::size_t lar
   if (!(std::ldexp(static_cast<double>(largest) * frequency, octaves.count - 1) <=
         kLargestCoordinate)) {
     fail("wavelength",
-         "at least " + text_of(std::ldexp(static_cast<double>(largest) / kLargestCoordinate,
-                                          octaves.count - 1)) +
+         "at least " +
+             text_of(
+                 std::ldexp(static_cast<double>(largest) / kLargestCoordinate, octaves.count - 1)) +
              " pixels for " + std::to_string(octaves.count) + " octaves",
          text_of(octaves.wavelength));
   }
@@ -240,8 +242,8 @@ NoiseField::NoiseField(const std::int64_t* seeds, std::size_t n, std::size_t lar
   });
 }
 
-void NoiseField::operator()(std::size_t s, std::size_t begin, std::size_t count,
-                            std::size_t height, std::size_t width, float* out) const {
+void NoiseField::operator()(std::size_t s, std::size_t begin, std::size_t count, std::size_t height,
+                            std::size_t width, float* out) const {
   double stretched[3 * kPoints];
   stretch(positions_.data(), begin, count, height, width, stretched);
   SCRD_PICK(octave_noise)

@@ -1,9 +1,8 @@
-#include "simplex_noise.hpp"
-
 #include <limits>
 
 #include "arrays.hpp"
 #include "module.hpp"
+#include "simplex_noise.hpp"
 
 namespace scrd::python {
 namespace {
@@ -32,9 +31,8 @@ py::array_t<float> noise(const py::array& seeds, std::size_t depth, std::size_t 
     py::gil_scoped_release release;
     simplex_noise(seed, n, depth, height, width, {octaves, persistence, wavelength}, out.get());
   }
-  return take(std::move(out),
-              {static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(depth),
-               static_cast<py::ssize_t>(height), static_cast<py::ssize_t>(width)});
+  return take(std::move(out), {static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(depth),
+                               static_cast<py::ssize_t>(height), static_cast<py::ssize_t>(width)});
 }
 
 }  // namespace

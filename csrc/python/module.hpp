@@ -5,6 +5,7 @@
 
 namespace scrd::python {
 
+void bind_add_noise(pybind11::module_& module);
 void bind_anomaly_map(pybind11::module_& module);
 void bind_simplex_noise(pybind11::module_& module);
 
