@@ -20,7 +20,7 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.test
+bench: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks -s --benchmark-columns=min,median,max,rounds
 
 $(VENV)/bin/python:
@@ -37,6 +37,10 @@ $(VENV)/.demo: $(INSTALL) | $(VENV)/bin/python
 $(VENV)/.test: $(INSTALL) | $(VENV)/bin/python
 	$(PIP) -e ".[test]"
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: $(INSTALL) | $(VENV)/bin/python
+	$(PIP) -e ".[bench]"
+	@touch $@ $(VENV)/.test $(VENV)/.demo
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
