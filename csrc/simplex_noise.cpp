@@ -218,13 +218,13 @@ NoiseField::NoiseField(const std::int64_t* seeds, std::size_t n, std::size_t lar
          text_of(octaves.persistence));
   }
   const double frequency = 1 / octaves.wavelength;
-  if (!(std::ldexp(static_cast<double>(largest) * frequency, octaves.count - 1) <=
-        kLargestCoordinate)) {
+  const double shortest =
+      std::ldexp(static_cast<double>(std::max<std::size_t>(largest, 1)) / kLargestCoordinate,
+                 octaves.count - 1);
+  if (!(octaves.wavelength >= shortest)) {
     fail("wavelength",
-         "at least " +
-             text_of(
-                 std::ldexp(static_cast<double>(largest) / kLargestCoordinate, octaves.count - 1)) +
-             " pixels for " + std::to_string(octaves.count) + " octaves",
+         "at least " + text_of(shortest) + " pixels for " + std::to_string(octaves.count) +
+             " octaves",
          text_of(octaves.wavelength));
   }
   positions_.resize(largest);

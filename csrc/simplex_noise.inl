@@ -20,8 +20,22 @@ static inline f64 floor_of(f64 v) {
 #endif
 }
 
-static inline f64 smaller(f64 a, f64 b) { return a < b ? a : b; }
-static inline f64 larger(f64 a, f64 b) { return a > b ? a : b; }
+// Of the general form gcc 12 makes a comparison and a selection.
+static inline f64 smaller(f64 a, f64 b) {
+#if defined(SCRD_AVX512)
+  return (f64)_mm512_min_pd((__m512d)a, (__m512d)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+static inline f64 larger(f64 a, f64 b) {
+#if defined(SCRD_AVX512)
+  return (f64)_mm512_max_pd((__m512d)a, (__m512d)b);
+#else
+  return a > b ? a : b;
+#endif
+}
 
 // The noise jumps by up to 2e-4 where a point passes from one piece of its cell to another or from
 // one case of a tetrahedron to another, and pixels lie on such borders by the thousand. So these
@@ -268,8 +282,7 @@ static void choose_points(const Cases& cases, const std::uint8_t* table, Block& 
 static void octave_noise(const Cases& cases, const std::uint8_t* table, const double* stretched,
                          const float* weights, int octaves, float* out) {
   // A block is written in small pieces and read in large ones, which wait until the writes are
-  // through: so the next octave is placed before this one is summed (2.5 ns per point and octave
-  // one after the other, 2.3 so).
+  // through: so the next octave is placed before this one is summed (8 percent faster).
   Block blocks[2];
   double frequency = 1;
   place_points(stretched, frequency, blocks[0]);
