@@ -21,7 +21,7 @@ check: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CSRC) $(CSRC_TESTS)
 
-bench: $(VENV)/.test
+bench: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks -s --benchmark-columns=min,median,max,rounds
 
 $(VENV)/bin/python:
@@ -40,6 +40,10 @@ $(VENV)/.demo: $(INSTALL) | $(VENV)/bin/python
 $(VENV)/.test: $(INSTALL) | $(VENV)/bin/python
 	$(PIP) -e ".[test]"
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: $(INSTALL) | $(VENV)/bin/python
+	$(PIP) -e ".[bench]"
+	@touch $@ $(VENV)/.test $(VENV)/.demo
 
 # The C++ tests: csrc/*.cpp and csrc/tests/*.cpp, with the address and undefined-behaviour
 # sanitizers, and once more with the thread sanitizer for what threads share. A new file needs no

@@ -1,11 +1,11 @@
 """The whole path, uint8 pixels to score and map, against peers in the same run.
 
 The peers are the published loop, and the best plain OpenVINO graph, which is given ready-made
-floats. Wide-ResNet-50-2, 256 x 256, batch 1. Each scorer lives in a process of its own, as it would for
-a user: in one process they would share an allocator, and the loop runs up to a sixth faster where
-something else has made malloc keep its pages. The scores and maps are held against each other
-before anything is timed; the two are timed in turn (A B A B), so that a busy machine hurts both,
-and the ratio is taken pair by pair.
+floats. Wide-ResNet-50-2, 256 x 256, batch 1. Each scorer lives in a process of its own, as it
+would for a user: in one process they would share an allocator, and the loop runs up to a sixth
+faster where something else has made malloc keep its pages. The scores and maps are held against
+each other before anything is timed; the two are timed in turn (A B A B), so that a busy machine
+hurts both, and the ratio is taken pair by pair.
 """
 
 import multiprocessing
@@ -142,7 +142,8 @@ def paired(ours: Worker, theirs: Worker, inputs: list[tuple[NDArray[Any], NDArra
     for i in range(3 + pairs):
         for_us, for_them = inputs[i % len(inputs)]
         times.append((ours.score(for_us)[0] * 1e3, theirs.score(for_them)[0] * 1e3))
-    return tuple(np.array(times[3:]).T)  # type: ignore[return-value]
+    ours_ms, theirs_ms = np.array(times[3:]).T
+    return ours_ms, theirs_ms
 
 
 def test_engine_against_published_loop(

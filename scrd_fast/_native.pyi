@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +24,65 @@ class Tail:
         self, distances: Sequence[_Float32], scale_weights: _Float32, maps: bool, maximum: bool
     ) -> _Scores: ...
 
+class Runner:
+    @property
+    def streams(self) -> int: ...
+    @property
+    def buckets(self) -> list[int]: ...
+
+class PythonRunner(Runner):
+    def __init__(
+        self,
+        run: Callable[[_Float32], Sequence[_Float32]],
+        size: int,
+        buckets: Sequence[int],
+    ) -> None: ...
+
+class PendingScores:
+    def done(self) -> bool: ...
+    def wait(self, seconds: float) -> bool: ...
+    def get(self) -> tuple[_Float32, _Float32 | None, _Float32]: ...
+
+class Scorer:
+    def __init__(
+        self,
+        runner: Runner,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        tail: Tail,
+        maximum: bool,
+    ) -> None: ...
+    # An array, or a sequence of arrays.
+    def submit(self, batch: Any, maps: bool) -> PendingScores: ...
+    def close(self) -> None: ...
+
+def add_noise(
+    images: NDArray[np.generic],  # float32
+    boxes: NDArray[np.int64],
+    seeds: NDArray[np.int64],
+    strengths: NDArray[np.float64],
+    octaves: int,
+    persistence: float,
+    wavelength: float,
+) -> None: ...
 def cosine_distances(teacher: _Features, student: _Features) -> list[_Float32]: ...
 def isa() -> str: ...
 def isas() -> list[str]: ...
+def permutation(seed: int) -> NDArray[np.uint8]: ...
+def preprocess(
+    images: Any, size: int, mean: Sequence[float], std: Sequence[float], bfloat16: bool
+) -> NDArray[Any]: ...
 def set_isa(name: str) -> None: ...
 def set_threads(threads: int) -> None: ...
+def simplex_noise(
+    seeds: NDArray[np.int64],
+    depth: int,
+    height: int,
+    width: int,
+    octaves: int,
+    persistence: float,
+    wavelength: float,
+) -> _Float32: ...
 def threads() -> int: ...
 def upsample_blur_band(size: int, side: int, sigma: float) -> _Float32: ...

@@ -53,7 +53,9 @@ PYBIND11_MODULE(_native, module) {
              py::call_guard<py::gil_scoped_release>(),
              "Let an operation use this many threads, the caller included.");
 
+  scrd::python::bind_add_noise(module);
   scrd::python::bind_anomaly_map(module);
   scrd::python::bind_scorer(module);
   scrd::python::bind_preprocess(module);
+  scrd::python::bind_simplex_noise(module);
 }

@@ -95,8 +95,9 @@ def _measure(
             layer = first_nonfinite(network, normalise(pixels, spec))
             where = f", first in layer {layer!r}" if layer else "; float32 stays finite"
             raise FidelityError(f"{precision}: values that are not finite{where}") from error
-    scores, maps = (torch.from_numpy(np.concatenate(part)) for part in zip(*ours, strict=True))
-    return fidelity.compare(probe, scores, maps, torch.cat([r.score(spec) for r in theirs]),
+    our_scores, our_maps = (torch.from_numpy(np.concatenate(part))
+                            for part in zip(*ours, strict=True))
+    return fidelity.compare(probe, our_scores, our_maps, torch.cat([r.score(spec) for r in theirs]),
                             torch.cat([r.map for r in theirs if r.map is not None]))
 
 

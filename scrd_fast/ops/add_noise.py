@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scrd_fast import _native
 from scrd_fast.errors import expect
-from scrd_fast.ops.simplex_noise import check_octaves, octave_noise, permutations
+from scrd_fast.ops.implementations import as_array, choose, not_native
+from scrd_fast.ops.simplex_noise import check_extent, check_octaves, octave_noise, permutations
 
 
 def add_noise(
@@ -23,35 +25,47 @@ def add_noise(
     octaves: int = 6,
     persistence: float = 0.6,
     wavelength: float = 32,
+    impl: str | None = None,
 ) -> Tensor:
     """A noisy copy of `images`.
 
     images: float (N, C, H, W) in [0, 1]; boxes: (N, 4) integers top, left, height, width, inside
-    the image; seeds: (N,); strength: one number or (N,). An image's noise depends on its own box
-    and seed only. Raises InputError.
+    the image; seeds: (N,) integers; strength: one number or (N,). An image's noise depends on its
+    own box and seed only. impl: "native" (C++; float32 on the CPU, without gradients; noise within
+    1e-5 of the float64 values, times the strength) or "reference" (NumPy); None takes native where
+    it can run. Raises InputError and BackendUnavailable.
     """
-    expect(images.ndim == 4 and images.is_floating_point(), "images", "float (N, C, H, W)",
-           f"{images.dtype} {tuple(images.shape)}")
+    expect(images.ndim == 4 and len(images) > 0 and images.is_floating_point(), "images",
+           "float (N, C, H, W)", f"{images.dtype} {tuple(images.shape)}")
     n, channels, height, width = images.shape
     boxes, seeds = np.asarray(boxes), np.asarray(seeds)
     expect(boxes.shape == (n, 4), "boxes", (n, 4), boxes.shape)
     expect(seeds.shape == (n,), "seeds", (n,), seeds.shape)
-    ends = boxes[:, :2] + boxes[:, 2:]
-    expect(bool((boxes >= (0, 0, 1, 1)).all() and (ends <= (height, width)).all()),
+    room = np.array([height, width]) - boxes[:, 2:]  # their sum with the corner may overflow
+    expect(bool((boxes >= (0, 0, 1, 1)).all() and (boxes[:, :2] <= room).all()),
            "boxes", f"boxes inside {height} x {width}", boxes.tolist())
     for name, given in (("boxes", boxes), ("seeds", seeds)):
         expect(np.issubdtype(given.dtype, np.integer), name, "integers", given.dtype)
     check_octaves(octaves, persistence, wavelength)
+    check_extent(max(channels, int(boxes[:, 2:].max())), octaves, wavelength)
     strengths = np.asarray(strength, dtype=np.float64)
     expect(strengths.shape in ((), (n,)) and bool(np.isfinite(strengths).all()), "strength",
            f"one finite number or ({n},) of them", strength)
-    strengths = np.broadcast_to(strengths, (n,))
+    strengths, seeds = np.broadcast_to(strengths, (n,)), seeds.astype(np.int64)
 
+    why_not = not_native([images], (torch.float32,))
+    if choose("add_noise", impl, native=why_not) == "native":
+        noisy = images.clone()
+        _native.add_noise(
+            as_array(noisy), np.ascontiguousarray(boxes, dtype=np.int64),
+            np.ascontiguousarray(seeds), np.ascontiguousarray(strengths),
+            octaves, persistence, wavelength)
+        return noisy
     grids = [np.indices((channels, h, w)).reshape(3, -1) for h, w in boxes[:, 2:]]
     z, y, x = np.concatenate(grids, axis=1).astype(np.float64)
     counts = [g.shape[1] for g in grids]
     values = octave_noise(
-        x, y, z, permutations(seeds.astype(np.int64)), np.repeat(np.arange(n), counts),
+        x, y, z, permutations(seeds), np.repeat(np.arange(n), counts),
         octaves, persistence, wavelength,
     )
     noisy = images.clone()

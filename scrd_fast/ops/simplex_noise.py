@@ -8,16 +8,21 @@ points that depend on what it is nearest to,
     max(0, 2 - |d|^2)^4 * (gradient of the lattice point . d)
 
 divided by 103. (Summing over all lattice points in reach is not the same: the original leaves
-some out, worth up to 8e-6.) Values equal PyPI's `opensimplex`.
+some out, worth up to 1e-4, and jumps by up to 2e-4 where its choice changes.) Values equal PyPI's
+`opensimplex`.
 
 Here the decision is made for all points at once: each point gets a case number, and a table
 holds the eight lattice points of each case.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
+from scrd_fast import _native
 from scrd_fast.errors import expect
+from scrd_fast.ops.implementations import choose
 
 Floats = NDArray[np.float64]
 
@@ -53,8 +58,8 @@ def permutations(seeds: NDArray[np.int64]) -> NDArray[np.int64]:
             state = state * factor + increment
         for i in range(255, -1, -1):
             state = state * factor + increment
-            # A remainder of the signed value, made non-negative, as in the original.
-            pick = np.mod((state + np.uint64(31)).astype(np.int64), i + 1)
+            # A non-negative remainder of the signed value plus 31, without overflow.
+            pick = np.mod(np.mod(state.astype(np.int64), i + 1) + 31, i + 1)
             tables[:, i] = source[rows, pick]
             source[rows, pick] = source[:, i]
     return tables
@@ -191,7 +196,7 @@ def octave_noise(
     octaves: int, persistence: float, wavelength: float,
 ) -> Floats:
     """sum_o persistence^o * noise(point * 2^o / wavelength) at P points in pixels, (P,)."""
-    frequency = 2.0 ** np.arange(octaves)[:, None] / wavelength
+    frequency = np.ldexp(1 / wavelength, np.arange(octaves))[:, None]
     px, py, pz = ((frequency * axis).ravel() for axis in (x, y, z))
     rows = np.tile(row, octaves)
     # In blocks that stay in the cache: 0.13 s instead of 0.24 s for 300 000 points.
@@ -208,10 +213,36 @@ def check_octaves(octaves: int, persistence: float, wavelength: float, prefix: s
     """Raise InputError unless these describe octave noise; `prefix` goes before the names."""
     expect(isinstance(octaves, int | np.integer) and octaves > 0, f"{prefix}octaves",
            "a positive integer", octaves)
+    expect(octaves <= 1024, f"{prefix}octaves", "at most 1024", octaves)
     expect(0 <= persistence < np.inf, f"{prefix}persistence", "a finite number from 0",
            persistence)
+    expect((octaves - 1) * math.log10(max(persistence, 1)) <= 30, f"{prefix}persistence",
+           f"a number of which power {octaves - 1} is at most 1e30", persistence)
     expect(0 < wavelength < np.inf, f"{prefix}wavelength", "a positive number of pixels",
            wavelength)
+
+
+def check_extent(largest: int, octaves: int, wavelength: float) -> None:
+    """Raise InputError where the coordinates of a grid of `largest` pixels are too large."""
+    # C++ counts cells of the lattice in 32 bits.
+    expect(math.log2(largest / wavelength) + octaves - 1 <= 30, "wavelength",
+           f"a grid of at most 2^30 wavelengths of the last of {octaves} octaves",
+           f"{wavelength} for {largest} pixels")
+
+
+def octave_field(
+    depth: int, height: int, width: int, seeds: NDArray[np.int64],
+    octaves: int, persistence: float, wavelength: float,
+) -> Floats:
+    """The reference: what `simplex_noise` returns, before the rounding to float32."""
+    z, y, x = (a.ravel().astype(float) for a in np.meshgrid(
+        np.arange(depth), np.arange(height), np.arange(width), indexing="ij"))
+    count = len(seeds)
+    values = octave_noise(
+        np.tile(x, count), np.tile(y, count), np.tile(z, count), permutations(seeds),
+        np.repeat(np.arange(count), len(x)), octaves, persistence, wavelength,
+    )
+    return values.reshape(count, depth, height, width)
 
 
 def simplex_noise(
@@ -223,26 +254,27 @@ def simplex_noise(
     octaves: int = 6,
     persistence: float = 0.6,
     wavelength: float = 32,
-) -> Floats:
+    impl: str | None = None,
+) -> NDArray[np.float32]:
     """Octave noise on a pixel grid, one field per seed.
 
-    Returns float64 (len(seeds), depth, height, width); value [s, z, y, x] is
+    Returns float32 (len(seeds), depth, height, width); value [s, z, y, x] is
     sum_o persistence^o * noise3(x f_o, y f_o, z f_o) of seed s with f_o = 2^o / wavelength, as
-    `opensimplex.noise3array` gives it. Raises InputError.
+    `opensimplex.noise3array` gives it. impl: "native" (C++, within 1e-5 of the float64 sum) or
+    "reference" (NumPy, rounded once); None takes native. Raises InputError.
     """
     for name, value in (("depth", depth), ("height", height), ("width", width)):
         expect(isinstance(value, int | np.integer) and value > 0, name, "a positive integer",
                value)
     check_octaves(octaves, persistence, wavelength)
+    check_extent(max(depth, height, width), octaves, wavelength)
     seeds = np.asarray(seeds)
     expect(seeds.ndim == 1 and len(seeds) > 0 and np.issubdtype(seeds.dtype, np.integer),
            "seeds", "at least one integer, 1-D", f"{seeds.dtype} of shape {seeds.shape}")
-    z, y, x = (a.ravel().astype(float) for a in np.meshgrid(
-        np.arange(depth), np.arange(height), np.arange(width), indexing="ij"))
-    count = len(seeds)
-    values = octave_noise(
-        np.tile(x, count), np.tile(y, count), np.tile(z, count),
-        permutations(seeds.astype(np.int64)), np.repeat(np.arange(count), len(x)),
-        octaves, persistence, wavelength,
-    )
-    return values.reshape(count, depth, height, width)
+    seeds = np.ascontiguousarray(seeds, dtype=np.int64)
+    if choose("simplex_noise", impl, native=None) == "native":
+        field: NDArray[np.float32] = _native.simplex_noise(
+            seeds, depth, height, width, octaves, persistence, wavelength)
+        return field
+    return octave_field(depth, height, width, seeds, octaves, persistence, wavelength).astype(
+        np.float32)

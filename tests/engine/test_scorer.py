@@ -198,7 +198,7 @@ def test_a_network_of_the_wrong_shape(then, message):
 
 
 @pytest.mark.parametrize(("batch", "error", "message"), [
-    (np.zeros((0, 8, 8), np.uint8), InputError, "^batch: expected at least one image, got an empty"),
+    (np.zeros((0, 8, 8), np.uint8), InputError, "^batch: expected at least one image"),
     (np.zeros((2, 8, 0), np.uint8), InputError, "^batch: expected images of at least one pixel"),
     (np.zeros((2, 8, 8, 4), np.uint8), InputError, "^batch: expected uint8, uint16 or float"),
     (np.zeros((2, 8, 8), np.int32), InputError, "^batch: expected dtype uint8, uint16 or float32"),
@@ -232,7 +232,7 @@ def test_waiting_for_a_result(engine):
     release.set()
     assert pending.wait(30)
     assert pending.get()[0] == pytest.approx(1.5)
-    with pytest.raises(InputError, match="^get: expected to be called once, got a second call"):
+    with pytest.raises(InputError, match=r"^get: expected to be called once, got a second call"):
         pending.get()
     scorer.close()
 

@@ -1,17 +1,50 @@
 """ops.simplex_noise against PyPI's opensimplex."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
 from opensimplex import OpenSimplex
+from opensimplex.internals import _init
 
+from scrd_fast import _native
 from scrd_fast.errors import InputError
-from scrd_fast.ops.simplex_noise import permutations, simplex_noise, simplex_values
+from scrd_fast.ops.simplex_noise import (
+    octave_field,
+    permutations,
+    simplex_noise,
+    simplex_values,
+)
 from tests.tolerances import allowed
 
 SEEDS = (0, 1, -7, 111, 2**32 + 5, 2**63 - 1, -(2**63))
 TOLERANCE = allowed("simplex_noise", "float64")
+NATIVE_TOLERANCE = allowed("simplex_noise", "float32", "native")
+
+
+def seed_that_ends_high() -> int:
+    """A seed whose generator is at 2^63 - 1 when the shuffle begins: adding 31 would overflow."""
+    state, inverse = 2**63 - 1, pow(6364136223846793005, -1, 2**64)
+    for _ in range(4):
+        state = (state - 1442695040888963407) * inverse % 2**64
+    return state - 2**64 if state >= 2**63 else state
+
+
+@pytest.fixture(params=_native.isas())
+def isa(request):
+    before = _native.isa()
+    _native.set_isa(request.param)
+    yield request.param
+    _native.set_isa(before)
+
+
+@pytest.mark.parametrize("tables", [
+    lambda seed: permutations(np.array([seed]))[0], _native.permutation], ids=["numpy", "native"])
+def test_permutations(tables):
+    rng = np.random.default_rng(0)
+    for seed in (*SEEDS, seed_that_ends_high(), *rng.integers(-(2**63), 2**63 - 1, 40).tolist()):
+        assert np.array_equal(tables(seed), _init(seed)[0])
 
 
 def tied_points() -> np.ndarray:
@@ -47,44 +80,106 @@ def test_points_that_tie(seed):
     assert np.abs(got - expected).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize(
-    ("octaves", "persistence", "wavelength"), [(6, 0.6, 32), (1, 0.6, 32), (3, 0.45, 19.0)]
-)
-def test_octaves_on_a_grid(octaves, persistence, wavelength):
-    depth, height, width = 3, 5, 37
-    got = simplex_noise(depth, height, width, seeds=list(SEEDS), octaves=octaves,
-                        persistence=persistence, wavelength=wavelength)
-    assert got.shape == (len(SEEDS), depth, height, width)
-    assert got.dtype == np.float64
+def original_field(depth, height, width, seed, octaves, persistence, wavelength) -> np.ndarray:
     z, y, x = (np.arange(n, dtype=float) for n in (depth, height, width))
+    field = np.zeros((depth, height, width))
+    for octave in range(octaves):
+        f = 2.0**octave / wavelength
+        field += persistence**octave * OpenSimplex(seed).noise3array(x * f, y * f, z * f)
+    return field
+
+
+# With wavelengths that are powers of two, most pixels of the last octaves lie on borders where the
+# noise jumps.
+LAWS = [(6, 0.6, 32), (1, 0.6, 32), (3, 0.45, 19.0), (4, 1.0, 4), (2, 0.0, 1.0)]
+
+
+@pytest.mark.parametrize(("octaves", "persistence", "wavelength"), LAWS)
+def test_octaves_on_a_grid(octaves, persistence, wavelength):
+    shape, law = (3, 5, 37), (octaves, persistence, wavelength)
+    got = octave_field(*shape, np.array(SEEDS), *law)
+    assert got.shape == (len(SEEDS), *shape)
     for field, seed in zip(got, SEEDS, strict=True):
-        expected = np.zeros_like(field)
-        for octave in range(octaves):
-            f = 2.0**octave / wavelength
-            expected += persistence**octave * OpenSimplex(seed).noise3array(x * f, y * f, z * f)
-        assert np.abs(field - expected).max() <= TOLERANCE
+        assert np.abs(field - original_field(*shape, seed, *law)).max() <= TOLERANCE
+    rounded = simplex_noise(*shape, seeds=list(SEEDS), octaves=octaves, persistence=persistence,
+                            wavelength=wavelength, impl="reference")
+    assert rounded.dtype == np.float32
+    assert np.array_equal(rounded, got.astype(np.float32))
 
 
-def test_a_field_depends_on_its_seed_only():
+@pytest.mark.parametrize(("octaves", "persistence", "wavelength"), LAWS)
+@pytest.mark.parametrize("shape", [(3, 21, 37), (1, 1, 3), (70, 2, 1), (2, 7, 64)], ids=str)
+def test_native_octaves(isa, shape, octaves, persistence, wavelength):
+    got = simplex_noise(*shape, seeds=list(SEEDS), octaves=octaves, persistence=persistence,
+                        wavelength=wavelength, impl="native")
+    assert got.shape == (len(SEEDS), *shape)
+    assert got.dtype == np.float32
+    for field, seed in zip(got, SEEDS, strict=True):
+        expected = original_field(*shape, seed, octaves, persistence, wavelength)
+        assert np.abs(field - expected).max() <= NATIVE_TOLERANCE
+
+
+def test_native_decides_as_the_original_far_from_the_origin(isa):
+    """2000 cells away fractions are coarse in float32, and whole pixels tie in every octave."""
+    for wavelength in (0.5, 0.37):
+        law = (2, 0.6, wavelength)
+        got = simplex_noise(1, 3, 700, seeds=[5], octaves=2, wavelength=wavelength, impl="native")
+        assert np.abs(got[0] - original_field(1, 3, 700, 5, *law)).max() <= NATIVE_TOLERANCE
+
+
+def test_native_is_the_default():
+    law = {"seeds": [3], "octaves": 3}
+    default, native = simplex_noise(2, 5, 7, **law), simplex_noise(2, 5, 7, **law, impl="native")
+    assert np.array_equal(default, native)
+    assert not np.array_equal(default, simplex_noise(2, 5, 7, **law, impl="reference"))
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_a_field_depends_on_its_seed_only(impl):
     """Alone, repeated or among others, over the border of a block of points: the same bits."""
     seeds = np.array([3, -1, 2**40, 3])
-    together = simplex_noise(2, 67, 129, seeds=seeds, octaves=2)
+    together = simplex_noise(2, 67, 129, seeds=seeds, octaves=2, impl=impl)
     for field, seed in zip(together, seeds, strict=True):
-        alone = simplex_noise(2, 67, 129, seeds=[int(seed)], octaves=2)[0]
+        alone = simplex_noise(2, 67, 129, seeds=[int(seed)], octaves=2, impl=impl)[0]
         assert np.array_equal(field, alone)
     assert np.abs(together[0] - together[1]).max() > 0.3
 
 
-def test_a_larger_field_contains_the_smaller():
-    small = simplex_noise(1, 7, 9, seeds=[5])
-    large = simplex_noise(3, 20, 31, seeds=[5])
+def test_native_does_not_depend_on_the_number_of_threads(isa):
+    before = _native.threads()
+    try:
+        fields = []
+        for threads in (1, 2, 5):
+            _native.set_threads(threads)
+            fields.append(simplex_noise(3, 40, 50, seeds=[1, 2, 3], impl="native"))
+    finally:
+        _native.set_threads(before)
+    assert np.array_equal(fields[0], fields[1])
+    assert np.array_equal(fields[0], fields[2])
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_a_larger_field_contains_the_smaller(impl):
+    small = simplex_noise(1, 7, 9, seeds=[5], impl=impl)
+    large = simplex_noise(3, 20, 31, seeds=[5], impl=impl)
     assert np.array_equal(small, large[:, :1, :7, :9])
 
 
-def test_one_point_at_the_origin_is_zero():
-    field = simplex_noise(1, 1, 1, seeds=[8])
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_one_point_at_the_origin_is_zero(impl):
+    field = simplex_noise(1, 1, 1, seeds=[8], impl=impl)
     assert field.shape == (1, 1, 1, 1)
     assert abs(field.item()) <= TOLERANCE
+
+
+def test_seeds_of_any_layout():
+    seeds = np.arange(8)
+    expected = simplex_noise(1, 3, 4, seeds=seeds[::-2].tolist())
+    assert np.array_equal(simplex_noise(1, 3, 4, seeds=seeds[::-2]), expected)
+    assert np.array_equal(simplex_noise(1, 3, 4, seeds=seeds[::-2].astype(np.int16)), expected)
+    readonly = seeds[::-2].astype(">i8")
+    readonly.setflags(write=False)
+    assert np.array_equal(simplex_noise(1, 3, 4, seeds=readonly), expected)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +192,12 @@ def test_one_point_at_the_origin_is_zero():
         ({"wavelength": 0}, "wavelength: expected a positive number of pixels, got 0"),
         ({"wavelength": -32.0}, "wavelength: expected a positive number of pixels, got -32.0"),
         ({"wavelength": float("nan")}, "wavelength: expected a positive number of pixels, got nan"),
+        ({"octaves": 10**400}, "octaves: expected at most 1024, got 1000"),
+        ({"octaves": 40}, "wavelength: expected a grid of at most 2^30 wavelengths"),
+        ({"wavelength": 1e-320}, "wavelength: expected a grid of at most 2^30 wavelengths"),
+        ({"persistence": -0.1}, "persistence: expected a finite number from 0, got -0.1"),
+        ({"octaves": 5, "persistence": 1e9}, "persistence: expected a number of which power 4"),
+        ({"impl": "fast"}, "impl: expected None or one of"),
         ({"seeds": []}, "seeds: expected at least one integer, 1-D, got float64"),
         ({"seeds": [0.5]}, "seeds: expected at least one integer, 1-D, got float64"),
         ({"seeds": [[1, 2]]}, "seeds: expected at least one integer, 1-D, got int64"),
@@ -110,3 +211,28 @@ def test_bad_arguments(change, message):
     with pytest.raises(InputError) as caught:
         simplex_noise(*sizes, **arguments)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": np.zeros(2)}, "seeds: expected int64 (S,), got float64 (2,)"),
+        ({"seeds": np.zeros((1, 1), int)}, "seeds: expected int64 (S,), got int64 (1, 1)"),
+        ({"seeds": np.arange(4)[::2]}, "seeds: expected C-contiguous memory, got"),
+        ({"seeds": np.zeros(0, int)}, "seeds: expected at least one, got none"),
+        ({"depth": 0}, "depth: expected a positive integer, got 0"),
+        ({"depth": 2**40, "height": 2**20}, "width: expected a field that fits into memory, got"),
+        ({"octaves": 0}, "octaves: expected a positive integer, got 0"),
+        ({"octaves": 2**31 - 1}, "wavelength: expected at least inf pixels for 2147483647 octaves"),
+        ({"persistence": float("nan")}, "persistence: expected a number from 0 whose powers"),
+        ({"persistence": 1e31}, "persistence: expected a number from 0 whose powers"),
+        ({"wavelength": float("nan")}, "wavelength: expected a positive number of pixels, got nan"),
+        ({"wavelength": float("inf")}, "wavelength: expected a positive number of pixels, got inf"),
+        ({"wavelength": 1e-9}, "wavelength: expected at least 9.31323e-09 pixels for 2 octaves"),
+    ],
+)
+def test_native_checks_its_arguments(change, message):
+    arguments = {"seeds": np.array([1]), "depth": 3, "height": 4, "width": 5, "octaves": 2,
+                 "persistence": 0.5, "wavelength": 32.0} | change
+    with pytest.raises(InputError, match="^" + re.escape(message)):
+        _native.simplex_noise(**arguments)
