@@ -10,6 +10,7 @@ import inspect
 import re
 from pathlib import Path
 
+import openvino  # noqa: F401 -- _openvino needs its library loaded
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "scrd_fast"
@@ -55,6 +56,9 @@ def of_module(members: dict[str, object], prefix: str = "") -> Signatures:
             found |= of_module(dict(vars(value)), f"{prefix}{name}.")
         elif callable(value):
             first = (value.__doc__ or "").partition("\n")[0]
+            if first == (object.__init__.__doc__ or "").partition("\n")[0]:
+                del found[prefix + name]  # a class that Python cannot make has Python's own text
+                continue
             source = re.sub(r"= <[^>]*>", "= ...", first)  # a default that Python cannot read
             function = ast.parse(f"def {source}: ...").body[0]
             assert isinstance(function, ast.FunctionDef)
@@ -69,5 +73,5 @@ def test_stub_is_the_module(name):
     assert stub == of_module(vars(module))
 
 
-def test_the_native_module_has_a_stub():
-    assert "_native" in STUBS
+def test_the_extensions_have_stubs():
+    assert STUBS == ["_native", "_openvino"]
