@@ -52,7 +52,7 @@ CXX ?= g++
 CXXFLAGS ?= -O1 -g
 WARNINGS := -Wall -Wextra -Wno-psabi
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
-TSAN_TESTS := thread_pool anomaly_map
+TSAN_TESTS := thread_pool anomaly_map scorer
 ASAN := -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS
 TSAN := -fsanitize=thread
 RUNNER_SOURCES := $(wildcard csrc/*.cpp csrc/tests/*.cpp)
@@ -63,7 +63,7 @@ csrc-test:
 
 csrc-tsan:
 	@$(MAKE) --no-print-directory $(PARALLEL) build/tsan/tests
-	build/tsan/tests $(TSAN_TESTS)
+	TSAN_OPTIONS=suppressions=csrc/tests/tsan.supp build/tsan/tests $(TSAN_TESTS)
 
 # As many compilers as CPUs, unless make was told a number already.
 PARALLEL = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS))

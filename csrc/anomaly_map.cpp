@@ -229,35 +229,40 @@ void Tail::operator()(const std::array<const float*, kScales>& distances,
   std::vector<float> largest(n * blocks);
   const auto upsample = SCRD_PICK(upsample_rows);
   const auto multiply = SCRD_PICK(multiply_tile);
-  shared_pool()->for_each(n * blocks, [&](std::size_t task) {
-    const std::size_t image = task / blocks, begin = task % blocks * kRowBlock;
-    const std::size_t end = std::min(begin + kRowBlock, size_);
-    float* t = scratch(kRowBlock * total_side + matrix_floats);
-    float* matrix = t + kRowBlock * total_side;
-    std::size_t offset = 0;
-    for (int k = 0; k < kScales; ++k) {
-      const std::size_t side = sides_[k], stride = padded(side);
-      const float* m = distances[k] + image * side * side;
-      const std::size_t top = bands_[k].first[begin];
-      const std::size_t bottom = bands_[k].first[end - 1] + bands_[k].width;
-      const float w = weight(image, k);
-      for (std::size_t y = top; y < bottom; ++y) {
-        for (std::size_t x = 0; x < side; ++x) matrix[y * stride + x] = w * m[y * side + x];
-        std::fill(matrix + y * stride + side, matrix + (y + 1) * stride, 0.0f);
-      }
-      upsample(bands_[k], matrix, stride, begin, end, t + offset, total_side);
-      offset += stride;
-    }
-    float most = -std::numeric_limits<float>::infinity();
-    float* rows = map == nullptr ? nullptr : map + (image * size_ + begin) * size_;
-    for (std::size_t column = 0; column < tiles_.size(); ++column) {
-      const Tile& tile = tiles_[column];
-      most = std::max(most, multiply(t, total_side, end - begin, tile.rows.size(), tile.rows.data(),
-                                     tile.values.data(),
-                                     rows == nullptr ? nullptr : rows + column * kTile, size_));
-    }
-    largest[task] = most;
-  });
+  // A map of 256 x 256 takes a thread 35 us, which is what waking another one costs.
+  const bool wake = n * size_ * size_ > 4 * 65536;
+  shared_pool()->for_each(
+      n * blocks,
+      [&](std::size_t task) {
+        const std::size_t image = task / blocks, begin = task % blocks * kRowBlock;
+        const std::size_t end = std::min(begin + kRowBlock, size_);
+        float* t = scratch(kRowBlock * total_side + matrix_floats);
+        float* matrix = t + kRowBlock * total_side;
+        std::size_t offset = 0;
+        for (int k = 0; k < kScales; ++k) {
+          const std::size_t side = sides_[k], stride = padded(side);
+          const float* m = distances[k] + image * side * side;
+          const std::size_t top = bands_[k].first[begin];
+          const std::size_t bottom = bands_[k].first[end - 1] + bands_[k].width;
+          const float w = weight(image, k);
+          for (std::size_t y = top; y < bottom; ++y) {
+            for (std::size_t x = 0; x < side; ++x) matrix[y * stride + x] = w * m[y * side + x];
+            std::fill(matrix + y * stride + side, matrix + (y + 1) * stride, 0.0f);
+          }
+          upsample(bands_[k], matrix, stride, begin, end, t + offset, total_side);
+          offset += stride;
+        }
+        float most = -std::numeric_limits<float>::infinity();
+        float* rows = map == nullptr ? nullptr : map + (image * size_ + begin) * size_;
+        for (std::size_t column = 0; column < tiles_.size(); ++column) {
+          const Tile& tile = tiles_[column];
+          most = std::max(most, multiply(t, total_side, end - begin, tile.rows.size(),
+                                         tile.rows.data(), tile.values.data(),
+                                         rows == nullptr ? nullptr : rows + column * kTile, size_));
+        }
+        largest[task] = most;
+      },
+      wake);
   if (max == nullptr) return;
   for (std::size_t i = 0; i < n; ++i) {
     max[i] = *std::max_element(&largest[i * blocks], &largest[i * blocks] + blocks);
@@ -266,7 +271,7 @@ void Tail::operator()(const std::array<const float*, kScales>& distances,
 
 void cosine_distances(const std::array<FeatureView, kScales>& teacher,
                       const std::array<FeatureView, kScales>& student,
-                      const std::array<float*, kScales>& distances) {
+                      const std::array<float*, kScales>& distances, bool check) {
   struct Part {
     std::size_t block, blocks, first;  // pixels in a task, tasks of an image, first task
   };
@@ -305,7 +310,7 @@ void cosine_distances(const std::array<FeatureView, kScales>& teacher,
     run(teacher[k], student[k], image, begin, end, distances[k] + image * pixels,
         scratch(3 * parts[k].block));
   });
-  for (std::size_t k = 0; k < kScales; ++k) {
+  for (std::size_t k = 0; check && k < kScales; ++k) {
     check_finite(teacher[k], student[k], k, distances[k]);
   }
 }

@@ -65,10 +65,10 @@ class Tail {
 // 1 - cosine similarity over channels, each norm clamped to 1e-8 from below: (n, C, h, w) twice
 // -> (n, h, w). Throws InputError "teacher[k]" / "student[k]" where the two do not fit, and
 // NotFiniteError at features that are NaN or infinite, or so large that the sum of their squares
-// over channels is infinite in float32.
+// over channels is infinite in float32; with check=false the distances of those are NaN instead.
 void cosine_distances(const std::array<FeatureView, kScales>& teacher,
                       const std::array<FeatureView, kScales>& student,
-                      const std::array<float*, kScales>& distances);
+                      const std::array<float*, kScales>& distances, bool check = true);
 
 // Both steps: features -> map, mean and max as `tail` gives them. The features' sides must be those
 // of the tail. Throws InputError.

@@ -9,15 +9,17 @@
 
 namespace scrd {
 
-// What a network gives for n images: three distances (n, h_k, w_k) and scale weights (n, 3). The
-// sizes count floats; the scorer refuses what does not fit.
+// What a network gives for n images: scale weights (n, 3) and either three distances
+// (n, h_k, w_k), or, where teacher[0].data is set, the features that they are computed from. Sizes
+// count floats; the scorer refuses what does not fit.
 struct NetworkOutputs {
   struct Values {
     const float* data = nullptr;
     std::size_t size = 0;
   };
-  std::array<Values, kScales> distances;
   Values scale_weights;
+  std::array<Values, kScales> distances;
+  std::array<FeatureView, kScales> teacher, student;
 };
 
 class Runner {

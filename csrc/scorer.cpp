@@ -181,13 +181,35 @@ bool Scorer::start(const Piece& piece, const Stream& stream, const float* pixels
   }
 }
 
+// The distances of the network's features, which the next start would overwrite.
+void Scorer::distances_of(const NetworkOutputs& outputs, const Piece& piece, Stream& stream) const {
+  std::array<float*, kScales> distances;
+  for (std::size_t k = 0; k < kScales; ++k) {
+    const FeatureView& f = outputs.teacher[k];
+    const std::size_t side = tail_.sides()[k];
+    if (f.n != piece.count || f.height != side || f.width != side) {
+      const std::string text = std::to_string(side);
+      fail("network", std::to_string(piece.count) + " feature maps of " + text + " x " + text,
+           std::to_string(f.n) + " of " + std::to_string(f.height) + " x " +
+               std::to_string(f.width));
+    }
+    distances[k] = stream.distances[k].data();
+  }
+  // Unchecked: `finish` finds what is not finite, and which image it belongs to.
+  cosine_distances(outputs.teacher, outputs.student, distances, false);
+}
+
 bool Scorer::wait(const Piece& piece, Stream& stream) const {
   try {
     const NetworkOutputs outputs = runner_->wait(stream.index);
-    for (int k = 0; k < kScales; ++k) {
-      const std::size_t side = tail_.sides()[k];
-      keep(outputs.distances[k], piece.count * side * side, "distances[" + std::to_string(k) + "]",
-           stream.distances[k].data());
+    if (outputs.teacher[0].data != nullptr) {
+      distances_of(outputs, piece, stream);
+    } else {
+      for (int k = 0; k < kScales; ++k) {
+        const std::size_t side = tail_.sides()[k];
+        keep(outputs.distances[k], piece.count * side * side,
+             "distances[" + std::to_string(k) + "]", stream.distances[k].data());
+      }
     }
     keep(outputs.scale_weights, piece.count * kScales, "scale_weights",
          stream.scale_weights.data());
@@ -215,7 +237,7 @@ void Scorer::finish(const Piece& piece, const Stream& stream) const {
     try {
       tail_(distances, weights, 1, scores.maps ? scores.maps.get() + image * pixels : nullptr,
             maximum_ ? &mean : score, maximum_ ? score : nullptr);
-    } catch (const InputError&) {  // the image was good: the network is to blame
+    } catch (const InputError&) {  // distances or scale weights, so the network is to blame
       error = std::make_exception_ptr(NotFiniteError("batch: the network's output for image " +
                                                      std::to_string(image) +
                                                      " is not finite; it overflows on this image"));

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "anomaly_map.hpp"
@@ -48,6 +49,10 @@ class Scorer {
   Future submit(std::vector<ImageView> images, bool is_batch, bool maps,
                 std::shared_ptr<void> owner = nullptr);
 
+  std::unique_ptr<Scores> score(std::vector<ImageView> images, bool is_batch, bool maps) {
+    return submit(std::move(images), is_batch, maps).get();
+  }
+
   // Ends what was submitted, then lets go of threads and runner.
   void close();
 
@@ -64,6 +69,7 @@ class Scorer {
   bool prepare(const Piece& piece, float* pixels) const;
   bool start(const Piece& piece, const Stream& stream, const float* pixels) const;
   bool wait(const Piece& piece, Stream& stream) const;
+  void distances_of(const NetworkOutputs& outputs, const Piece& piece, Stream& stream) const;
   void finish(const Piece& piece, const Stream& stream) const;
   void serve(Stream& stream);
 

@@ -11,6 +11,33 @@ ov::Core& core() {
   return *shared;
 }
 
+// Features leave the network as bfloat16, channels last: the form in which it computes them.
+void hand_out_features(std::shared_ptr<ov::Model>& model) {
+  ov::preprocess::PrePostProcessor processor(model);
+  for (std::size_t i = 0; i < 2 * kScales; ++i) {
+    ov::preprocess::OutputInfo& output = processor.output(i);
+    output.model().set_layout("NCHW");
+    output.tensor().set_layout("NHWC").set_element_type(ov::element::bf16);
+  }
+  model = processor.build();
+}
+
+// A bfloat16 (n, h, w, C) tensor.
+FeatureView feature_view(const ov::Tensor& tensor) {
+  const ov::Shape shape = tensor.get_shape();
+  FeatureView view;
+  view.data = tensor.data<ov::bfloat16>();
+  view.dtype = DType::bf16;
+  view.n = shape.at(0), view.height = shape.at(1), view.width = shape.at(2);
+  view.channels = shape.at(3);
+  const auto channels = static_cast<std::ptrdiff_t>(view.channels);
+  const auto width = static_cast<std::ptrdiff_t>(view.width);
+  const auto height = static_cast<std::ptrdiff_t>(view.height);
+  view.strides[0] = height * width * channels, view.strides[1] = 1;
+  view.strides[2] = width * channels, view.strides[3] = channels;
+  return view;
+}
+
 }  // namespace
 
 OpenVinoRunner::OpenVinoRunner(const std::string& onnx, const std::string& precision,
@@ -22,11 +49,13 @@ OpenVinoRunner::OpenVinoRunner(const std::string& onnx, const std::string& preci
       ov::hint::inference_precision(precision == "bf16" ? ov::element::bf16 : ov::element::f32)};
   std::size_t streams = 1;
   for (std::size_t n : buckets_) {
-    const std::shared_ptr<ov::Model> model = core().read_model(onnx, ov::Tensor());
+    std::shared_ptr<ov::Model> model = core().read_model(onnx, ov::Tensor());
     // A batch size known in advance: the first layers run up to a third faster than with any.
     ov::PartialShape shape = model->input().get_partial_shape();
     shape[0] = static_cast<ov::Dimension::value_type>(n);
     model->reshape(shape);
+    features_ = model->outputs().size() > kScales + 1;
+    if (features_) hand_out_features(model);
     compiled_.push_back(core().compile_model(model, "CPU", properties));
     if (throughput) {
       streams = compiled_.back().get_property(ov::optimal_number_of_infer_requests);
@@ -60,8 +89,15 @@ NetworkOutputs OpenVinoRunner::wait(std::size_t stream) {
     return NetworkOutputs::Values{tensor.data<float>(), tensor.get_size()};
   };
   NetworkOutputs outputs;
-  for (std::size_t k = 0; k < kScales; ++k) outputs.distances[k] = values(k);
-  outputs.scale_weights = values(kScales);
+  for (std::size_t k = 0; k < kScales; ++k) {
+    if (features_) {
+      outputs.teacher[k] = feature_view(request.get_output_tensor(k));
+      outputs.student[k] = feature_view(request.get_output_tensor(kScales + k));
+    } else {
+      outputs.distances[k] = values(k);
+    }
+  }
+  outputs.scale_weights = values(features_ ? 2 * kScales : kScales);
   return outputs;
 }
 

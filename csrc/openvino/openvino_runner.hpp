@@ -17,10 +17,11 @@ struct Layer {
 
 class OpenVinoRunner final : public Runner {
  public:
-  // onnx: the serialised graph with one input (batch, 3, S, S) and the outputs three distances and
-  // scale weights, in this order; precision: OpenVINO's inference precision hint (f32, bf16);
-  // buckets: batch sizes rising from 1, each compiled on its own; throughput: several streams that
-  // share out the cores instead of one that has all. Throws ov::Exception.
+  // onnx: the serialised graph with one input (batch, 3, S, S) and, as outputs in this order, three
+  // distances, or three teacher and three student maps, then the scale weights; precision:
+  // OpenVINO's inference precision hint (f32, bf16); buckets: batch sizes rising from 1, each
+  // compiled on its own; throughput: several streams that share out the cores instead of one that
+  // has all. Throws ov::Exception.
   OpenVinoRunner(const std::string& onnx, const std::string& precision,
                  std::vector<std::size_t> buckets, bool throughput);
 
@@ -40,6 +41,7 @@ class OpenVinoRunner final : public Runner {
   std::vector<std::size_t> buckets_;
   std::vector<ov::CompiledModel> compiled_;  // one per bucket
   std::vector<Stream> streams_;
+  bool features_ = false;
 };
 
 // The release in use, as openvino.__version__ gives it.

@@ -34,7 +34,7 @@ from scrd_fast.engine.file import (
     write_engine_file,
 )
 from scrd_fast.engine.golden import golden_images
-from scrd_fast.engine.graph import build_graph, network_graph
+from scrd_fast.engine.graph import build_graph
 from scrd_fast.errors import EngineFileError, FidelityError, InputError, NotFiniteError, expect
 from scrd_fast.files import atomic_write
 from scrd_fast.model.checkpoint import Checkpoint, load_checkpoint
@@ -64,7 +64,7 @@ def fingerprint() -> dict[str, Any]:
 
 
 def _measure(
-    runner: Runner, network: onnx.ModelProto, checkpoint: Checkpoint, precision: str, images: Any,
+    runner: Runner, proto: onnx.ModelProto, checkpoint: Checkpoint, precision: str, images: Any,
     progress: Progress,
 ) -> fidelity.Report:
     """The fidelity report of one runner; raises FidelityError on values that are not finite."""
@@ -92,7 +92,7 @@ def _measure(
             ours.append((scores, maps))
             step(len(pixels))
         except NotFiniteError as error:
-            layer = first_nonfinite(network, normalise(pixels, spec))
+            layer = first_nonfinite(proto, spec, normalise(pixels, spec))
             where = f", first in layer {layer!r}" if layer else "; float32 stays finite"
             raise FidelityError(f"{precision}: values that are not finite{where}") from error
     our_scores, our_maps = (torch.from_numpy(np.concatenate(part))
@@ -154,18 +154,18 @@ def build_engine(
     loaded = load_checkpoint(path)
     probe_images = read_images(images) if is_paths(images) else images
     proto = build_graph(loaded.model, loaded.spec)
-    network = network_graph(proto, loaded.spec)
 
     candidates = native_precisions(name)[::-1] if precision == "auto" else [precision]
     misses: list[str] = []
     for candidate in candidates:
         progress(0, 1, f"compiling {name} {candidate}")
-        runner = make_runner(name, network, candidate, tuple(buckets or (1, BATCH)))
+        runner = make_runner(name, proto, loaded.spec, candidate,
+                             tuple(buckets or (1, BATCH)))
         if buckets is None and not _faster_in_batches(runner, loaded.spec):
-            runner = make_runner(name, network, candidate, (1,))
+            runner = make_runner(name, proto, loaded.spec, candidate, (1,))
         allowed = limits or fidelity.LIMITS[candidate]
         try:
-            report = _measure(runner, network, loaded, candidate, probe_images, progress)
+            report = _measure(runner, proto, loaded, candidate, probe_images, progress)
         except FidelityError as error:
             misses.append(str(error))
             continue
@@ -223,9 +223,9 @@ def _open(path: str | os.PathLike[str], mode: str = "latency") -> tuple[Engine, 
         if name not in members:
             raise EngineFileError(f"{path}: expected a member {name}, got none")
     proto = onnx.load_model_from_string(members[NETWORK])
-    network = network_graph(proto, manifest.scoring_spec())
     choose_backend(manifest.backend, None)
-    runner = make_runner(manifest.backend, network, manifest.precision, manifest.buckets, mode)
+    runner = make_runner(manifest.backend, proto, manifest.scoring_spec(), manifest.precision,
+                         manifest.buckets, mode)
     return Engine(manifest, runner, Path(path)), members[GOLDEN]
 
 

@@ -227,17 +227,32 @@ def build_graph(model: SCRD, spec: ScoringSpec) -> onnx.ModelProto:
     return proto
 
 
-def network_graph(proto: onnx.ModelProto, spec: ScoringSpec) -> onnx.ModelProto:
+def network_graph(
+    proto: onnx.ModelProto, spec: ScoringSpec, *, features: bool = False
+) -> onnx.ModelProto:
     """The part that a backend compiles: normalised pixels in, distances and scale weights out.
 
     Input `network_input`: float32 (batch, 3, S, S), made by ops.preprocess, which takes more
     dtypes and lists than a graph can. Outputs `distance0` to `distance2` (batch, h_k, w_k) and
-    `scale_weights` (batch, 3); ops.combine_distances does the rest. The cut keeps the last
-    matrix products out of the compiled graph: a runtime told to compute those in bf16 would
-    round the distances to 8 bits on the way.
+    `scale_weights` (batch, 3); ops.anomaly_map does the rest. The cut keeps the last matrix
+    products out of the compiled graph: a runtime told to compute those in bf16 would round the
+    distances to 8 bits on the way. features: cut before the distances instead; the outputs are
+    the three teacher maps, the three student maps (batch, C_k, h_k, w_k), and the scale weights.
     """
+    nodes_by_name = {node.name: node for node in proto.graph.node}
     producers = {output: node for node in proto.graph.node for output in node.output}
-    wanted, kept = list(NETWORK_OUTPUTS), set()
+    sides: list[int | str | None] = [spec.input_size // s for s in STRIDES]
+    shapes: dict[str, list[int | str | None]] = {}
+    if features:
+        pairs = [nodes_by_name[f"tail/product{k}"].input for k in range(len(STRIDES))]
+        for names in zip(*pairs, strict=True):
+            shapes |= {name: ["batch", None, side, side]
+                       for name, side in zip(names, sides, strict=True)}
+    else:
+        shapes |= {name: ["batch", side, side]
+                   for name, side in zip(NETWORK_OUTPUTS[:-1], sides, strict=True)}
+    shapes[NETWORK_OUTPUTS[-1]] = ["batch", 3]
+    wanted, kept = list(shapes), set()
     while wanted:
         node = producers.get(wanted.pop())
         if node is not None and node.name not in kept and node.output[0] != NETWORK_INPUT:
@@ -245,15 +260,13 @@ def network_graph(proto: onnx.ModelProto, spec: ScoringSpec) -> onnx.ModelProto:
             wanted.extend(node.input)
     nodes = [node for node in proto.graph.node if node.name in kept]
     used = {name for node in nodes for name in node.input}
-    side = spec.input_size
-    shapes: list[list[str | int | None]] = [["batch", side // s, side // s] for s in STRIDES]
-    shapes.append(["batch", 3])
+    size = spec.input_size
     graph = helper.make_graph(
         nodes, "network",
         [helper.make_tensor_value_info(NETWORK_INPUT, TensorProto.FLOAT,
-                                       ["batch", 3, side, side])],
+                                       ["batch", 3, size, size])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-         for name, shape in zip(NETWORK_OUTPUTS, shapes, strict=True)],
+         for name, shape in shapes.items()],
         [w for w in proto.graph.initializer if w.name in used],
     )
     return helper.make_model(graph, opset_imports=list(proto.opset_import),

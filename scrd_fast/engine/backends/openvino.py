@@ -7,7 +7,9 @@ import onnx
 import openvino  # before _openvino, which finds its library loaded by this
 
 from scrd_fast.engine.backends.runner import Runner
+from scrd_fast.engine.graph import network_graph
 from scrd_fast.errors import BackendUnavailable
+from scrd_fast.spec import ScoringSpec
 
 try:
     from scrd_fast import _openvino
@@ -22,12 +24,15 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 def make(
-    network: onnx.ModelProto, precision: str, buckets: tuple[int, ...], mode: str
+    proto: onnx.ModelProto, spec: ScoringSpec, precision: str, buckets: tuple[int, ...], mode: str
 ) -> Runner:
-    """Compile `network` (see engine.graph.network_graph) for this CPU.
+    """Compile the network in `proto` (see engine.graph.build_graph) for this CPU.
 
+    fp32: up to the distances. bf16: up to the features, which are handed out in bf16 and never
+    copied; computing float32 distances of them in the graph takes 2 % more (docs/performance.md).
     In throughput mode the streams take single images: batches would keep streams waiting.
     """
+    network = network_graph(proto, spec, features=precision == "bf16")
     throughput = mode == "throughput"
     native = _openvino.OpenVinoRunner(network.SerializeToString(), _HINTS[precision],
                                       [1] if throughput else list(buckets), throughput)

@@ -74,13 +74,13 @@ def native_precisions(backend: str) -> list[str]:
 
 
 def make_runner(
-    backend: str, network: onnx.ModelProto, precision: str, buckets: tuple[int, ...],
-    mode: str = "latency",
+    backend: str, proto: onnx.ModelProto, spec: ScoringSpec, precision: str,
+    buckets: tuple[int, ...], mode: str = "latency",
 ) -> Runner:
-    """Compile `network` for a backend; raises BackendUnavailable where it cannot run here.
+    """Compile the network in `proto` for a backend; raises BackendUnavailable.
 
-    buckets: batch sizes rising from 1; mode: "latency" (one stream, all cores) or "throughput"
-    (several streams, where the backend has them).
+    proto: what engine.graph.build_graph gives; buckets: batch sizes rising from 1; mode:
+    "latency" (one stream, all cores) or "throughput" (several streams, where the backend has them).
     """
     check_precision(backend, precision)
     expect(mode in MODES, "mode", f"one of {MODES}", repr(mode))
@@ -88,4 +88,4 @@ def make_runner(
         from scrd_fast.engine.backends.openvino import make
     else:
         from scrd_fast.engine.backends.torch_eager import make
-    return make(network, precision, buckets, mode)
+    return make(proto, spec, precision, buckets, mode)

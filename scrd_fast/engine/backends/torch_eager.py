@@ -13,8 +13,9 @@ from torch import Tensor
 
 from scrd_fast import _native
 from scrd_fast.engine.backends.runner import Runner
-from scrd_fast.engine.graph import NETWORK_INPUT, NETWORK_OUTPUTS
+from scrd_fast.engine.graph import NETWORK_INPUT, NETWORK_OUTPUTS, network_graph
 from scrd_fast.errors import BackendUnavailable
+from scrd_fast.spec import ScoringSpec
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Attributes = dict[str, Any]
@@ -101,24 +102,23 @@ class TorchRunner:
 
 
 def make(
-    network: onnx.ModelProto, precision: str, buckets: tuple[int, ...], mode: str
+    proto: onnx.ModelProto, spec: ScoringSpec, precision: str, buckets: tuple[int, ...], mode: str
 ) -> Runner:
     """The interpreter as a runner; PyTorch shares out the cores itself, so it has one stream."""
     if mode != "latency":
         raise BackendUnavailable(
             f"mode {mode!r}: expected 'latency' with backend 'torch_eager', which has one stream"
         )
-    torch_runner = TorchRunner(network, precision)
-    size = network.graph.input[0].type.tensor_type.shape.dim[2].dim_value
+    torch_runner = TorchRunner(network_graph(proto, spec), precision)
     return Runner("torch_eager", str(torch.__version__),
-                  _native.PythonRunner(torch_runner.run, size, list(buckets)),
+                  _native.PythonRunner(torch_runner.run, spec.input_size, list(buckets)),
                   torch_runner.precision_used)
 
 
 @torch.no_grad()
-def first_nonfinite(network: onnx.ModelProto, pixels: Tensor) -> str | None:
+def first_nonfinite(proto: onnx.ModelProto, spec: ScoringSpec, pixels: Tensor) -> str | None:
     """The name of the first node whose output is not finite in float32, or None."""
-    for name, _, value in TorchRunner(network, "fp32").values(pixels):
+    for name, _, value in TorchRunner(network_graph(proto, spec), "fp32").values(pixels):
         if not bool(torch.isfinite(value).all()):
             return name
     return None

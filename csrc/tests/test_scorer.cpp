@@ -1,0 +1,223 @@
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <future>
+#include <memory>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "check.hpp"
+#include "error.hpp"
+#include "scorer.hpp"
+
+namespace scrd {
+namespace {
+
+constexpr std::size_t kSize = 32;
+const std::array<std::size_t, kScales> kSides{8, 4, 2};
+
+// In place of a network: every distance of an image is its first pixel. It computes in a thread of
+// its own between start and wait, as a real one does, so that a race over the pixels is a race.
+class FirstPixel : public Runner {
+ public:
+  explicit FirstPixel(std::size_t streams = 1, std::vector<std::size_t> buckets = {1, 4})
+      : buckets_(std::move(buckets)), streams_(streams) {}
+
+  std::size_t streams() const override { return streams_.size(); }
+  const std::vector<std::size_t>& buckets() const override { return buckets_; }
+
+  void start(std::size_t stream, const float* pixels, std::size_t n) override {
+    pieces.fetch_add(1);
+    Stream& s = streams_[stream];
+    s.running = std::async(std::launch::async, [this, &s, pixels, n] {
+      for (int k = 0; k < kScales; ++k) s.distances[k].clear();
+      for (std::size_t i = 0; i < n; ++i) {
+        const float value = pixels[i * 3 * kSize * kSize];
+        if (value == fails_on) throw std::runtime_error("the network tore");
+        for (int k = 0; k < kScales; ++k) {
+          s.distances[k].insert(s.distances[k].end(), kSides[k] * kSides[k], value);
+        }
+      }
+      s.weights.assign(n * kScales, 1.0f / 3);
+    });
+  }
+
+  NetworkOutputs wait(std::size_t stream) override {
+    Stream& s = streams_[stream];
+    s.running.get();
+    NetworkOutputs outputs;
+    for (int k = 0; k < kScales; ++k) {
+      outputs.distances[k] = {s.distances[k].data(), s.distances[k].size()};
+    }
+    outputs.scale_weights = {s.weights.data(), s.weights.size()};
+    return outputs;
+  }
+
+  std::atomic<int> pieces{0};
+  float fails_on = -1;
+
+ private:
+  struct Stream {
+    std::future<void> running;
+    std::array<std::vector<float>, kScales> distances;
+    std::vector<float> weights;
+  };
+  const std::vector<std::size_t> buckets_;
+  std::vector<Stream> streams_;
+};
+
+Scorer scorer_of(std::shared_ptr<Runner> runner) {
+  return Scorer(std::move(runner), PixelSpec{kSize, {0, 0, 0}, {1, 1, 1}},
+                Tail(kSize, kSides, 2.0, false), false);
+}
+
+// Grey images of one pixel each, of these levels.
+std::vector<ImageView> images_of(const std::vector<float>& levels) {
+  std::vector<ImageView> images;
+  for (const float& level : levels) {
+    ImageView image;
+    image.data = &level;
+    image.dtype = DType::f32;
+    image.height = image.width = image.channels = 1;
+    images.push_back(image);
+  }
+  return images;
+}
+
+bool are_scores_of(const Scores& scores, const std::vector<float>& levels) {
+  bool right = scores.n == levels.size() && scores.size == kSize;
+  for (std::size_t i = 0; right && i < levels.size(); ++i) {
+    right = std::abs(scores.scores[i] - 3 * levels[i]) < 1e-5;
+    for (std::size_t p = 0; right && scores.maps && p < kSize * kSize; ++p) {
+      right = std::abs(scores.maps[i * kSize * kSize + p] - 3 * levels[i]) < 1e-5;
+    }
+  }
+  return right;
+}
+
+std::vector<float> levels_of(std::size_t n, std::size_t seed) {
+  test::Random random(seed);
+  std::vector<float> levels(n);
+  for (float& level : levels) level = static_cast<float>(random.uniform());
+  return levels;
+}
+
+TEST(batches_of_every_length_are_scored) {
+  auto runner = std::make_shared<FirstPixel>();
+  Scorer scorer = scorer_of(runner);
+  for (std::size_t n : {1, 2, 4, 5, 11}) {
+    const std::vector<float> levels = levels_of(n, n);
+    for (bool maps : {false, true}) {
+      const int before = runner->pieces;
+      const auto scores = scorer.score(images_of(levels), true, maps);
+      CHECK(are_scores_of(*scores, levels));
+      CHECK((scores->maps != nullptr) == maps);
+      CHECK(runner->pieces - before == static_cast<int>(n / 4 + n % 4));
+    }
+  }
+}
+
+TEST(many_threads_get_their_own_scores_from_any_number_of_streams) {
+  for (std::size_t streams : {1, 3}) {
+    Scorer scorer = scorer_of(std::make_shared<FirstPixel>(streams));
+    std::atomic<int> wrong{0};
+    std::vector<std::thread> threads;
+    for (std::size_t t = 0; t < 8; ++t) {
+      threads.emplace_back([&scorer, &wrong, t] {
+        for (std::size_t call = 0; call < 30; ++call) {
+          const std::vector<float> one = levels_of(1 + call % 6, 100 * t + call);
+          const std::vector<float> two = levels_of(2, 7 * t + call);
+          Scorer::Future first = scorer.submit(images_of(one), true, call % 2 == 0);
+          Scorer::Future second = scorer.submit(images_of(two), true, true);
+          wrong += !are_scores_of(*second.get(), two);
+          wrong += !are_scores_of(*first.get(), one);
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    CHECK(wrong == 0);
+  }
+}
+
+TEST(an_error_of_the_network_reaches_its_batch_only) {
+  auto runner = std::make_shared<FirstPixel>();
+  runner->fails_on = 0.5f;
+  Scorer scorer = scorer_of(runner);
+  const std::vector<float> good{0.25f, 0.75f}, bad{0.25f, 0.5f};
+  std::vector<Scorer::Future> futures;
+  for (int i = 0; i < 6; ++i)
+    futures.push_back(scorer.submit(images_of(i % 2 ? bad : good), true, true));
+  for (int i = 0; i < 6; ++i) {
+    if (i % 2) {
+      CHECK_THROWS(std::runtime_error, "the network tore", futures[i].get());
+    } else {
+      CHECK(are_scores_of(*futures[i].get(), good));
+    }
+  }
+}
+
+TEST(the_owner_comes_back_with_the_scores) {
+  Scorer scorer = scorer_of(std::make_shared<FirstPixel>());
+  const std::vector<float> levels{0.5f};
+  auto owner = std::make_shared<int>(7);
+  const std::weak_ptr<int> watch = owner;
+  auto scores = scorer.submit(images_of(levels), true, false, std::move(owner)).get();
+  CHECK(watch.lock() == scores->owner);
+  scores.reset();
+  CHECK(watch.expired());
+}
+
+TEST(closing_finishes_what_was_submitted) {
+  Scorer scorer = scorer_of(std::make_shared<FirstPixel>(2));
+  const std::vector<float> levels = levels_of(9, 3);
+  std::vector<Scorer::Future> futures;
+  for (int i = 0; i < 20; ++i) futures.push_back(scorer.submit(images_of(levels), true, true));
+  scorer.close();
+  for (Scorer::Future& future : futures) {
+    CHECK(future.wait_for(std::chrono::seconds(0)) == std::future_status::ready);
+    CHECK(are_scores_of(*future.get(), levels));
+  }
+  CHECK_THROWS(ClosedError, "scorer: expected an open one, got one after close()",
+               scorer.submit(images_of(levels), true, true));
+  scorer.close();
+}
+
+TEST(threads_may_submit_while_another_closes) {
+  const std::vector<float> levels = levels_of(3, 4);
+  for (int round = 0; round < 20; ++round) {
+    Scorer scorer = scorer_of(std::make_shared<FirstPixel>());
+    std::atomic<int> wrong{0};
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 3; ++t) {
+      threads.emplace_back([&] {
+        try {
+          while (true)
+            wrong += !are_scores_of(*scorer.score(images_of(levels), true, true), levels);
+        } catch (const ClosedError&) {  // what ends this thread
+        }
+      });
+    }
+    scorer.close();
+    for (std::thread& thread : threads) thread.join();
+    CHECK(wrong == 0);
+  }
+}
+
+TEST(arguments_of_a_scorer_that_do_not_fit) {
+  CHECK_THROWS(InputError, "runner: expected a runner, got none", scorer_of(nullptr));
+  CHECK_THROWS(InputError, "buckets: expected batch sizes rising from 1, got others",
+               scorer_of(std::make_shared<FirstPixel>(1, std::vector<std::size_t>{2, 4})));
+  CHECK_THROWS(InputError, "tail: expected a map of side 64 as the network's input, got 32",
+               Scorer(std::make_shared<FirstPixel>(), PixelSpec{64, {0, 0, 0}, {1, 1, 1}},
+                      Tail(kSize, kSides, 2.0, false), false));
+  Scorer scorer = scorer_of(std::make_shared<FirstPixel>());
+  CHECK_THROWS(InputError, "batch: expected at least one image, got none",
+               scorer.submit({}, true, true));
+  const std::vector<float> bad{0.5f, std::numeric_limits<float>::quiet_NaN()};
+  CHECK_THROWS(NotFiniteError, "batch[1]: expected finite values, got nan at index (0, 0)",
+               scorer.submit(images_of(bad), false, true));
+}
+
+}  // namespace
+}  // namespace scrd
