@@ -63,7 +63,8 @@ Scorer::Scorer(std::shared_ptr<Runner> runner, PixelSpec pixels, Tail tail, bool
       pixels_(pixels),
       tail_(std::move(tail)),
       maximum_(maximum),
-      process_(this_process()) {
+      process_(this_process()),
+      ready_(std::make_unique<std::condition_variable>()) {
   if (!runner_) fail("runner", "a runner", "none");
   const std::vector<std::size_t>& buckets = runner_->buckets();
   bool rising = !buckets.empty() && buckets[0] == 1;
@@ -128,23 +129,26 @@ Scorer::Future Scorer::submit(std::vector<ImageView> images, bool is_batch, bool
     job->unfinished = pieces.size();
     queue_.insert(queue_.end(), pieces.begin(), pieces.end());
   }
-  ready_.notify_all();
+  ready_->notify_all();
   return future;
 }
 
 void Scorer::close() {
   std::lock_guard<std::mutex> once(close_mutex_);
   if (process_ != this_process()) {
-    // fork() left the threads and whatever they held behind: there is nothing to join.
+    // fork() left the threads behind, and with them whatever would answer the runner: there is
+    // nothing to join, and what would wait for them must not be destroyed.
     for (std::thread& thread : threads_) thread.detach();
     threads_.clear();
+    new std::shared_ptr<Runner>(std::move(runner_));
+    static_cast<void>(ready_.release());
     return;
   }
   {
     std::lock_guard<std::mutex> lock(mutex_);
     closing_ = true;
   }
-  ready_.notify_all();
+  ready_->notify_all();
   for (std::thread& thread : threads_) thread.join();
   threads_.clear();
   streams_.clear();
@@ -154,7 +158,7 @@ void Scorer::close() {
 // The next piece of the queue, waiting for one if asked to. False: there is none.
 bool Scorer::take(Piece& piece, bool wait) {
   std::unique_lock<std::mutex> lock(mutex_);
-  if (wait) ready_.wait(lock, [this] { return closing_ || !queue_.empty(); });
+  if (wait) ready_->wait(lock, [this] { return closing_ || !queue_.empty(); });
   if (queue_.empty()) return false;
   piece = std::move(queue_.front());
   queue_.pop_front();
@@ -241,6 +245,8 @@ void Scorer::finish(const Piece& piece, const Stream& stream) const {
       error = std::make_exception_ptr(NotFiniteError("batch: the network's output for image " +
                                                      std::to_string(image) +
                                                      " is not finite; it overflows on this image"));
+    } catch (...) {
+      error = std::current_exception();
     }
   }
   piece.job->piece_finished(std::move(error));

@@ -80,7 +80,7 @@ class Scorer {
   const long process_;
 
   std::mutex mutex_;
-  std::condition_variable ready_;
+  std::unique_ptr<std::condition_variable> ready_;
   std::deque<Piece> queue_;  // guarded by mutex_
   bool closing_ = false;     // guarded by mutex_
   std::mutex close_mutex_;

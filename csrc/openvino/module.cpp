@@ -29,5 +29,4 @@ PYBIND11_MODULE(_openvino, module) {
             return layers;
           },
           "(name, type, precision) of each layer of the compiled graph.");
-  module.def("version", &scrd::openvino_version, "The release in use.");
 }

@@ -112,6 +112,4 @@ std::vector<Layer> OpenVinoRunner::layers() const {
   return layers;
 }
 
-std::string openvino_version() { return ov::get_openvino_version().buildNumber; }
-
 }  // namespace scrd

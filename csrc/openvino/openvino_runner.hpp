@@ -44,7 +44,4 @@ class OpenVinoRunner final : public Runner {
   bool features_ = false;
 };
 
-// The release in use, as openvino.__version__ gives it.
-std::string openvino_version();
-
 }  // namespace scrd
