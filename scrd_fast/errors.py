@@ -4,6 +4,8 @@ A message names the argument, what was expected and what came:
 `student[1]: expected (N, 512, 32, 32), got (N, 512, 31, 32)`.
 """
 
+from typing import NoReturn
+
 
 class ScrdError(Exception):
     """Base of all errors raised on purpose; the command line prints it as one line."""
@@ -45,7 +47,12 @@ class OutputError(ScrdError):
     """A result could not be written (full disk, unwritable folder, existing file)."""
 
 
+def fail(argument: str, expected: object, got: object) -> NoReturn:
+    """Raise `InputError("argument: expected ..., got ...")`."""
+    raise InputError(f"{argument}: expected {expected}, got {got}")
+
+
 def expect(condition: bool, argument: str, expected: object, got: object) -> None:
     """Raise `InputError("argument: expected ..., got ...")` unless `condition` holds."""
     if not condition:
-        raise InputError(f"{argument}: expected {expected}, got {got}")
+        fail(argument, expected, got)
