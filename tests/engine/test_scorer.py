@@ -13,8 +13,8 @@ import pytest
 
 import scrd_fast
 from scrd_fast import _native
-from scrd_fast.engine.backends.runner import BACKENDS
-from scrd_fast.errors import ClosedError, InputError, NotFiniteError
+from scrd_fast.engine.backends.runner import BACKENDS, choose_backend
+from scrd_fast.errors import BackendUnavailable, ClosedError, InputError, NotFiniteError
 from scrd_fast.ops.anomaly_map import native_tail
 from scrd_fast.spec import ScoringSpec
 from tests.engine.conftest import pictures
@@ -296,3 +296,14 @@ pending = [engine.submit(np.zeros((2, 64, 64), np.uint8)) for _ in range(20)]
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
                           timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("hidden", "message"), [
+    ("openvino", "the openvino package is not installed; pip install openvino"),
+    ("scrd_fast._openvino", "scrd_fast was installed where OpenVINO was not"),
+])
+def test_without_openvino_auto_takes_pytorch(hidden, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, hidden, None)
+    assert choose_backend("auto", None) == "torch_eager"
+    with pytest.raises(BackendUnavailable, match=f"^backend 'openvino': {message}"):
+        choose_backend("openvino", None)

@@ -54,14 +54,22 @@ def choose_backend(backend: str, device: str | None) -> str:
         raise BackendUnavailable(f"device {device!r}: expected 'cpu'; no GPU backend is built yet")
     expect(backend in ("auto", *BACKENDS), "backend", f"one of {('auto', *BACKENDS)}",
            repr(backend))
+    missing = _openvino_missing()
     if backend == "auto":
-        return "openvino" if find_spec("openvino") else "torch_eager"
-    if backend == "openvino" and not find_spec("openvino"):
-        raise BackendUnavailable(
-            "backend 'openvino': the openvino package is not installed; pip install openvino, or"
-            " choose backend='torch_eager'"
-        )
+        return "torch_eager" if missing else "openvino"
+    if backend == "openvino" and missing:
+        raise BackendUnavailable(f"backend 'openvino': {missing}, or choose backend='torch_eager'")
     return backend
+
+
+def _openvino_missing() -> str | None:
+    """Why OpenVINO cannot be used, and what to do; None where it can."""
+    if not find_spec("openvino"):
+        return "the openvino package is not installed; pip install openvino"
+    if not find_spec("scrd_fast._openvino"):
+        return ("scrd_fast was installed where OpenVINO was not, without the runner for it;"
+                " install scrd_fast again")
+    return None
 
 
 def native_precisions(backend: str) -> list[str]:
