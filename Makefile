@@ -63,7 +63,7 @@ csrc-test:
 
 csrc-tsan:
 	@$(MAKE) --no-print-directory $(PARALLEL) build/tsan/tests
-	TSAN_OPTIONS=suppressions=csrc/tests/tsan.supp build/tsan/tests $(TSAN_TESTS)
+	TSAN_OPTIONS=suppressions=csrc/tests/tsan_suppressions.txt build/tsan/tests $(TSAN_TESTS)
 
 # As many compilers as CPUs, unless make was told a number already.
 PARALLEL = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS))

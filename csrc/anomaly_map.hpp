@@ -40,8 +40,8 @@ class Tail {
 
   // distances: three (n, side_k, side_k); scale_weights: (n, 3); mean (n) comes from the closed
   // form. map (n, size, size) and max (n) are not computed where both are null; max alone takes
-  // the map's arithmetic, not its memory. Throws InputError on distances or weights that are not
-  // finite, and on weights that do not sum to one where they count.
+  // the map's arithmetic, not its memory. Throws NotFiniteError on distances that are not finite
+  // and, where weights count, InputError on those that do not sum to one.
   void operator()(const std::array<const float*, kScales>& distances, const float* scale_weights,
                   std::size_t n, float* map, float* mean, float* max) const;
 

@@ -29,6 +29,9 @@ class Runner {
   Runner& operator=(const Runner&) = delete;
   virtual ~Runner() = default;
 
+  // The side S of the pixels it is compiled for.
+  virtual std::size_t input_size() const = 0;
+
   // Requests that can be under way at a time. A stream is used by one thread at a time.
   virtual std::size_t streams() const = 0;
 

@@ -2,10 +2,16 @@
 
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
+#include <condition_variable>
 #include <cstring>
+#include <deque>
 #include <exception>
+#include <mutex>
 #include <string>
+#include <system_error>
+#include <thread>
 #include <utility>
 
 #include "error.hpp"
@@ -24,10 +30,8 @@ void keep(const NetworkOutputs::Values& values, std::size_t size, const std::str
   std::memcpy(to, values.data, size * sizeof(float));
 }
 
-}  // namespace
-
 // A submitted batch. Its pieces may be served by several threads; the last one fulfils the promise.
-struct Scorer::Job {
+struct Job {
   std::vector<ImageView> images;
   std::unique_ptr<Scores> scores;
   std::promise<std::unique_ptr<Scores>> promise;
@@ -49,22 +53,89 @@ struct Scorer::Job {
   }
 };
 
+struct Piece {
+  std::shared_ptr<Job> job;
+  std::size_t first = 0, count = 0;  // images of the job
+};
+
 // What one stream works with. `pixels` has two halves, so that one can be filled while the network
-// reads the other; `outputs` keeps what the network gave while the next piece is under way.
-struct Scorer::Stream {
+// reads the other; `distances` and `scale_weights` keep what the network gave while the next piece
+// is under way.
+struct Stream {
   std::size_t index, half;
   std::unique_ptr<float[]> pixels;
   std::array<std::vector<float>, kScales> distances;
   std::vector<float> scale_weights;
 };
 
+}  // namespace
+
+// What a scorer's threads work on; each of them keeps it alive.
+class Scorer::Service : public std::enable_shared_from_this<Service> {
+ public:
+  Service(std::shared_ptr<Runner> runner, PixelSpec pixels, Tail tail, bool maximum);
+  ~Service();
+
+  void begin();
+  Future submit(std::vector<ImageView> images, bool is_batch, bool maps,
+                std::shared_ptr<void> owner);
+  void close();
+  bool is_forked() const { return process_ != this_process(); }
+
+ private:
+  bool take(Piece& piece, bool wait);
+  bool prepare(const Piece& piece, float* pixels) const;
+  bool start(const Piece& piece, const Stream& stream, const float* pixels) const;
+  bool wait(const Piece& piece, Stream& stream) const;
+  void distances_of(const NetworkOutputs& outputs, const Piece& piece, Stream& stream) const;
+  void finish(const Piece& piece, const Stream& stream) const;
+  void serve(Stream& stream);
+
+  std::shared_ptr<Runner> runner_;
+  const PixelSpec pixels_;
+  const Tail tail_;
+  const bool maximum_;
+  const long process_;
+  std::vector<std::unique_ptr<Stream>> streams_;
+
+  std::mutex mutex_;
+  std::condition_variable ready_;
+  std::deque<Piece> queue_;           // guarded by mutex_
+  bool closing_ = false;              // guarded by mutex_
+  std::vector<std::thread::id> own_;  // guarded by mutex_
+
+  std::mutex close_mutex_;
+  std::vector<std::thread> threads_;  // guarded by close_mutex_ once they run
+};
+
 Scorer::Scorer(std::shared_ptr<Runner> runner, PixelSpec pixels, Tail tail, bool maximum)
+    : service_(std::make_shared<Service>(std::move(runner), pixels, std::move(tail), maximum)) {
+  service_->begin();
+}
+
+Scorer::~Scorer() {
+  if (service_->is_forked()) {
+    // fork() left the threads behind, and with them whatever would answer the runner or a lock:
+    // nothing of it can be destroyed.
+    new std::shared_ptr<Service>(service_);
+  } else {
+    service_->close();
+  }
+}
+
+Scorer::Future Scorer::submit(std::vector<ImageView> images, bool is_batch, bool maps,
+                              std::shared_ptr<void> owner) {
+  return service_->submit(std::move(images), is_batch, maps, std::move(owner));
+}
+
+void Scorer::close() { service_->close(); }
+
+Scorer::Service::Service(std::shared_ptr<Runner> runner, PixelSpec pixels, Tail tail, bool maximum)
     : runner_(std::move(runner)),
       pixels_(pixels),
       tail_(std::move(tail)),
       maximum_(maximum),
-      process_(this_process()),
-      ready_(std::make_unique<std::condition_variable>()) {
+      process_(this_process()) {
   if (!runner_) fail("runner", "a runner", "none");
   const std::vector<std::size_t>& buckets = runner_->buckets();
   bool rising = !buckets.empty() && buckets[0] == 1;
@@ -73,6 +144,10 @@ Scorer::Scorer(std::shared_ptr<Runner> runner, PixelSpec pixels, Tail tail, bool
   if (pixels_.size != tail_.size()) {
     fail("tail", "a map of side " + std::to_string(pixels_.size) + " as the network's input",
          std::to_string(tail_.size()));
+  }
+  if (runner_->input_size() != pixels_.size) {
+    fail("runner", "a network for pixels of side " + std::to_string(pixels_.size),
+         std::to_string(runner_->input_size()));
   }
   const std::size_t largest = buckets.back();
   const std::size_t half = input_values(largest, pixels_);
@@ -87,16 +162,38 @@ Scorer::Scorer(std::shared_ptr<Runner> runner, PixelSpec pixels, Tail tail, bool
     stream->scale_weights.resize(largest * kScales);
     streams_.push_back(std::move(stream));
   }
-  for (std::unique_ptr<Stream>& stream : streams_) {
-    threads_.emplace_back([this, &stream] { serve(*stream); });
+}
+
+// Threads are left only where `close` was called by one of them: it, too, ends by itself.
+Scorer::Service::~Service() {
+  for (std::thread& thread : threads_) thread.detach();
+}
+
+void Scorer::Service::begin() {
+  std::lock_guard<std::mutex> closing(close_mutex_);
+  try {
+    for (std::unique_ptr<Stream>& stream : streams_) {
+      threads_.emplace_back([self = shared_from_this(), &stream] { self->serve(*stream); });
+      std::lock_guard<std::mutex> lock(mutex_);
+      own_.push_back(threads_.back().get_id());
+    }
+  } catch (const std::system_error&) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      closing_ = true;
+    }
+    ready_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+    const std::size_t started = threads_.size();
+    threads_.clear();
+    fail("streams", "as many as the system can start threads (" + std::to_string(started) + ")",
+         std::to_string(streams_.size()));
   }
 }
 
-Scorer::~Scorer() { close(); }
-
-Scorer::Future Scorer::submit(std::vector<ImageView> images, bool is_batch, bool maps,
-                              std::shared_ptr<void> owner) {
-  if (process_ != this_process()) {
+Scorer::Future Scorer::Service::submit(std::vector<ImageView> images, bool is_batch, bool maps,
+                                       std::shared_ptr<void> owner) {
+  if (is_forked()) {
     throw ClosedError(
         "scorer: expected the process that made it, got a fork of it; load the engine in the "
         "process that uses it");
@@ -129,26 +226,21 @@ Scorer::Future Scorer::submit(std::vector<ImageView> images, bool is_batch, bool
     job->unfinished = pieces.size();
     queue_.insert(queue_.end(), pieces.begin(), pieces.end());
   }
-  ready_->notify_all();
+  ready_.notify_all();
   return future;
 }
 
-void Scorer::close() {
-  std::lock_guard<std::mutex> once(close_mutex_);
-  if (process_ != this_process()) {
-    // fork() left the threads behind, and with them whatever would answer the runner: there is
-    // nothing to join, and what would wait for them must not be destroyed.
-    for (std::thread& thread : threads_) thread.detach();
-    threads_.clear();
-    new std::shared_ptr<Runner>(std::move(runner_));
-    static_cast<void>(ready_.release());
-    return;
-  }
+void Scorer::Service::close() {
+  if (is_forked()) return;
+  bool is_own = false;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     closing_ = true;
+    for (std::thread::id id : own_) is_own = is_own || id == std::this_thread::get_id();
   }
-  ready_->notify_all();
+  ready_.notify_all();
+  if (is_own) return;  // a thread cannot wait for its own end
+  std::lock_guard<std::mutex> lock(close_mutex_);
   for (std::thread& thread : threads_) thread.join();
   threads_.clear();
   streams_.clear();
@@ -156,16 +248,16 @@ void Scorer::close() {
 }
 
 // The next piece of the queue, waiting for one if asked to. False: there is none.
-bool Scorer::take(Piece& piece, bool wait) {
+bool Scorer::Service::take(Piece& piece, bool wait) {
   std::unique_lock<std::mutex> lock(mutex_);
-  if (wait) ready_->wait(lock, [this] { return closing_ || !queue_.empty(); });
+  if (wait) ready_.wait(lock, [this] { return closing_ || !queue_.empty(); });
   if (queue_.empty()) return false;
   piece = std::move(queue_.front());
   queue_.pop_front();
   return true;
 }
 
-bool Scorer::prepare(const Piece& piece, float* pixels) const {
+bool Scorer::Service::prepare(const Piece& piece, float* pixels) const {
   try {
     preprocess(piece.job->images.data() + piece.first, piece.count, pixels_, pixels);
     return true;
@@ -175,7 +267,7 @@ bool Scorer::prepare(const Piece& piece, float* pixels) const {
   }
 }
 
-bool Scorer::start(const Piece& piece, const Stream& stream, const float* pixels) const {
+bool Scorer::Service::start(const Piece& piece, const Stream& stream, const float* pixels) const {
   try {
     runner_->start(stream.index, pixels, piece.count);
     return true;
@@ -186,7 +278,8 @@ bool Scorer::start(const Piece& piece, const Stream& stream, const float* pixels
 }
 
 // The distances of the network's features, which the next start would overwrite.
-void Scorer::distances_of(const NetworkOutputs& outputs, const Piece& piece, Stream& stream) const {
+void Scorer::Service::distances_of(const NetworkOutputs& outputs, const Piece& piece,
+                                   Stream& stream) const {
   std::array<float*, kScales> distances;
   for (std::size_t k = 0; k < kScales; ++k) {
     const FeatureView& f = outputs.teacher[k];
@@ -203,7 +296,7 @@ void Scorer::distances_of(const NetworkOutputs& outputs, const Piece& piece, Str
   cosine_distances(outputs.teacher, outputs.student, distances, false);
 }
 
-bool Scorer::wait(const Piece& piece, Stream& stream) const {
+bool Scorer::Service::wait(const Piece& piece, Stream& stream) const {
   try {
     const NetworkOutputs outputs = runner_->wait(stream.index);
     if (outputs.teacher[0].data != nullptr) {
@@ -225,7 +318,7 @@ bool Scorer::wait(const Piece& piece, Stream& stream) const {
 }
 
 // From what `wait` kept to scores and maps.
-void Scorer::finish(const Piece& piece, const Stream& stream) const {
+void Scorer::Service::finish(const Piece& piece, const Stream& stream) const {
   const Scores& scores = *piece.job->scores;
   const std::size_t pixels = tail_.size() * tail_.size();
   std::exception_ptr error;
@@ -241,7 +334,7 @@ void Scorer::finish(const Piece& piece, const Stream& stream) const {
     try {
       tail_(distances, weights, 1, scores.maps ? scores.maps.get() + image * pixels : nullptr,
             maximum_ ? &mean : score, maximum_ ? score : nullptr);
-    } catch (const InputError&) {  // distances or scale weights, so the network is to blame
+    } catch (const NotFiniteError&) {  // the image was good: the network is to blame
       error = std::make_exception_ptr(NotFiniteError("batch: the network's output for image " +
                                                      std::to_string(image) +
                                                      " is not finite; it overflows on this image"));
@@ -254,7 +347,7 @@ void Scorer::finish(const Piece& piece, const Stream& stream) const {
 
 // A stream's thread: while the network works on one piece, the next one is prepared, and while it
 // works on that, the first one's map is made.
-void Scorer::serve(Stream& stream) {
+void Scorer::Service::serve(Stream& stream) {
   Piece running, next;
   bool is_running = false;
   std::size_t turn = 0;

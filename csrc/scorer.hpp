@@ -1,14 +1,9 @@
 // Batches of images in, scores and maps out: pre-processing, network, anomaly map, in one call.
 #pragma once
 
-#include <array>
-#include <condition_variable>
 #include <cstddef>
-#include <deque>
 #include <future>
 #include <memory>
-#include <mutex>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -53,39 +48,13 @@ class Scorer {
     return submit(std::move(images), is_batch, maps).get();
   }
 
-  // Ends what was submitted, then lets go of threads and runner.
+  // Ends what was submitted, then lets go of threads and runner. Called from one of the scorer's
+  // own threads (a runner may do anything) it does not wait for the end.
   void close();
 
  private:
-  struct Job;
-  struct Piece {
-    std::shared_ptr<Job> job;
-    std::size_t first = 0, count = 0;  // images of the job
-  };
-
-  struct Stream;
-
-  bool take(Piece& piece, bool wait);
-  bool prepare(const Piece& piece, float* pixels) const;
-  bool start(const Piece& piece, const Stream& stream, const float* pixels) const;
-  bool wait(const Piece& piece, Stream& stream) const;
-  void distances_of(const NetworkOutputs& outputs, const Piece& piece, Stream& stream) const;
-  void finish(const Piece& piece, const Stream& stream) const;
-  void serve(Stream& stream);
-
-  std::shared_ptr<Runner> runner_;
-  const PixelSpec pixels_;
-  const Tail tail_;
-  const bool maximum_;
-  const long process_;
-
-  std::mutex mutex_;
-  std::unique_ptr<std::condition_variable> ready_;
-  std::deque<Piece> queue_;  // guarded by mutex_
-  bool closing_ = false;     // guarded by mutex_
-  std::mutex close_mutex_;
-  std::vector<std::unique_ptr<Stream>> streams_;
-  std::vector<std::thread> threads_;
+  class Service;
+  std::shared_ptr<Service> service_;
 };
 
 }  // namespace scrd

@@ -17,6 +17,13 @@ def use(engine: "Engine") -> "Engine":
     return engine
 
 
+def forget(engine: "Engine") -> None:
+    """Let go of `engine`, which is being closed."""
+    global _engine
+    if _engine is engine:
+        _engine = None
+
+
 def score(batch: Any, *, maps: bool = True) -> "Result":
     """Score a batch with the engine built or loaded last in this process (see Engine.score).
 

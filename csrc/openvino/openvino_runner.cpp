@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "error.hpp"
+
 namespace scrd {
 namespace {
 
@@ -43,6 +45,7 @@ FeatureView feature_view(const ov::Tensor& tensor) {
 OpenVinoRunner::OpenVinoRunner(const std::string& onnx, const std::string& precision,
                                std::vector<std::size_t> buckets, bool throughput)
     : buckets_(std::move(buckets)) {
+  if (buckets_.empty()) fail("buckets", "batch sizes rising from 1", "none");
   const ov::AnyMap properties{
       ov::hint::performance_mode(throughput ? ov::hint::PerformanceMode::THROUGHPUT
                                             : ov::hint::PerformanceMode::LATENCY),
@@ -57,6 +60,12 @@ OpenVinoRunner::OpenVinoRunner(const std::string& onnx, const std::string& preci
     features_ = model->outputs().size() > kScales + 1;
     if (features_) hand_out_features(model);
     compiled_.push_back(core().compile_model(model, "CPU", properties));
+    const ov::Shape input = compiled_.back().input().get_shape();
+    if (input.size() != 4 || input[1] != 3 || input[2] != input[3] ||
+        compiled_.back().input().get_element_type() != ov::element::f32) {
+      fail("onnx", "an input of float32 (batch, 3, S, S)", "another");
+    }
+    input_size_ = input[2];
     if (throughput) {
       streams = compiled_.back().get_property(ov::optimal_number_of_infer_requests);
     }

@@ -25,6 +25,7 @@ class OpenVinoRunner final : public Runner {
   OpenVinoRunner(const std::string& onnx, const std::string& precision,
                  std::vector<std::size_t> buckets, bool throughput);
 
+  std::size_t input_size() const override { return input_size_; }
   std::size_t streams() const override { return streams_.size(); }
   const std::vector<std::size_t>& buckets() const override { return buckets_; }
   void start(std::size_t stream, const float* pixels, std::size_t n) override;
@@ -41,6 +42,7 @@ class OpenVinoRunner final : public Runner {
   std::vector<std::size_t> buckets_;
   std::vector<ov::CompiledModel> compiled_;  // one per bucket
   std::vector<Stream> streams_;
+  std::size_t input_size_ = 0;
   bool features_ = false;
 };
 

@@ -1,6 +1,10 @@
+#include <unistd.h>
+
+#include <algorithm>
 #include <chrono>
 #include <future>
 #include <limits>
+#include <string>
 
 #include "arrays.hpp"
 #include "module.hpp"
@@ -21,6 +25,7 @@ class PythonRunner final : public Runner {
     run_.release().dec_ref();
   }
 
+  std::size_t input_size() const override { return size_; }
   std::size_t streams() const override { return 1; }
   const std::vector<std::size_t>& buckets() const override { return buckets_; }
 
@@ -32,8 +37,8 @@ class PythonRunner final : public Runner {
   NetworkOutputs wait(std::size_t) override {
     py::gil_scoped_acquire gil;
     const auto size = static_cast<py::ssize_t>(size_);
-    const py::capsule borrowed(pixels_, [](void*) {});
-    outputs_ = run_(py::array_t<float>({n_, py::ssize_t{3}, size, size}, pixels_, borrowed));
+    // A copy: Python may keep the array, in a traceback for one, longer than these pixels last.
+    outputs_ = run_(py::array_t<float>({n_, py::ssize_t{3}, size, size}, pixels_));
     const auto arrays = outputs_.cast<std::vector<py::array>>();
     if (arrays.size() != kScales + 1) fail("network", "four arrays", std::to_string(arrays.size()));
     const auto values = [&arrays](std::size_t k) {
@@ -84,6 +89,10 @@ class PendingScores {
 
   // Waits in slices, so that Ctrl-C is heard.
   bool wait(double seconds) {
+    if (!(seconds >= 0)) fail("timeout", "seconds from 0", std::to_string(seconds));
+    if (process_ != getpid()) {
+      throw ClosedError("result: expected the process that submitted the batch, got a fork of it");
+    }
     const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
     while (!done()) {
       const std::chrono::duration<double> left = end - std::chrono::steady_clock::now();
@@ -106,6 +115,7 @@ class PendingScores {
 
  private:
   Scorer::Future future_;
+  pid_t process_ = getpid();
 };
 
 PendingScores submit(Scorer& scorer, const py::object& batch, bool maps) {

@@ -19,7 +19,7 @@ void raise_as(const char* name, const char* message) {
 
 PYBIND11_MODULE(_native, module) {
   module.doc() = "The native core: operations and the batch scorer. Use them through scrd_fast.";
-  // Not local to this module: _openvino throws the same errors.
+  // Not local to this module: _openvino and what Python calls through it throw the same errors.
   py::register_exception_translator([](std::exception_ptr thrown) {
     try {
       if (thrown) std::rethrow_exception(thrown);

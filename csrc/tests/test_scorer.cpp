@@ -33,6 +33,7 @@ class FirstPixel : public Runner {
   explicit FirstPixel(std::size_t streams = 1, std::vector<std::size_t> buckets = {1, 4})
       : buckets_(std::move(buckets)), streams_(streams) {}
 
+  std::size_t input_size() const override { return kSize; }
   std::size_t streams() const override { return streams_.size(); }
   const std::vector<std::size_t>& buckets() const override { return buckets_; }
 
@@ -213,6 +214,32 @@ TEST(threads_may_submit_while_another_closes) {
   }
 }
 
+// A runner that closes its scorer from inside, as a garbage collector in a Python runner can.
+class ClosesItsScorer : public FirstPixel {
+ public:
+  NetworkOutputs wait(std::size_t stream) override {
+    if (Scorer* mine = scorer.exchange(nullptr)) delete mine;
+    return FirstPixel::wait(stream);
+  }
+  std::atomic<Scorer*> scorer{nullptr};
+};
+
+TEST(a_scorer_may_be_destroyed_by_its_own_thread) {
+  const std::vector<float> levels = levels_of(6, 8);
+  for (int round = 0; round < 20; ++round) {
+    auto runner = std::make_shared<ClosesItsScorer>();
+    auto* scorer = new Scorer(runner, PixelSpec{kSize, {0, 0, 0}, {1, 1, 1}},
+                              Tail(kSize, kSides, 2.0, false), false);
+    Scorer::Future first = scorer->submit(images_of(levels), true, true);
+    Scorer::Future second = scorer->submit(images_of(levels), true, true);
+    runner->scorer = scorer;
+    CHECK(are_scores_of(*second.get(), levels));
+    CHECK(are_scores_of(*first.get(), levels));
+    // Where the network was done before it could close the scorer, it is for this thread to do.
+    if (Scorer* left = runner->scorer.exchange(nullptr)) delete left;
+  }
+}
+
 TEST(arguments_of_a_scorer_that_do_not_fit) {
   CHECK_THROWS(InputError, "runner: expected a runner, got none", scorer_of(nullptr));
   CHECK_THROWS(InputError, "buckets: expected batch sizes rising from 1, got others",
@@ -220,6 +247,9 @@ TEST(arguments_of_a_scorer_that_do_not_fit) {
   CHECK_THROWS(InputError, "tail: expected a map of side 64 as the network's input, got 32",
                Scorer(std::make_shared<FirstPixel>(), PixelSpec{64, {0, 0, 0}, {1, 1, 1}},
                       Tail(kSize, kSides, 2.0, false), false));
+  CHECK_THROWS(InputError, "runner: expected a network for pixels of side 64, got 32",
+               Scorer(std::make_shared<FirstPixel>(), PixelSpec{64, {0, 0, 0}, {1, 1, 1}},
+                      Tail(64, {16, 8, 4}, 2.0, false), false));
   Scorer scorer = scorer_of(std::make_shared<FirstPixel>());
   CHECK_THROWS(InputError, "batch: expected at least one image, got none",
                scorer.submit({}, true, true));

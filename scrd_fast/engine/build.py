@@ -4,6 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from scrd_fast import _current
+from scrd_fast import _current, _native
 from scrd_fast.data.images import is_paths, read_images
 from scrd_fast.engine import fidelity
 from scrd_fast.engine.backends.runner import (
+    BACKENDS,
+    PRECISIONS,
     Runner,
     check_precision,
     choose_backend,
@@ -44,6 +48,7 @@ from scrd_fast.spec import ScoringSpec
 
 GOLDEN_COUNT = 8
 BATCH = 8
+LARGEST_BATCH = 1024
 # Rounding-only precisions need no ranks: a few images show the largest error.
 PROBE_COUNT = {"fp32": 24, "bf16": fidelity.JUDGED_FROM}
 Progress = Callable[[int, int, str], None]
@@ -61,6 +66,13 @@ def fingerprint() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
     }
+
+
+def _are_buckets(value: Any) -> bool:
+    """Whether these are batch sizes rising from 1."""
+    return (isinstance(value, tuple | list) and all(type(b) is int for b in value)
+            and list(value[:1]) == [1] and list(value) == sorted(set(value))
+            and value[-1] <= LARGEST_BATCH)
 
 
 def _measure(
@@ -81,20 +93,20 @@ def _measure(
 
     ours: list[tuple[NDArray[np.float32], ...]] = []
     theirs = []
-    scorer = runner.scorer(spec)
-    for pixels in probe.pixels.split(8):
-        try:
-            result, _ = score_pixels(checkpoint.model, spec, pixels)
-            theirs.append(result)
-            step(len(pixels))
-            scores, maps, _ = scorer.submit(pixels.permute(0, 2, 3, 1).numpy(), maps=True).get()
-            assert maps is not None
-            ours.append((scores, maps))
-            step(len(pixels))
-        except NotFiniteError as error:
-            layer = first_nonfinite(proto, spec, normalise(pixels, spec))
-            where = f", first in layer {layer!r}" if layer else "; float32 stays finite"
-            raise FidelityError(f"{precision}: values that are not finite{where}") from error
+    with closing(runner.scorer(spec)) as scorer:
+        for pixels in probe.pixels.split(8):
+            try:
+                result, _ = score_pixels(checkpoint.model, spec, pixels)
+                theirs.append(result)
+                step(len(pixels))
+                scores, maps, _ = scorer.submit(pixels.permute(0, 2, 3, 1).numpy(), maps=True).get()
+                assert maps is not None
+                ours.append((scores, maps))
+                step(len(pixels))
+            except NotFiniteError as error:
+                layer = first_nonfinite(proto, spec, normalise(pixels, spec))
+                where = f", first in layer {layer!r}" if layer else "; float32 stays finite"
+                raise FidelityError(f"{precision}: values that are not finite{where}") from error
     our_scores, our_maps = (torch.from_numpy(np.concatenate(part))
                             for part in zip(*ours, strict=True))
     return fidelity.compare(probe, our_scores, our_maps, torch.cat([r.score(spec) for r in theirs]),
@@ -105,16 +117,16 @@ def _faster_in_batches(runner: Runner, spec: ScoringSpec) -> bool:
     """Whether a batch of BATCH costs less than its images one by one, by at least 5 %."""
     side = spec.input_size
     images = np.random.default_rng(0).integers(0, 255, (BATCH, side, side, 3), dtype=np.uint8)
-    scorer = runner.scorer(spec)
 
-    def seconds(batches: list[NDArray[np.uint8]]) -> float:
+    def seconds(scorer: _native.Scorer, batches: list[NDArray[np.uint8]]) -> float:
         start = time.perf_counter()
         for pending in [scorer.submit(batch, maps=False) for batch in batches]:
             pending.get()
         return time.perf_counter() - start
 
     one_by_one = [images[i : i + 1] for i in range(BATCH)]
-    times = [(seconds([images]), seconds(one_by_one)) for _ in range(4)][1:]
+    with closing(runner.scorer(spec)) as scorer:
+        times = [(seconds(scorer, [images]), seconds(scorer, one_by_one)) for _ in range(4)][1:]
     together, apart = np.median(times, axis=0)
     return bool(together < 0.95 * apart)
 
@@ -143,10 +155,8 @@ def build_engine(
 
     Raises CheckpointError, BackendUnavailable, FidelityError (with the figures), OutputError.
     """
-    if buckets is not None:
-        ok = isinstance(buckets, tuple | list) and all(isinstance(b, int) for b in buckets)
-        expect(ok and list(buckets[:1]) == [1] and list(buckets) == sorted(set(buckets)),
-               "buckets", "integers that rise from 1", buckets)
+    expect(buckets is None or _are_buckets(buckets), "buckets",
+           f"integers that rise from 1 to {LARGEST_BATCH} at most", buckets)
     name = choose_backend(backend, device)
     check_precision(name, precision)
     path = Path(checkpoint)
@@ -222,10 +232,24 @@ def _open(path: str | os.PathLike[str], mode: str = "latency") -> tuple[Engine, 
     for name in (NETWORK, GOLDEN):
         if name not in members:
             raise EngineFileError(f"{path}: expected a member {name}, got none")
-    proto = onnx.load_model_from_string(members[NETWORK])
+    if manifest.backend not in BACKENDS or manifest.precision not in PRECISIONS:
+        raise EngineFileError(f"{path}: expected a backend of {BACKENDS} and a precision of"
+                              f" {PRECISIONS}, got {manifest.backend!r} and {manifest.precision!r}")
+    if not _are_buckets(manifest.buckets):
+        raise EngineFileError(f"{path}: expected buckets of integers that rise from 1, got"
+                              f" {manifest.buckets}")
     choose_backend(manifest.backend, None)
-    runner = make_runner(manifest.backend, proto, manifest.scoring_spec(), manifest.precision,
-                         manifest.buckets, mode)
+    try:
+        proto = onnx.load_model_from_string(members[NETWORK])
+        if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
+            raise EngineFileError(f"{path}: expected all weights inside the file, got a reference"
+                                  " to another one")
+        runner = make_runner(manifest.backend, proto, manifest.scoring_spec(), manifest.precision,
+                             manifest.buckets, mode)
+    except (DecodeError, KeyError, RuntimeError) as error:  # RuntimeError: what OpenVINO throws
+        reason = str(error).strip().splitlines()
+        raise EngineFileError(f"{path}: {NETWORK} cannot be compiled:"
+                              f" {reason[-1] if reason else type(error).__name__}") from error
     return Engine(manifest, runner, Path(path)), members[GOLDEN]
 
 

@@ -1,25 +1,26 @@
 """Engine: scores batches through one compiled network."""
 
-import math
 import os
+import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import TIMEOUT_MAX, Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scrd_fast import _native
+from scrd_fast import _current, _native
 from scrd_fast.data.images import read_image
 from scrd_fast.engine.backends.runner import Runner
 from scrd_fast.engine.file import Manifest
-from scrd_fast.errors import DataError, InputError
+from scrd_fast.errors import DataError, InputError, ScrdError, expect
 from scrd_fast.ops.preprocess import as_arrays
 
+_LATE = "result: expected scores within {} s, got none yet"
 FILES = 8  # read and scored together, of a list of paths
 
 
@@ -29,7 +30,7 @@ class Result:
 
     scores: float32 (N,), larger is more anomalous; maps: float32 (N, H, W) or None;
     scale_weights: float32 (N, 3); p_values: float32 (N,) and anomalous: bool (N,), both None
-    until decisions are calibrated; errors: index -> why that image could not be read. The
+    until decisions are calibrated; errors: index -> why that image could not be read or scored. The
     score, map and scale weights of such an image are NaN.
     """
 
@@ -54,7 +55,7 @@ class Pending:
 
     def __init__(self, pending: _native.PendingScores) -> None:
         self._pending = pending
-        self._result: Result | None = None
+        self._outcome: Result | ScrdError | None = None
         self._lock = Lock()
 
     def done(self) -> bool:
@@ -64,21 +65,35 @@ class Pending:
     def result(self, timeout: float | None = None) -> Result:
         """Wait for the scores, `timeout` seconds at most, and return them; again and again.
 
-        Raises TimeoutError, and what scoring raised.
+        Raises TimeoutError, and what scoring raised, which is NotFiniteError where the network
+        overflows on an image.
         """
-        with self._lock:
-            if self._result is None:
-                if not self._pending.wait(math.inf if timeout is None else timeout):
-                    raise TimeoutError(f"result: expected scores within {timeout} s, got none yet")
-                self._result = Result(*self._pending.get())
-            return self._result
+        expect(timeout is None or timeout >= 0, "timeout", "seconds from 0", timeout)
+        limit = TIMEOUT_MAX if timeout is None else min(timeout, TIMEOUT_MAX)
+        end = time.monotonic() + limit
+        if not self._lock.acquire(timeout=limit):
+            raise TimeoutError(_LATE.format(timeout))
+        try:
+            if self._outcome is None:
+                if not self._pending.wait(max(end - time.monotonic(), 0)):
+                    raise TimeoutError(_LATE.format(timeout))
+                try:
+                    self._outcome = Result(*self._pending.get())
+                except ScrdError as error:
+                    self._outcome = error
+            if isinstance(self._outcome, ScrdError):
+                raise self._outcome
+            return self._outcome
+        finally:
+            self._lock.release()
 
 
 class Engine:
     """A loaded engine. Made by `build_engine` or `load_engine`.
 
     Any number of threads may use one engine. It holds threads and the compiled network until it
-    is closed, by `close`, by leaving its `with` block, or by the garbage collector.
+    is closed, by `close`, by leaving its `with` block, or by the garbage collector (which leaves
+    the engine of `scrd_fast.score` alone). Closing waits for all batches that were submitted.
     """
 
     def __init__(self, manifest: Manifest, runner: Runner, path: Path) -> None:
@@ -101,7 +116,9 @@ class Engine:
 
     def close(self) -> None:
         """Finish what was submitted and let go of threads and network; scoring ends here."""
+        _current.forget(self)
         self._close()
+        self._scorer.close()  # another thread may have begun it: wait for its end, too
 
     def submit(self, batch: Any, *, maps: bool = True) -> Pending:
         """Begin to score a batch of images and return at once.
@@ -119,9 +136,9 @@ class Engine:
 
         batch: a uint8/uint16 (N, H, W) or (N, H, W, 3) array or tensor, a float32 one in [0, 1],
         a list of such images of different sizes, or a list of paths. Arrays on the CPU are read
-        where they are, whatever their strides. Of a list of paths the unreadable files are named
-        in `Result.errors` and the rest is scored. Raises InputError that names the argument, what
-        was expected and what came.
+        where they are, whatever their strides. Of a list of paths the files that cannot be read or
+        scored are named in `Result.errors` and the rest is scored. Raises InputError that names
+        the argument, what was expected and what came.
         """
         if _is_path(batch):
             raise InputError("batch: expected a list of images or paths, got one path;"
@@ -136,14 +153,27 @@ class Engine:
         weights = np.full((len(paths), 3), np.nan, np.float32)
         all_maps = np.full((len(paths), side, side), np.nan, np.float32) if maps else None
         errors: dict[int, str] = {}
-        waiting: deque[tuple[list[int], Pending]] = deque()
+        waiting: deque[tuple[list[int], list[Any], Pending]] = deque()
 
-        def collect() -> None:
-            indices, pending = waiting.popleft()
-            part = pending.result()
+        def keep(indices: list[int], part: Result) -> None:
             scores[indices], weights[indices] = part.scores, part.scale_weights
             if all_maps is not None and part.maps is not None:
                 all_maps[indices] = part.maps
+
+        def one_by_one(indices: list[int], images: list[Any]) -> None:
+            """After an error of the batch: says which file it was."""
+            for i, image in zip(indices, images, strict=True):
+                try:
+                    keep([i], self.submit([image], maps=maps).result())
+                except InputError as error:
+                    errors[i] = f"{paths[i]}: {error}"
+
+        def collect() -> None:
+            indices, images, pending = waiting.popleft()
+            try:
+                keep(indices, pending.result())
+            except InputError:
+                one_by_one(indices, images)
 
         for start in range(0, len(paths), FILES):
             images, indices = [], []
@@ -154,7 +184,10 @@ class Engine:
                 except DataError as error:
                     errors[i] = str(error)
             if images:
-                waiting.append((indices, self.submit(images, maps=maps)))
+                try:
+                    waiting.append((indices, images, self.submit(images, maps=maps)))
+                except InputError:
+                    one_by_one(indices, images)
             if len(waiting) > 1:  # the network works on one batch while the next is being read
                 collect()
         while waiting:

@@ -33,9 +33,9 @@ class Manifest:
 
     spec: the ScoringSpec as JSON; model: backbone and teacher; backend and precision: as built;
     precision_used: counts of layers per group and precision, read from the compiled graph;
-    buckets: batch sizes, a longer batch is cut at the last; fingerprint: the machine it was built
-    on; versions: of the libraries used; fidelity: figures, limits and the size of the probe set;
-    calibration: of decisions, None before it was done.
+    buckets: batch sizes, a batch is cut into the largest that fit; fingerprint: the machine it
+    was built on; versions: of the libraries used; fidelity: figures, limits and the size of the
+    probe set; calibration: of decisions, None before it was done.
     """
 
     spec: dict[str, Any]

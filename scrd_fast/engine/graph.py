@@ -238,6 +238,7 @@ def network_graph(
     products out of the compiled graph: a runtime told to compute those in bf16 would round the
     distances to 8 bits on the way. features: cut before the distances instead; the outputs are
     the three teacher maps, the three student maps (batch, C_k, h_k, w_k), and the scale weights.
+    Raises KeyError where `proto` is no such graph.
     """
     nodes_by_name = {node.name: node for node in proto.graph.node}
     producers = {output: node for node in proto.graph.node for output in node.output}
@@ -252,7 +253,7 @@ def network_graph(
         shapes |= {name: ["batch", side, side]
                    for name, side in zip(NETWORK_OUTPUTS[:-1], sides, strict=True)}
     shapes[NETWORK_OUTPUTS[-1]] = ["batch", 3]
-    wanted, kept = list(shapes), set()
+    wanted, kept = [producers[name].output[0] for name in shapes], set()
     while wanted:
         node = producers.get(wanted.pop())
         if node is not None and node.name not in kept and node.output[0] != NETWORK_INPUT:

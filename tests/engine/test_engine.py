@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ import scrd_fast
 from scrd_fast import _current
 from scrd_fast.engine.backends.runner import BACKENDS, native_precisions
 from scrd_fast.engine.fidelity import Limits
+from scrd_fast.engine.file import read_engine_file, write_engine_file
 from scrd_fast.errors import (
     BackendUnavailable,
     CheckpointError,
@@ -249,3 +252,49 @@ def test_images_give_an_auroc_and_are_not_kept(small_path, tmp_path):
         pytest.fail(str(error))
     assert engine.manifest.fidelity["probe"] == "images"
     assert images[0].tobytes() not in (tmp_path / "m.scrd").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def engine_file(small_path, tmp_path_factory):
+    """Manifest and members of a good engine file."""
+    out = tmp_path_factory.mktemp("hostile") / "m.scrd"
+    scrd_fast.build_engine(small_path, out, precision="fp32", buckets=(1,)).close()
+    return read_engine_file(out)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"buckets": ()}, "buckets"), ({"buckets": (2, 4)}, "buckets"), ({"buckets": "ab"}, "buckets"),
+    ({"buckets": (1, 2.5)}, "buckets"), ({"buckets": (1, 2**40)}, "buckets"),
+    ({"backend": "auto"}, "backend"), ({"precision": "auto"}, "precision"),
+])
+def test_manifests_that_make_no_engine(engine_file, tmp_path, change, message):
+    manifest, members = engine_file
+    path = write_engine_file(tmp_path / "m.scrd", replace(manifest, **change), members)
+    with pytest.raises(EngineFileError, match=rf"m\.scrd: expected .*{message}"):
+        scrd_fast.load_engine(path)
+
+
+def renamed_output(proto):
+    proto.graph.output[0].name = proto.graph.node[-1].output[0] = "elsewhere"
+    proto.graph.node[60].op_type = "Unheard"
+
+
+def external_weights(proto):
+    weight = proto.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="passwords")
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch_eager"])
+@pytest.mark.parametrize("content", [b"", b"garbage", renamed_output, external_weights])
+def test_networks_that_make_no_engine(engine_file, tmp_path, backend, content):
+    manifest, members = engine_file
+    if not isinstance(content, bytes):
+        proto = onnx.load_model_from_string(members["network.onnx"])
+        content(proto)
+        content = proto.SerializeToString()
+    path = write_engine_file(tmp_path / "m.scrd", replace(manifest, backend=backend),
+                             members | {"network.onnx": content})
+    with pytest.raises(EngineFileError, match=r"m\.scrd: "):
+        scrd_fast.load_engine(path).score(np.zeros((1, 64, 64), np.uint8))

@@ -1,7 +1,9 @@
 """The native scorer: order, threads, errors, and what happens around closing."""
 
 import gc
+import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +15,9 @@ import pytest
 
 import scrd_fast
 from scrd_fast import _native
+from scrd_fast.data.images import read_image
 from scrd_fast.engine.backends.runner import BACKENDS, choose_backend
+from scrd_fast.engine.engine import Pending
 from scrd_fast.errors import BackendUnavailable, ClosedError, InputError, NotFiniteError
 from scrd_fast.ops.anomaly_map import native_tail
 from scrd_fast.spec import ScoringSpec
@@ -246,6 +250,85 @@ def test_a_timeout_says_so(small_path, tmp_path, monkeypatch):
         assert pending[-1].result().scores.shape == (4,)
 
 
+def test_an_error_is_raised_each_time(engine):
+    def overflow(outputs):
+        outputs[0][:] = np.nan
+        return outputs
+
+    scorer = scorer_of(Network(overflow))
+    pending = Pending(scorer.submit(grey(0.5), maps=False))
+    for _ in range(2):
+        with pytest.raises(NotFiniteError, match="network's output for image 0"):
+            pending.result()
+    scorer.close()
+
+
+def test_two_threads_wait_for_one_result_each_with_its_own_patience():
+    release = threading.Event()
+
+    def slow(outputs):
+        release.wait(30)
+        return outputs
+
+    scorer = scorer_of(Network(slow))
+    pending = Pending(scorer.submit(grey(0.5), maps=False))
+    with ThreadPoolExecutor(1) as pool:
+        patient = pool.submit(pending.result)
+        time.sleep(0.1)
+        with pytest.raises(TimeoutError, match=r"within 0.05 s"):
+            pending.result(timeout=0.05)
+        release.set()
+        assert patient.result(30).scores == pytest.approx(1.5)
+    for bad in (-1, math.nan):
+        with pytest.raises(InputError, match=r"^timeout: expected seconds from 0, got"):
+            Pending(scorer.submit(grey(0.5), maps=False)).result(timeout=bad)
+    scorer.close()
+
+
+def test_files_that_cannot_be_scored_are_named(engine, tmp_path, monkeypatch):
+    import cv2
+
+    paths = [tmp_path / f"{i}.png" for i in range(11)]
+    for i, path in enumerate(paths):
+        cv2.imwrite(str(path), pictures(1, 64, i)[0])
+    paths[3].write_bytes(b"no image")
+    bad = np.full((8, 8), np.nan, np.float32)
+    monkeypatch.setattr("scrd_fast.engine.engine.read_image",
+                        lambda path: bad if path == paths[10] else read_image(path))
+    result = engine.score(paths, maps=False)
+    assert sorted(result.errors) == [3, 10]
+    assert str(paths[10]) in result.errors[10]
+    assert np.isnan(result.scores[[3, 10]]).all()
+    assert np.isfinite(np.delete(result.scores, [3, 10])).all()
+
+
+def test_both_of_two_closing_threads_wait_for_the_end(small_path, tmp_path):
+    engine = scrd_fast.build_engine(small_path, tmp_path / "m.scrd", precision="fp32",
+                                    buckets=(1,))
+    pending = [engine.submit(pictures(8, 64)) for _ in range(20)]
+    with ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(lambda: (engine.close(), pending[-1].done())[1]) for _ in range(2)]
+        assert all(d.result() for d in done)
+    with pytest.raises(InputError, match=r"^score: expected an engine built or loaded"):
+        scrd_fast.score(pictures(1, 64))
+
+
+def test_an_interrupted_build_ends_in_peace(small_path, tmp_path):
+    """The scorer that was checking is closed on the way out: its thread must not outlive Python."""
+    script = f"""
+import scrd_fast
+def progress(done, total, what):
+    if what.startswith("checking") and done > 8:
+        raise KeyboardInterrupt
+scrd_fast.build_engine({str(small_path)!r}, {str(tmp_path / "m.scrd")!r}, backend="torch_eager",
+                       precision="fp32", buckets=(1,), progress=progress)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                          timeout=120)
+    assert done.returncode == -signal.SIGINT
+    assert "terminate" not in done.stderr
+
+
 def test_after_close_scoring_is_an_error(small_path, tmp_path):
     engine = scrd_fast.build_engine(small_path, tmp_path / "m.scrd", precision="fp32",
                                     buckets=(1,))
@@ -266,13 +349,17 @@ import os, sys, numpy as np, scrd_fast
 engine = scrd_fast.load_engine({str(out)!r})
 batch = np.zeros((2, 64, 64), np.uint8)
 before = engine.score(batch).scores
+pending = engine.submit(batch)
 child = os.fork()
 if child == 0:
-    try:
-        engine.score(batch)
-    except scrd_fast.ScrdError as error:
-        sys.exit(0 if "fork" in str(error) else 2)
-    sys.exit(3)
+    for wanted in (lambda: engine.score(batch), pending.result):
+        try:
+            wanted()
+            sys.exit(3)
+        except scrd_fast.ScrdError as error:
+            if "fork" not in str(error):
+                sys.exit(2)
+    sys.exit(0)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 assert (engine.score(batch).scores == before).all()
 """
@@ -281,12 +368,16 @@ assert (engine.score(batch).scores == before).all()
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("last_line", ["", "del engine, pending", "engine.close()",
-                                       "raise SystemExit(0)"])
-def test_the_interpreter_may_end_at_any_time(small_path, tmp_path, last_line):
+@pytest.mark.parametrize(("backend", "last_line"), [
+    ("openvino", ""), ("torch_eager", ""), ("openvino", "engine.close()"),
+    ("torch_eager", "scrd_fast._current._engine = None; del engine, pending"),
+    ("openvino", "raise SystemExit(0)"),
+])
+def test_the_interpreter_may_end_at_any_time(small_path, tmp_path, backend, last_line):
     """Batches that nobody waited for neither hang nor crash the end of the process."""
     out = tmp_path / "m.scrd"
-    scrd_fast.build_engine(small_path, out, precision="fp32", buckets=(1,)).close()
+    scrd_fast.build_engine(small_path, out, backend=backend, precision="fp32",
+                           buckets=(1,)).close()
     script = f"""
 import numpy as np, scrd_fast
 engine = scrd_fast.load_engine({str(out)!r})

@@ -1,1 +1,1 @@
-"""One file per runtime; each turns prepared batches into scores, maps and scale weights."""
+"""One file per runtime; each compiles the network that the native scorer drives."""

@@ -53,6 +53,9 @@ class TorchRunner:
     """Interprets the network graph; "network/" nodes in the precision, "tail/" in float32."""
 
     def __init__(self, network: onnx.ModelProto, precision: str) -> None:
+        unknown = sorted({node.op_type for node in network.graph.node} - set(_OPERATORS))
+        if unknown:
+            raise KeyError(f"operators {unknown} are not known to this backend")
         self.precision = precision
         dtype = _DTYPES[precision]
         self._nodes = [
