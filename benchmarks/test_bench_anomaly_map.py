@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.judge import judge
 from benchmarks.peers import published_map
 from scrd_fast import _native
 from scrd_fast.ops.anomaly_map import AnomalyMap, anomaly_map
@@ -114,8 +115,7 @@ def test_against_the_published_post_processing(benchmark: Any, what: str) -> Non
         "ratio": float(ratio), "ratio_of_medians": float(of_medians), "read_gb_s": float(rate),
     }
     benchmark.pedantic(ours, rounds=ROUNDS, warmup_rounds=3)
-    if "avx512" in _native.isas():
-        assert ratio >= WANTED[what]
+    judge(benchmark, ratio, WANTED[what])
 
 
 def test_dtypes_layouts_batches_and_instruction_sets(benchmark: Any) -> None:
