@@ -153,6 +153,14 @@ def paired(ours: Worker, theirs: Worker, inputs: list[tuple[NDArray[Any], NDArra
     return ours_ms, theirs_ms
 
 
+def record(benchmark: Any, peer: str, ours: NDArray[np.float64], theirs: NDArray[np.float64],
+           ratios: NDArray[np.float64]) -> None:
+    """Into the stored result: medians in milliseconds and the spread of the ratios."""
+    benchmark.extra_info |= {
+        "peer": peer, "engine_ms": float(np.median(ours)), "peer_ms": float(np.median(theirs)),
+        "ratio_min_max": [float(ratios.min()), float(ratios.max())]}
+
+
 def test_engine_against_published_loop(
     benchmark: Any, engine: tuple[str, Worker], published: Worker, images: NDArray[np.uint8],
 ) -> None:
@@ -161,10 +169,7 @@ def test_engine_against_published_loop(
         assert_equal(worker.score(image[None]), published.score(image[None]), precision)
     ours, theirs = paired(worker, published, [(i[None], i[None]) for i in images], PAIRS)
     ratios = theirs / ours
-    benchmark.extra_info |= {
-        "engine_ms": float(np.median(ours)), "published_ms": float(np.median(theirs)),
-        "ratio_median": float(np.median(ratios)),
-        "ratio_min_max": [float(ratios.min()), float(ratios.max())]}
+    record(benchmark, "published", ours, theirs, ratios)
     print(f"\n{precision}: engine {np.median(ours):.1f} ms, published loop"
           f" {np.median(theirs):.1f} ms, {np.median(ratios):.2f} times as fast"
           f" ({ratios.min():.2f} to {ratios.max():.2f})")
@@ -189,10 +194,7 @@ def test_engine_against_plain_openvino(
     ours, theirs = paired(worker, plain[best],
                           [(i[None], f) for i, f in zip(images, floats, strict=True)], 3 * PAIRS)
     ratios = ours / theirs
-    benchmark.extra_info |= {
-        "engine_ms": float(np.median(ours)), "plain_ms": float(np.median(theirs)), "plain": best,
-        "ratio_median": float(np.median(ratios)),
-        "ratio_min_max": [float(ratios.min()), float(ratios.max())]}
+    record(benchmark, best, ours, theirs, ratios)
     print(f"\n{precision}: engine {np.median(ours):.1f} ms from uint8 pixels, plain OpenVINO graph"
           f" ({best}) {np.median(theirs):.1f} ms from floats, {np.median(ratios):.3f} of its time"
           f" ({ratios.min():.3f} to {ratios.max():.3f})")

@@ -59,10 +59,10 @@ def test_the_scorer_keeps_the_images(engine):
         pending.append(engine.submit(batch))
         del batch
     gc.collect()
-    junk = [np.full((3, 200, 200, 3), 9, np.uint8) for _ in range(8)]
+    overwriting = [np.full((3, 200, 200, 3), 9, np.uint8) for _ in range(8)]
     for ours in pending:
         same(ours.result(), expected)
-    assert len(junk) == 8
+    del overwriting
 
 
 def scored_by_threads(engine, calls: int) -> None:
@@ -220,7 +220,7 @@ def test_batches_that_do_not_fit(engine, batch, error, message):
         engine.submit(batch)
 
 
-def test_waiting_for_a_result(engine):
+def test_waiting_for_a_result():
     release = threading.Event()
 
     def slow(outputs):
@@ -241,7 +241,7 @@ def test_waiting_for_a_result(engine):
     scorer.close()
 
 
-def test_a_timeout_says_so(small_path, tmp_path, monkeypatch):
+def test_a_timeout_says_so(small_path, tmp_path):
     with scrd_fast.build_engine(small_path, tmp_path / "m.scrd", precision="fp32",
                                 buckets=(1,)) as engine:
         pending = [engine.submit(pictures(4, 64, seed)) for seed in range(10)]
@@ -250,7 +250,7 @@ def test_a_timeout_says_so(small_path, tmp_path, monkeypatch):
         assert pending[-1].result().scores.shape == (4,)
 
 
-def test_an_error_is_raised_each_time(engine):
+def test_an_error_is_raised_each_time():
     def overflow(outputs):
         outputs[0][:] = np.nan
         return outputs

@@ -20,6 +20,15 @@ def impl(request: pytest.FixtureRequest) -> Iterator[str]:
     _native.set_isa(before)
 
 
+@pytest.fixture(params=_native.isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set of this CPU, in use during the test."""
+    before = _native.isa()
+    _native.set_isa(request.param)
+    yield request.param
+    _native.set_isa(before)
+
+
 @pytest.fixture
 def keep_threads() -> Iterator[None]:
     """Puts back the number of threads."""

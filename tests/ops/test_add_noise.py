@@ -23,14 +23,6 @@ def images(dtype: torch.dtype = torch.float64, channels: int = 3) -> torch.Tenso
     return torch.rand(4, channels, 23, 31, generator=generator, dtype=torch.float64).to(dtype)
 
 
-@pytest.fixture(params=_native.isas())
-def isa(request):
-    before = _native.isa()
-    _native.set_isa(request.param)
-    yield request.param
-    _native.set_isa(before)
-
-
 def inside(box: np.ndarray) -> tuple[slice, slice, slice]:
     top, left, height, width = box
     return slice(None), slice(top, top + height), slice(left, left + width)

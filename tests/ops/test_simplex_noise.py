@@ -31,14 +31,6 @@ def seed_that_ends_high() -> int:
     return state - 2**64 if state >= 2**63 else state
 
 
-@pytest.fixture(params=_native.isas())
-def isa(request):
-    before = _native.isa()
-    _native.set_isa(request.param)
-    yield request.param
-    _native.set_isa(before)
-
-
 @pytest.mark.parametrize("tables", [
     lambda seed: permutations(np.array([seed]))[0], _native.permutation], ids=["numpy", "native"])
 def test_permutations(tables):
