@@ -1,5 +1,6 @@
 """Fixtures that more than one test file uses."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,10 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
+
+# Before anything imports Triton: without a GPU its interpreter runs the kernels.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 MakeFeatures = Callable[..., list[Tensor]]
 

@@ -1,6 +1,9 @@
-"""Which implementation of an operation runs: reference (plain PyTorch or NumPy), native (C++)."""
+"""Which implementation of an operation runs: reference (plain PyTorch or NumPy), native (C++),
+triton (GPU kernels)."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -9,22 +12,37 @@ from torch import Tensor
 
 from scrd_fast.errors import BackendUnavailable, expect
 
-IMPLEMENTATIONS = ("native", "reference")
+IMPLEMENTATIONS = ("native", "triton", "reference")  # fastest first
+Unfit = Callable[[], str | None]
 
 
-def choose(operation: str, impl: str | None, *, native: str | None) -> str:
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on the CPU (for tests; very slow)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def choose(operation: str, impl: str | None, *, native: Unfit, triton: Unfit) -> str:
     """The implementation to use: `impl`, or for None the fastest that can run.
 
-    native: why the C++ implementation cannot take these arguments, None where it can. A forced
-    implementation that cannot run raises BackendUnavailable and is never replaced by another.
+    native, triton: called to learn why that implementation cannot take these arguments; None
+    means it can. A forced implementation that cannot run raises BackendUnavailable and is never
+    replaced by another.
     """
     expect(impl is None or impl in IMPLEMENTATIONS, "impl", f"None or one of {IMPLEMENTATIONS}",
            repr(impl))
-    if impl == "native" and native is not None:
+    unfit = {"native": native, "triton": triton, "reference": fits}
+    if impl is None:
+        return next(name for name in IMPLEMENTATIONS
+                    if not (name == "triton" and interpreted()) and unfit[name]() is None)
+    if (reason := unfit[impl]()) is not None:
         raise BackendUnavailable(
-            f"impl 'native' of {operation}: {native}; leave impl out or choose 'reference'"
+            f"impl {impl!r} of {operation}: {reason}; leave impl out or choose 'reference'"
         )
-    return impl or ("reference" if native is not None else "native")
+    return impl
+
+
+def fits() -> None:
+    """For `choose`: an implementation that takes everything."""
 
 
 def not_native(tensors: Iterable[Tensor], dtypes: tuple[torch.dtype, ...]) -> str | None:
@@ -33,11 +51,46 @@ def not_native(tensors: Iterable[Tensor], dtypes: tuple[torch.dtype, ...]) -> st
     for tensor in tensors:
         if tensor.device.type != "cpu":
             return f"expected tensors on the CPU, got one on {tensor.device}"
-        if tensor.dtype not in dtypes:
-            return f"expected a dtype of {[str(d) for d in dtypes]}, got {tensor.dtype}"
-        if tensor.requires_grad and torch.is_grad_enabled():
-            return "it has no gradient, but a tensor requires one"
+        if reason := _unfit(tensor, dtypes):
+            return reason
     return None
+
+
+def not_triton(
+    tensors: Iterable[Tensor], dtypes: tuple[torch.dtype, ...], *, gradients: bool = False
+) -> str | None:
+    """Why the GPU kernels cannot take these tensors: None where they are on a CUDA device, or
+    anywhere under Triton's interpreter. gradients: whether the kernels have them."""
+    tensors = list(tensors)
+    for tensor in tensors:
+        if tensor.device.type != "cuda" and not interpreted():
+            return f"expected tensors on a CUDA device, got one on {tensor.device}"
+        if reason := _unfit(tensor, dtypes, gradients):
+            return reason
+    return no_triton()
+
+
+def no_triton() -> str | None:
+    """Why no GPU kernel can run in this process, whatever the arguments; None where one can."""
+    if not find_spec("triton"):
+        return "Triton is not installed; pip install 'triton>=3.6'"
+    if not (interpreted() or torch.cuda.is_available()):
+        return "there is no CUDA device that this PyTorch can use"
+    return None
+
+
+def _unfit(tensor: Tensor, dtypes: tuple[torch.dtype, ...], gradients: bool = False) -> str | None:
+    if tensor.dtype not in dtypes:
+        return f"expected a dtype of {[str(d) for d in dtypes]}, got {tensor.dtype}"
+    if tensor.requires_grad and torch.is_grad_enabled() and not gradients:
+        return "it has no gradient, but a tensor requires one"
+    return None
+
+
+def check_device(name: str, tensor: Tensor, first: str, device: torch.device) -> None:
+    """Raise InputError unless `tensor` is on `device`, where the argument `first` is."""
+    if tensor.device != device:
+        expect(False, name, f"a tensor on {device} as {first}", f"one on {tensor.device}")
 
 
 def as_array(tensor: Tensor) -> NDArray[np.generic]:

@@ -1,21 +1,55 @@
-"""Parametrisations that run a test for every implementation of an operation; see conftest.py."""
+"""Runs a test for every implementation of an operation; see conftest.py."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
+import torch
 
 from scrd_fast import _native
 
-# "native-avx2": the C++ implementation, compiled for AVX2.
-IMPLS = ("reference", *(f"native-{isa}" for isa in _native.isas()))
+# "native-avx2": the C++ implementation, compiled for AVX2. "triton" runs on the GPU where there is
+# one, else in Triton's interpreter.
+IMPLS = ("reference", *(f"native-{isa}" for isa in _native.isas()),
+         pytest.param("triton", marks=pytest.mark.gpu))
 
 
 def each_impl(
-    *, reference: Iterable[object], native: Iterable[object], argument: str = "dtype"
+    *, reference: Iterable[object], native: Iterable[object], triton: Iterable[object],
+    argument: str = "dtype",
 ) -> pytest.MarkDecorator:
     """Parametrise a test by `impl` and `argument`, which takes those values that the
-    implementation knows: @each_impl(reference=[torch.float64], native=[torch.float32])."""
-    values = {"reference": list(reference), "native": list(native)}
-    cases = [pytest.param(impl, value, id=f"{impl}-{value}")
-             for impl in IMPLS for value in values[impl.partition("-")[0]]]
+    implementation knows: @each_impl(reference=[torch.float64], native=[torch.float32], ...)."""
+    values = {"reference": list(reference), "native": list(native), "triton": list(triton)}
+    cases = []
+    for impl in IMPLS:
+        name, marks = (impl, ()) if isinstance(impl, str) else (impl.values[0], impl.marks)
+        cases += [pytest.param(name, value, id=f"{name}-{value}", marks=marks)
+                  for value in values[name.partition("-")[0]]]
     return pytest.mark.parametrize(("impl", argument), cases, indirect=["impl"])
+
+
+def _moved(value: Any, device: str) -> Any:
+    """The tensors in `value` on another device; a leaf there where it is one here."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_moved(v, device) for v in value))
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(v, device) for v in value)
+    return value
+
+
+def where_it_runs(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """The operation, with the tensors for impl="triton" moved to the GPU and back where there is
+    one. A gradient flows back through the moves."""
+
+    @functools.wraps(operation)
+    def run(*args: Any, **options: Any) -> Any:
+        if options.get("impl") != "triton" or not torch.cuda.is_available():
+            return operation(*args, **options)
+        options = {name: _moved(value, "cuda") for name, value in options.items()}
+        return _moved(operation(*_moved(args, "cuda"), **options), "cpu")
+
+    return run

@@ -1,0 +1,81 @@
+"""Compiles every kernel ahead of time, without a GPU, and prints what it takes as JSON.
+
+Run in a process of its own, without TRITON_INTERPRET: python -m tests.kernels.compile_kernels
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+CAPABILITIES = (80, 90, 100)
+BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
+
+# Kernel -> the arguments of each case: a string is a run-time argument ("*fp16", "i32"), anything
+# else a compile-time constant. Constants of the autotuner's configurations are added.
+Arguments = dict[str, Any]
+
+
+def cases() -> Iterator[tuple[str, str, Arguments]]:
+    """(module, kernel, arguments) of everything that is compiled."""
+    for module in ("anomaly_map",):
+        for kernel, arguments in import_module(f"tests.kernels.cases_{module}").cases():
+            yield module, kernel, arguments
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers per thread, bytes of stack (where spills go) and of local memory."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([BIN / "cuobjdump", "--dump-resource-usage", file.name],
+                              capture_output=True, text=True, check=True).stdout
+    fields = dict(f.split(":") for f in text.split() if f.startswith(("REG:", "STACK:", "LOCAL:")))
+    return {name: int(value) for name, value in fields.items()}
+
+
+def compile_case(kernel: Any, arguments: Arguments, capability: int) -> Iterator[dict[str, Any]]:
+    """Each configuration of the kernel, compiled for these arguments."""
+    configurations = getattr(kernel, "configs", [triton.Config({})])
+    function = getattr(kernel, "fn", kernel) if hasattr(kernel, "configs") else kernel
+    for config in configurations:
+        constants = {n: v for n, v in arguments.items() if not isinstance(v, str)} | config.kwargs
+        signature = {n: "constexpr" if n in constants else arguments[n]
+                     for n in function.arg_names}
+        # As torch allocates: aligned to 16 bytes.
+        aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(function.arg_names)
+                   if signature[n].startswith("*")}
+        compiled = triton.compile(
+            ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned),
+            target=GPUTarget("cuda", capability, 32),
+            options={"num_warps": config.num_warps, "num_stages": config.num_stages})
+        yield {"config": str(config), "shared": compiled.metadata.shared,
+               "ptx": compiled.asm["ptx"], **resources(compiled.asm["cubin"])}
+
+
+def main() -> None:
+    assert os.environ.get("TRITON_INTERPRET") != "1"
+    only = sys.argv[1:]
+    for module, name, arguments in cases():
+        kernel = getattr(import_module(f"scrd_fast.kernels.{module}"), name)
+        for capability in CAPABILITIES:
+            if only and name not in only:
+                continue
+            for row in compile_case(kernel, arguments, capability):
+                doubles = row.pop("ptx").count("fma.rn.f64")
+                print(json.dumps({"kernel": name, "sm": capability, "fma_f64": doubles, **row,
+                                  "arguments": {k: str(v) for k, v in arguments.items()}}),
+                      flush=True)
+
+
+if __name__ == "__main__":
+    main()
