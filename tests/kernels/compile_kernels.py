@@ -20,16 +20,16 @@ from triton.compiler import ASTSource
 CAPABILITIES = (80, 90, 100)
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 
-# Kernel -> the arguments of each case: a string is a run-time argument ("*fp16", "i32"), anything
-# else a compile-time constant. Constants of the autotuner's configurations are added.
+# A string is the type of a run-time argument ("*fp16", "i32"), anything else the value of a
+# compile-time one. The compile-time arguments of the autotuner's configurations are added.
 Arguments = dict[str, Any]
 
 
 def cases() -> Iterator[tuple[str, str, Arguments]]:
-    """(module, kernel, arguments) of everything that is compiled."""
-    for module in ("anomaly_map",):
-        for kernel, arguments in import_module(f"tests.kernels.cases_{module}").cases():
-            yield module, kernel, arguments
+    """(module, kernel, arguments) of everything in cases_<module>.py."""
+    for file in sorted(Path(__file__).parent.glob("cases_*.py")):
+        for kernel, arguments in import_module(f"tests.kernels.{file.stem}").cases():
+            yield file.stem.removeprefix("cases_"), kernel, arguments
 
 
 def resources(cubin: bytes) -> dict[str, int]:

@@ -1,0 +1,39 @@
+"""Every kernel, compiled for three GPU generations: no spills, at most 48 KB of shared memory."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+SHARED = 48 * 1024
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list[dict[str, Any]]:
+    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-m", "tests.kernels.compile_kernels"], cwd=ROOT,
+                          env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_every_kernel_is_compiled_for_every_generation(compiled):
+    sources = "".join(f.read_text() for f in (ROOT / "kernels").glob("*.py"))
+    names = {row["kernel"] for row in compiled}
+    assert names == {line.split("(")[0].removeprefix("def ")
+                     for line in sources.split("\n") if line.startswith("def ")
+                     and line.split("(")[0].endswith("_kernel")}
+    for name in names:
+        assert {row["sm"] for row in compiled if row["kernel"] == name} == {80, 90, 100}
+
+
+def test_no_spills_and_little_shared_memory(compiled):
+    for row in compiled:
+        assert row["STACK"] == row["LOCAL"] == 0, row
+        assert row["shared"] <= SHARED, row
+        assert row["REG"] <= 255, row
