@@ -53,8 +53,9 @@ def add_noise(
            f"one finite number or ({n},) of them", strength)
     strengths, seeds = np.broadcast_to(strengths, (n,)), seeds.astype(np.int64)
 
-    why_not = not_native([images], (torch.float32,))
-    if choose("add_noise", impl, native=why_not) == "native":
+    chosen = choose("add_noise", impl, native=lambda: not_native([images], (torch.float32,)),
+                    triton=lambda: "there is no such kernel")
+    if chosen == "native":
         noisy = images.clone()
         _native.add_noise(
             as_array(noisy), np.ascontiguousarray(boxes, dtype=np.int64),

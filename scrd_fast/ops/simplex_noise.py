@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from scrd_fast import _native
 from scrd_fast.errors import expect
-from scrd_fast.ops.implementations import choose, fits, no_triton
+from scrd_fast.ops.implementations import choose, fits
 
 Floats = NDArray[np.float64]
 
@@ -272,7 +272,8 @@ def simplex_noise(
     expect(seeds.ndim == 1 and len(seeds) > 0 and np.issubdtype(seeds.dtype, np.integer),
            "seeds", "at least one integer, 1-D", f"{seeds.dtype} of shape {seeds.shape}")
     seeds = np.ascontiguousarray(seeds, dtype=np.int64)
-    if choose("simplex_noise", impl, native=fits, triton=no_triton) == "native":
+    if choose("simplex_noise", impl, native=fits,
+              triton=lambda: "there is no such kernel") == "native":
         field: NDArray[np.float32] = _native.simplex_noise(
             seeds, depth, height, width, octaves, persistence, wavelength)
         return field
