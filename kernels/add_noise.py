@@ -20,15 +20,18 @@ def add_noise_kernel(images, boxes, strengths, tables, cases, positions, weights
                      BLOCK: tl.constexpr):
     """BLOCK points of the patch of one image; programs: images * blocks of the largest patch."""
     program = tl.program_id(0)
-    image = program // blocks
+    image = (program // blocks).to(tl.int64)
     top, left = tl.load(boxes + 4 * image), tl.load(boxes + 4 * image + 1)
     height, width = tl.load(boxes + 4 * image + 2), tl.load(boxes + 4 * image + 3)
-    at = (program % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    first = (program % blocks).to(tl.int64) * BLOCK
+    if first >= channels * height * width:
+        return
+    at = first + tl.arange(0, BLOCK)
     inside = at < channels * height * width
     x, row = at % width, at // width
     y, z = row % height, row // height
     noise = _octave_noise(tables + image * 512, cases, positions, weights, octaves, x, y, z, inside)
-    pixels = (images + image.to(tl.int64) * stride_n + z * stride_c + (top + y) * stride_h
+    pixels = (images + image * stride_n + z * stride_c + (top + y) * stride_h
               + (left + x) * stride_w)
     noisy = tl.load(pixels, inside, 0.0).to(tl.float32) + tl.load(strengths + image) * noise
     tl.store(pixels, noisy, inside)

@@ -135,13 +135,13 @@ def simplex_noise_kernel(out, tables, cases, positions, weights, octaves, points
                          width, BLOCK: tl.constexpr):
     """out[s, z, y, x] for BLOCK points of one seed; programs: seeds * blocks."""
     program = tl.program_id(0)
-    seed = program // blocks
+    seed = (program // blocks).to(tl.int64)
     at = (program % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < points
     x, row = at % width, at // width
     y, z = row % height, row // height
     noise = _octave_noise(tables + seed * 512, cases, positions, weights, octaves, x, y, z, inside)
-    tl.store(out + seed.to(tl.int64) * points + at, noise, inside)
+    tl.store(out + seed * points + at, noise, inside)
 
 
 def _packed_cases() -> NDArray[np.int64]:
