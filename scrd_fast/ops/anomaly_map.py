@@ -22,11 +22,12 @@ from torch import Tensor
 
 from scrd_fast import _native
 from scrd_fast.errors import NotFiniteError, expect, fail
-from scrd_fast.ops.implementations import as_array, choose, not_native
+from scrd_fast.ops.implementations import as_array, choose, not_native, not_triton
 from scrd_fast.spec import ScoringSpec
 
 COSINE_EPS = 1e-8
 STRIDES = (4, 8, 16)
+GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class AnomalyMap(NamedTuple):
@@ -155,6 +156,20 @@ def native_tail(spec: ScoringSpec) -> _native.Tail:
                         spec.weighting == "scale")
 
 
+def _on_gpu(
+    teacher: Sequence[Tensor], student: Sequence[Tensor], scale_weights: Tensor,
+    spec: ScoringSpec, maps: bool,
+) -> AnomalyMap:
+    """`anomaly_map` by the GPU kernels; where a feature is not finite, the mean is not."""
+    from scrd_fast.kernels.anomaly_map import combine_distances, cosine_distances, tail
+
+    check_weights(scale_weights, spec.weighting)
+    sides = (teacher[0].shape[2], teacher[1].shape[2], teacher[2].shape[2])
+    return AnomalyMap(*combine_distances(
+        cosine_distances(teacher, student), scale_weights.float(),
+        tail(spec, sides, teacher[0].device), maps=maps))
+
+
 def anomaly_map(
     teacher: Sequence[Tensor],
     student: Sequence[Tensor],
@@ -170,8 +185,8 @@ def anomaly_map(
     floating dtype; scale_weights: (N, 3). Distances and map are computed in float32 (float64
     where the features are). With maps=False the mean comes from the closed form and `.map` and
     `.max` are None, unless the spec reduces by the maximum, which needs the map. impl: "native"
-    (float32 and bfloat16 on the CPU, without gradients) or "reference"; None takes native where
-    it can run. Raises InputError naming the argument that does not fit or is not finite, and
+    (float32 and bfloat16 on the CPU), "triton" (these and float16 on a GPU), both without
+    gradients, or "reference"; None takes the first that can run. Raises InputError naming the argument that does not fit or is not finite, and
     BackendUnavailable.
     """
     check_features(scale_weights, "teacher", teacher, student=student)
@@ -179,14 +194,21 @@ def anomaly_map(
         side = spec.input_size // stride
         expect(t.shape[2:] == (side, side), f"teacher[{k}]", f"(N, C, {side}, {side})",
                tuple(t.shape))
-    why_not = not_native([*teacher, *student, scale_weights], (torch.float32, torch.bfloat16))
-    if choose("anomaly_map", impl, native=why_not) == "native":
+    tensors = [*teacher, *student, scale_weights]
+    chosen = choose("anomaly_map", impl,
+                    native=lambda: not_native(tensors, (torch.float32, torch.bfloat16)),
+                    triton=lambda: not_triton(tensors, GPU_DTYPES))
+    if chosen == "native":
         total, mean, largest = native_tail(spec).anomaly_map(
             [as_array(t) for t in teacher], [as_array(s) for s in student],
             as_array(scale_weights.float().contiguous()), maps, spec.reduction == "max")
         return AnomalyMap(None if total is None else torch.from_numpy(total),
                           torch.from_numpy(mean),
                           None if largest is None else torch.from_numpy(largest))
+    if chosen == "triton":
+        result = _on_gpu(teacher, student, scale_weights, spec, maps)
+        if bool(result.mean.isfinite().all()):
+            return result
     distances = [cosine_distance(t, s) for t, s in zip(teacher, student, strict=True)]
     for k, (t, s) in enumerate(zip(teacher, student, strict=True)):
         _check_finite(t, s, k)

@@ -165,8 +165,9 @@ def preprocess(
     parts = images if _is_list(images) else [images]
     # A tensor of another dtype fits neither implementation; the checks say so.
     tensors = [p for p in parts if isinstance(p, Tensor) and p.dtype in FULL_SCALE]
-    why_not = not_native(tensors, tuple(FULL_SCALE))
-    if choose("preprocess", impl, native=why_not) == "reference":
+    chosen = choose("preprocess", impl, native=lambda: not_native(tensors, tuple(FULL_SCALE)),
+                    triton=lambda: "there is no such kernel")
+    if chosen == "reference":
         return normalise(to_pixels(images, spec), spec).to(dtype)
     bfloat16 = dtype == torch.bfloat16
     out = torch.from_numpy(_native.preprocess(

@@ -10,15 +10,19 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from scrd_fast.errors import BackendUnavailable, InputError, NotFiniteError
-from scrd_fast.ops.anomaly_map import anomaly_map, check_features
+from scrd_fast.ops import anomaly_map as operation
+from scrd_fast.ops.anomaly_map import check_features
 from scrd_fast.spec import WEIGHTINGS, ScoringSpec
-from tests.ops.each_impl import each_impl
+from tests.ops.each_impl import each_impl, where_it_runs
 from tests.tolerances import allowed
 
 NATIVE = (torch.float32, torch.bfloat16)
+TRITON = (*NATIVE, torch.float16)
 DTYPES = (torch.float64, *NATIVE)
-each_dtype = each_impl(reference=DTYPES, native=NATIVE)
-exact_dtype = each_impl(reference=(torch.float64,), native=(torch.float32,))
+each_dtype = each_impl(reference=DTYPES, native=NATIVE, triton=TRITON)
+exact_dtype = each_impl(reference=(torch.float64,), native=(torch.float32,),
+                        triton=(torch.float32,))
+anomaly_map = where_it_runs(operation.anomaly_map)
 
 
 def published(teacher, student, weights: Tensor, spec: ScoringSpec) -> np.ndarray:
@@ -138,7 +142,7 @@ def test_zero_vectors_are_at_distance_one(make_features, impl, dtype):
             "anomaly_map", dtype, impl)
 
 
-@each_impl(reference=[torch.float32], native=[torch.float32])
+@each_impl(reference=[torch.float32], native=[torch.float32], triton=[torch.float32])
 def test_some_zero_and_some_tiny_vectors(make_features, impl, dtype):
     """Vectors shorter than the clamp 1e-8 are not normalised to length 1."""
     spec = ScoringSpec(input_size=64, blur_sigma=1.5)
@@ -273,7 +277,7 @@ NOT_FINITE = "one that is not"
 TOO_LARGE = "values whose sum of squares overflows"
 
 
-@each_impl(reference=NATIVE, native=NATIVE)
+@each_impl(reference=NATIVE, native=NATIVE, triton=NATIVE)
 @pytest.mark.parametrize(("value", "got"), [
     (float("nan"), NOT_FINITE), (float("inf"), NOT_FINITE), (-float("inf"), NOT_FINITE),
     (1e25, TOO_LARGE)])
@@ -362,6 +366,6 @@ def test_native_is_taken_where_it_can_run(make_features):
 
 def test_unknown_implementation(make_features):
     features = make_features(1, sides_of(32), 24, torch.float32)
-    message = "impl: expected None or one of ('native', 'reference'), got 'cuda'"
+    message = "impl: expected None or one of ('native', 'triton', 'reference'), got 'cuda'"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         anomaly_map(features, features, torch.ones(1, 3), ScoringSpec(input_size=32), impl="cuda")

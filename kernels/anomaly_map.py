@@ -1,0 +1,309 @@
+"""GPU kernels of ops.anomaly_map: cosine distances, then map, mean and maximum from them.
+
+With M_k the distances of scale k (h_k x h_k), w_k its weight and U_k the matrix that upsamples and
+blurs (see ops.anomaly_map),
+
+    map = sum_k w_k U_k M_k U_k^T,    mean(map) = sum_k w_k u_k^T M_k u_k.
+
+U_k is banded: the rows of one block of the map see few of its columns. So a tile of the map needs
+a window of M_k only, and the 256 x (64 + 32 + 16) matrix U shrinks to windows of 32 + 16 + 16
+columns at sigma 4.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+from scrd_fast.kernels.tuning import autotune
+from scrd_fast.ops.anomaly_map import COSINE_EPS, upsample_blur_matrix
+from scrd_fast.spec import ScoringSpec
+
+BLOCK = 64  # rows of U that share a window: blocks of 32 would have windows as wide
+MEAN_CHUNK = 1024
+
+_EPS = tl.constexpr(COSINE_EPS)
+_LARGEST_FLOAT = tl.constexpr(float(np.finfo(np.float32).max))
+
+# FAST runs along what lies side by side in memory, SLOW across it. Tiles of 2048 elements give a
+# thread 16 of each tensor, which are two loads of 16 bytes in half precision; what is best depends
+# on channels and batch.
+_DISTANCE_CONFIGS = [
+    triton.Config({"FAST": 128, "SLOW": 16}, num_warps=4),
+    triton.Config({"FAST": 256, "SLOW": 8}, num_warps=4),
+    triton.Config({"FAST": 64, "SLOW": 16}, num_warps=4),
+    triton.Config({"FAST": 256, "SLOW": 16}, num_warps=8),
+]
+# Sides of a map tile, divisors of BLOCK: large ones multiply less, small ones fill the GPU with one
+# image. The same warps for all, so that the mean is summed in one order; with 4, tiles of 64 spill.
+_MAP_CONFIGS = [triton.Config({"TILE": 64}, num_warps=8), triton.Config({"TILE": 32}, num_warps=8)]
+
+
+@triton.jit
+def _scale_distances(teacher, student, distance, image, tile, CHANNELS: tl.constexpr,
+                     PIXELS: tl.constexpr, LAST: tl.constexpr, FAST: tl.constexpr,
+                     SLOW: tl.constexpr):
+    """Distances of one tile of pixels of one scale."""
+    BLOCK_P: tl.constexpr = SLOW if LAST else FAST
+    BLOCK_C: tl.constexpr = FAST if LAST else SLOW
+    pixel = tile * BLOCK_P + tl.arange(0, BLOCK_P)
+    origin = image.to(tl.int64) * (CHANNELS * PIXELS)
+    dot = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    of_teacher, of_student = dot, dot
+    for first in range(0, CHANNELS, BLOCK_C):
+        channel = first + tl.arange(0, BLOCK_C)
+        if LAST:
+            offset = pixel[:, None] * CHANNELS + channel[None, :]
+        else:
+            offset = pixel[:, None] + channel[None, :] * PIXELS
+        inside = (pixel[:, None] < PIXELS) & (channel[None, :] < CHANNELS)
+        t = tl.load(teacher + origin + offset, inside, 0.0).to(tl.float32)
+        s = tl.load(student + origin + offset, inside, 0.0).to(tl.float32)
+        dot += t * s
+        of_teacher += t * t
+        of_student += s * s
+    square_t, square_s = tl.sum(of_teacher, 1), tl.sum(of_student, 1)
+    cosine = tl.div_rn(tl.sum(dot, 1), tl.maximum(tl.sqrt_rn(square_t), _EPS))
+    cosine = tl.div_rn(cosine, tl.maximum(tl.sqrt_rn(square_s), _EPS))
+    # A square that overflows would give the distance 1, as if all were well.
+    finite = (square_t <= _LARGEST_FLOAT) & (square_s <= _LARGEST_FLOAT)
+    tl.store(distance + image.to(tl.int64) * PIXELS + pixel,
+             tl.where(finite, 1 - cosine, float("nan")), pixel < PIXELS)
+
+
+@autotune(_DISTANCE_CONFIGS, key=["images", "C0", "P0", "LAST"])
+@triton.jit
+def distances_kernel(t0, t1, t2, s0, s1, s2, d0, d1, d2, images, C0: tl.constexpr,
+                     C1: tl.constexpr, C2: tl.constexpr, P0: tl.constexpr, P1: tl.constexpr,
+                     P2: tl.constexpr, LAST: tl.constexpr, FAST: tl.constexpr,
+                     SLOW: tl.constexpr):
+    """Programs (images * tiles of all scales,): one reads its pixels of both networks once."""
+    TILE: tl.constexpr = SLOW if LAST else FAST
+    n0, n1, n2 = tl.cdiv(P0, TILE), tl.cdiv(P1, TILE), tl.cdiv(P2, TILE)
+    tiles = n0 + n1 + n2
+    image = tl.program_id(0) // tiles
+    tile = tl.program_id(0) % tiles
+    if tile < n0:
+        _scale_distances(t0, s0, d0, image, tile, C0, P0, LAST, FAST, SLOW)
+    elif tile < n0 + n1:
+        _scale_distances(t1, s1, d1, image, tile - n0, C1, P1, LAST, FAST, SLOW)
+    else:
+        _scale_distances(t2, s2, d2, image, tile - n0 - n1, C2, P2, LAST, FAST, SLOW)
+
+
+@triton.jit
+def _weight(weights, image, scale: tl.constexpr, WEIGHTED: tl.constexpr):
+    return tl.load(weights + image * 3 + scale) if WEIGHTED else 1.0
+
+
+@triton.jit
+def _scale_mean(distance, columns, image, SIDE: tl.constexpr, CHUNK: tl.constexpr):
+    """u^T M u of one scale; columns: u, the column means of U."""
+    PIXELS: tl.constexpr = SIDE * SIDE
+    total = tl.zeros([CHUNK], tl.float32)
+    for first in range(0, PIXELS, CHUNK):
+        pixel = first + tl.arange(0, CHUNK)
+        inside = pixel < PIXELS
+        row = tl.load(columns + pixel // SIDE, inside, 0.0)
+        column = tl.load(columns + pixel % SIDE, inside, 0.0)
+        m = tl.load(distance + image.to(tl.int64) * PIXELS + pixel, inside, 0.0)
+        total += row * m * column
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def _scale_tile(distance, bands, starts, image, row_tile, column_tile, scale: tl.constexpr,
+                SIDE: tl.constexpr, WINDOW: tl.constexpr, SKIP: tl.constexpr,
+                WINDOWS: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    """U_k M_k U_k^T of one scale on one tile of the map.
+
+    bands (blocks * BLOCK, WINDOWS): the rows of U, of each scale the window of its columns that
+    the block sees, which begins at starts (blocks, 3); SKIP: where this scale begins in a row.
+    """
+    STEP: tl.constexpr = 32 if WINDOW % 32 == 0 else 16
+    step = tl.arange(0, STEP)
+    within = tl.arange(0, TILE)
+    rows = bands + (row_tile * TILE + within)[:, None] * WINDOWS + SKIP + step[None, :]
+    columns = bands + (column_tile * TILE + within)[None, :] * WINDOWS + SKIP + step[:, None]
+    top = tl.load(starts + row_tile * TILE // BLOCK * 3 + scale) + step
+    left = tl.load(starts + column_tile * TILE // BLOCK * 3 + scale) + step
+    m = distance + image.to(tl.int64) * (SIDE * SIDE)
+    total = tl.zeros([TILE, TILE], tl.float32)
+    for right in range(0, WINDOW, STEP):
+        x = left + right
+        half = tl.zeros([TILE, STEP], tl.float32)
+        for down in range(0, WINDOW, STEP):
+            y = top + down
+            part = tl.load(m + y[:, None] * SIDE + x[None, :],
+                           (y[:, None] < SIDE) & (x[None, :] < SIDE), 0.0)
+            # Three TF32 products keep float32's accuracy; one would keep 11 bits.
+            half += tl.dot(tl.load(rows + down), part, input_precision="tf32x3")
+        total += tl.dot(half, tl.load(columns + right), input_precision="tf32x3")
+    return total
+
+
+@autotune(_MAP_CONFIGS, key=["images", "SIZE", "MAPS", "LARGEST"])
+@triton.jit
+def combine_kernel(d0, d1, d2, weights, bands, starts, columns, map_out, mean_out, largest_out,
+                   images, SIZE: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr,
+                   S2: tl.constexpr, W0: tl.constexpr, W1: tl.constexpr, W2: tl.constexpr,
+                   WEIGHTED: tl.constexpr, MAPS: tl.constexpr, LARGEST: tl.constexpr,
+                   BLOCK: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr):
+    """Programs (images * (1 + tiles),): the first of an image computes its mean in closed form,
+    each other one tile of its map, which it writes (MAPS) and takes the maximum of (LARGEST).
+
+    Without map and maximum there is the first program only, so that the mean has the same bits.
+    """
+    TILES: tl.constexpr = (SIZE + TILE - 1) // TILE
+    PROGRAMS: tl.constexpr = 1 + TILES * TILES if MAPS or LARGEST else 1
+    image = tl.program_id(0) // PROGRAMS
+    program = tl.program_id(0) % PROGRAMS
+    w0 = _weight(weights, image, 0, WEIGHTED)
+    w1 = _weight(weights, image, 1, WEIGHTED)
+    w2 = _weight(weights, image, 2, WEIGHTED)
+    if program == 0:
+        mean = w0 * _scale_mean(d0, columns, image, S0, CHUNK)
+        mean += w1 * _scale_mean(d1, columns + S0, image, S1, CHUNK)
+        mean += w2 * _scale_mean(d2, columns + S0 + S1, image, S2, CHUNK)
+        tl.store(mean_out + image, mean)
+    elif MAPS or LARGEST:
+        row_tile = (program - 1) // TILES
+        column_tile = (program - 1) % TILES
+        WINDOWS: tl.constexpr = W0 + W1 + W2
+        total = w0 * _scale_tile(d0, bands, starts, image, row_tile, column_tile, 0, S0, W0, 0,
+                                 WINDOWS, BLOCK, TILE)
+        total += w1 * _scale_tile(d1, bands, starts, image, row_tile, column_tile, 1, S1, W1, W0,
+                                  WINDOWS, BLOCK, TILE)
+        total += w2 * _scale_tile(d2, bands, starts, image, row_tile, column_tile, 2, S2, W2,
+                                  W0 + W1, WINDOWS, BLOCK, TILE)
+        y = row_tile * TILE + tl.arange(0, TILE)
+        x = column_tile * TILE + tl.arange(0, TILE)
+        inside = (y[:, None] < SIZE) & (x[None, :] < SIZE)
+        if MAPS:
+            tl.store(map_out + image.to(tl.int64) * (SIZE * SIZE) + y[:, None] * SIZE + x[None, :],
+                     total, inside)
+        if LARGEST:
+            # The order of maxima does not change their result, unlike that of sums.
+            highest = tl.max(tl.where(inside, total, -float("inf")))
+            tl.atomic_max(largest_out + image, highest)
+
+
+@triton_op("scrd_fast::cosine_distances", mutates_args={})
+def _cosine_distances(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> list[Tensor]:
+    n = len(teacher[0])
+    last = all(f.is_contiguous(memory_format=torch.channels_last) for f in (*teacher, *student))
+    if not last and not all(f.is_contiguous() for f in (*teacher, *student)):
+        last = True
+        teacher = [f.contiguous(memory_format=torch.channels_last) for f in teacher]
+        student = [f.contiguous(memory_format=torch.channels_last) for f in student]
+    distances = [t.new_empty((n, *t.shape[2:]), dtype=torch.float32) for t in teacher]
+    channels = [t.shape[1] for t in teacher]
+    pixels = [t.shape[2] * t.shape[3] for t in teacher]
+
+    def grid(meta: dict[str, int]) -> tuple[int]:
+        tile = meta["SLOW"] if meta["LAST"] else meta["FAST"]
+        return (n * sum(triton.cdiv(p, tile) for p in pixels),)
+
+    wrap_triton(distances_kernel)[grid](*teacher, *student, *distances, n, *channels, *pixels,
+                                        LAST=last)
+    return distances
+
+
+def cosine_distances(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> list[Tensor]:
+    """Three maps (N, C_k, h_k, w_k) of each network -> three float32 distances (N, h_k, w_k).
+
+    float32, float16 or bfloat16, all channels-last or all contiguous (else they are copied);
+    summed in float32, in one launch. NaN where a vector has no finite norm.
+    """
+    return list(_cosine_distances(list(teacher), list(student)))
+
+
+class Tail(NamedTuple):
+    """What `combine_distances` needs of a ScoringSpec, on a device; see `combine_kernel`."""
+
+    spec: ScoringSpec
+    sides: tuple[int, int, int]
+    windows: tuple[int, int, int]
+    bands: Tensor
+    starts: Tensor
+    columns: Tensor
+
+
+def _window(matrix: NDArray[np.float64]) -> tuple[int, NDArray[np.int64]]:
+    """Width of the windows of a matrix (size, side), and where each block's begins.
+
+    The width is 16 or a multiple of 32: the kernel multiplies in such steps.
+    """
+    begins, widest = [], 1
+    for first in range(0, len(matrix), BLOCK):
+        used = np.flatnonzero(matrix[first : first + BLOCK].any(axis=0))
+        begins.append(used[0])
+        widest = max(widest, int(used[-1] - used[0]) + 1)
+    return 16 if widest <= 16 else 32 * triton.cdiv(widest, 32), np.array(begins)
+
+
+@lru_cache(maxsize=16)
+def tail(spec: ScoringSpec, sides: tuple[int, int, int], device: torch.device) -> Tail:
+    """The windows of U_k and its column means, for features of these sides."""
+    size = spec.input_size
+    matrices = [upsample_blur_matrix(size, side, float(spec.blur_sigma)) for side in sides]
+    windows, starts = zip(*map(_window, matrices), strict=True)
+    blocks = triton.cdiv(size, BLOCK)
+    bands = np.zeros((blocks * BLOCK, sum(windows)))
+    for k, matrix in enumerate(matrices):
+        skip = sum(windows[:k])
+        for row, values in enumerate(matrix):
+            start = starts[k][row // BLOCK]
+            seen = values[start : start + windows[k]]
+            bands[row, skip : skip + len(seen)] = seen
+    columns = np.concatenate([m.mean(axis=0) for m in matrices])
+    with torch.inference_mode(False):  # kept between calls: see ops.anomaly_map
+        return Tail(spec, sides, windows,
+                    torch.tensor(bands, dtype=torch.float32, device=device),
+                    torch.tensor(np.stack(starts, 1), dtype=torch.int32, device=device),
+                    torch.tensor(columns, dtype=torch.float32, device=device))
+
+
+@triton_op("scrd_fast::combine_distances", mutates_args={})
+def _combine(distances: Sequence[Tensor], weights: Tensor | None, bands: Tensor, starts: Tensor,
+             columns: Tensor, size: int, windows: Sequence[int], maps: bool,
+             largest: bool) -> tuple[Tensor, Tensor, Tensor]:
+    d0 = distances[0]
+    n = len(d0)
+    total = d0.new_empty((n, size, size) if maps else 0)
+    mean = d0.new_empty(n)
+    highest = d0.new_full((n if largest else 0,), -float("inf"))
+
+    def grid(meta: dict[str, int]) -> tuple[int]:
+        tiles = triton.cdiv(size, meta["TILE"]) ** 2 if maps or largest else 0
+        return (n * (1 + tiles),)
+
+    wrap_triton(combine_kernel)[grid](
+        *distances, d0 if weights is None else weights, bands, starts, columns, total, mean,
+        highest, n, size, *(d.shape[1] for d in distances), *windows,
+        WEIGHTED=weights is not None, MAPS=maps, LARGEST=largest, BLOCK=BLOCK, CHUNK=MEAN_CHUNK)
+    return total, mean, highest
+
+
+def combine_distances(
+    distances: Sequence[Tensor], scale_weights: Tensor, tail: Tail, *, maps: bool = True
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Three contiguous float32 distances (N, h_k, h_k) and float32 weights (N, 3) -> map
+    (N, S, S), mean (N,), maximum (N,), float32, in one launch.
+
+    With maps=False there is no map, and a maximum only where the spec reduces by it.
+    """
+    spec = tail.spec
+    largest = maps or spec.reduction == "max"
+    weights = scale_weights.contiguous() if spec.weighting == "scale" else None
+    total, mean, highest = _combine(list(distances), weights, tail.bands, tail.starts,
+                                    tail.columns, spec.input_size, list(tail.windows), maps,
+                                    largest)
+    return total if maps else None, mean, highest if largest else None
