@@ -5,6 +5,7 @@ image[c, y, x] += strength * noise_s[c, y - top, x - left] inside the box of eac
 """
 
 import numpy as np
+import torch
 import triton
 import triton.language as tl
 from numpy.typing import NDArray
@@ -65,4 +66,5 @@ def add_noise_(
     tables = noise_tables(seeds, largest, octaves, persistence, wavelength)
     moved = uploaded([boxes.astype(np.int64), strengths.astype(np.float32), *tables],
                      images.device)
-    _add_noise_(images, *moved, int(boxes[:, 2:].prod(axis=1).max()))
+    with torch.cuda.device_of(images):  # Triton launches on the current device
+        _add_noise_(images, *moved, int(boxes[:, 2:].prod(axis=1).max()))

@@ -217,6 +217,8 @@ def simplex_noise(
     sum_o persistence^o * noise3(x f_o, y f_o, z f_o) of seed s with f_o = 2^o / wavelength
     (K. Spencer, OpenSimplex, 2014; see ops.simplex_noise).
     """
-    tables = noise_tables(seeds, max(depth, height, width), octaves, persistence, wavelength)
-    noise: Tensor = _simplex_noise(*uploaded(tables, device), depth, height, width)
+    tables = uploaded(
+        noise_tables(seeds, max(depth, height, width), octaves, persistence, wavelength), device)
+    with torch.cuda.device_of(tables[0]):  # Triton launches on the current device
+        noise: Tensor = _simplex_noise(*tables, depth, height, width)
     return noise
