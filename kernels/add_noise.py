@@ -15,7 +15,8 @@ from torch.library import triton_op, wrap_triton
 from scrd_fast.kernels.simplex_noise import BLOCK, _octave_noise, noise_tables, uploaded
 
 
-@triton.jit
+# Batches with patches of any size take the same compiled kernel.
+@triton.jit(do_not_specialize=["octaves", "blocks"])
 def add_noise_kernel(images, boxes, strengths, tables, cases, positions, weights, octaves,
                      channels, blocks, stride_n, stride_c, stride_h, stride_w,
                      BLOCK: tl.constexpr):

@@ -26,7 +26,9 @@ def _resized(pixels, above, below, left, right, row_fraction, column_fraction, i
     return at_left + column_fraction * (at_right - at_left)
 
 
-@triton.jit
+# Images of any size take the same compiled kernel.
+@triton.jit(do_not_specialize=["image_n", "image_h", "blocks"],
+            do_not_specialize_on_alignment=["images"])
 def preprocess_kernel(images, out, rows, row_fractions, columns, column_fractions,
                       image_n, image_h, image_w, image_c, out_n, out_c, out_h, out_w, size, blocks,
                       scale_0, scale_1, scale_2, offset_0, offset_1, offset_2,
@@ -37,7 +39,7 @@ def preprocess_kernel(images, out, rows, row_fractions, columns, column_fraction
     """
     program = tl.program_id(0)
     image = (program // blocks).to(tl.int64)
-    at = (program % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    at = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
     x, y = at % size, at // size
     inside = y < size
     # An image may have more than 2^31 elements.
@@ -55,7 +57,7 @@ def preprocess_kernel(images, out, rows, row_fractions, columns, column_fraction
         green = _resized(pixels, above, below, left, right, row_fraction, column_fraction, inside)
         pixels += image_c
         blue = _resized(pixels, above, below, left, right, row_fraction, column_fraction, inside)
-    target = out + image * out_n + y * out_h + x * out_w
+    target = out + image * out_n + y.to(tl.int64) * out_h + x.to(tl.int64) * out_w
     tl.store(target, red * scale_0 + offset_0, inside)
     target += out_c
     tl.store(target, green * scale_1 + offset_1, inside)

@@ -130,7 +130,8 @@ def _octave_noise(table, cases, positions, weights, octaves, x, y, z, inside):
     return noise
 
 
-@triton.jit
+# Fields of any size take the same compiled kernel.
+@triton.jit(do_not_specialize=["octaves", "points", "blocks", "height", "width"])
 def simplex_noise_kernel(out, tables, cases, positions, weights, octaves, points, blocks, height,
                          width, BLOCK: tl.constexpr):
     """out[s, z, y, x] for BLOCK points of one seed; programs: seeds * blocks."""

@@ -10,7 +10,7 @@ NOISE = {"tables": "*u8", "cases": "*i64", "positions": "*fp64", "weights": "*fp
 
 
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:
-    one = {"octaves": 1, "blocks": 1, "height": 1}  # as Triton compiles a 1
+    one = {"octaves": 1, "blocks": 1, "height": 1}  # torch.compile makes a 1 a constant
     for change in ({}, one, {"points": "i64"}):
         yield "simplex_noise_kernel", NOISE | {
             "out": "*fp32", "points": "i32", "blocks": "i32", "height": "i32", "width": "i32",

@@ -15,7 +15,7 @@ from scrd_fast.errors import BackendUnavailable, InputError, NotFiniteError
 from scrd_fast.ops.implementations import interpreted
 from scrd_fast.ops.preprocess import preprocess, to_pixels
 from scrd_fast.spec import IMAGENET_MEAN, IMAGENET_STD, ScoringSpec
-from tests.ops.each_impl import where_it_runs
+from tests.ops.each_impl import each_impl, where_it_runs
 from tests.tolerances import allowed
 
 SPEC = ScoringSpec(input_size=64)
@@ -209,7 +209,7 @@ LAYOUTS = ["fortran", "reversed", "every second", "misaligned", "read-only", "bi
 
 
 @pytest.mark.parametrize("dtype", FULL_SCALE)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@each_impl(argument="layout", reference=LAYOUTS, native=LAYOUTS, triton=[])
 # Stretched, shrunk by more than 2 and by more than 12 along a row.
 @pytest.mark.parametrize("shape", [(33, 51, 3), (33, 151), (5, 801, 3)], ids=str)
 def test_arrays_in_any_layout(run, shape, layout, dtype):
@@ -233,6 +233,24 @@ def test_tensors_in_any_layout(run):
     channels_first = images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
     assert not channels_first.is_contiguous()
     assert torch.equal(run(channels_first, SPEC), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", FULL_SCALE)
+@pytest.mark.parametrize("colour", [True, False], ids=["colour", "grey"])
+def test_strides_on_the_gpu(colour, dtype):
+    """Moving a tensor to the GPU closes its gaps, so they are made there."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shape = (2, 33, 51, 3) if colour else (2, 33, 51)
+    images = torch.from_numpy(random_image(shape, dtype)).to(device)
+    gaps = images.new_empty((2, 33, 102, *shape[3:]))[:, :, ::2]
+    offset = images.new_empty(images.numel() + 1)[1:].view(shape)
+    turned = images.new_empty((2, 51, 33, *shape[3:])).transpose(1, 2)
+    expected = preprocess(images, SPEC, impl="triton")
+    for other in (gaps, offset, turned):
+        assert torch.equal(preprocess(other.copy_(images), SPEC, impl="triton"), expected)
+    repeated = preprocess(images[:1].expand(3, *shape[1:]), SPEC, impl="triton")
+    assert torch.equal(repeated, expected[:1].expand(3, -1, -1, -1))
 
 
 @pytest.mark.parametrize("layout", ["reversed", "misaligned", "read-only"])
