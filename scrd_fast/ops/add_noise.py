@@ -12,8 +12,10 @@ from torch import Tensor
 
 from scrd_fast import _native
 from scrd_fast.errors import expect
-from scrd_fast.ops.implementations import as_array, choose, not_native
+from scrd_fast.ops.implementations import as_array, choose, not_native, not_triton
 from scrd_fast.ops.simplex_noise import check_extent, check_octaves, octave_noise, permutations
+
+GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def add_noise(
@@ -31,9 +33,10 @@ def add_noise(
 
     images: float (N, C, H, W) in [0, 1]; boxes: (N, 4) integers top, left, height, width, inside
     the image; seeds: (N,) integers; strength: one number or (N,). An image's noise depends on its
-    own box and seed only. impl: "native" (C++; float32 on the CPU, without gradients; noise within
-    1e-5 of the float64 values, times the strength) or "reference" (NumPy); None takes native where
-    it can run. Raises InputError and BackendUnavailable.
+    own box and seed only. impl: "native" (C++; float32 on the CPU), "triton" (float32, float16 or
+    bfloat16 on a GPU), both without gradients and with noise within 1e-5 of the float64 values,
+    times the strength, or "reference" (NumPy); None takes the first that can run. Raises
+    InputError and BackendUnavailable.
     """
     expect(images.ndim == 4 and len(images) > 0 and images.is_floating_point(), "images",
            "float (N, C, H, W)", f"{images.dtype} {tuple(images.shape)}")
@@ -54,13 +57,19 @@ def add_noise(
     strengths, seeds = np.broadcast_to(strengths, (n,)), seeds.astype(np.int64)
 
     chosen = choose("add_noise", impl, native=lambda: not_native([images], (torch.float32,)),
-                    triton=lambda: "there is no such kernel")
+                    triton=lambda: not_triton([images], GPU_DTYPES))
     if chosen == "native":
         noisy = images.clone()
         _native.add_noise(
             as_array(noisy), np.ascontiguousarray(boxes, dtype=np.int64),
             np.ascontiguousarray(seeds), np.ascontiguousarray(strengths),
             octaves, persistence, wavelength)
+        return noisy
+    if chosen == "triton":
+        from scrd_fast.kernels.add_noise import add_noise_
+
+        noisy = images.clone()
+        add_noise_(noisy, boxes, seeds, strengths, octaves, persistence, wavelength)
         return noisy
     grids = [np.indices((channels, h, w)).reshape(3, -1) for h, w in boxes[:, 2:]]
     z, y, x = np.concatenate(grids, axis=1).astype(np.float64)

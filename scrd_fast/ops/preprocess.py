@@ -14,10 +14,17 @@ from torch import Tensor
 
 from scrd_fast import _native
 from scrd_fast.errors import NotFiniteError, expect
-from scrd_fast.ops.implementations import as_array, choose, not_native
+from scrd_fast.ops.implementations import (
+    as_array,
+    check_device,
+    choose,
+    not_native,
+    not_triton,
+)
 from scrd_fast.spec import ScoringSpec
 
 FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0, torch.float32: 1.0, torch.float64: 1.0}
+OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _DTYPES = "dtype uint8, uint16 or float32"
 _BATCH = "uint8, uint16 or float (N, H, W) or (N, H, W, 3)"
 
@@ -45,23 +52,24 @@ def _check_finite(images: Tensor, name: str, wait: bool = True) -> None:
                 f"{name}: expected finite values, got {float(images[where])} at index {where}")
 
 
+def taps(length: int, size: int) -> tuple[Tensor, Tensor]:
+    """How an axis of `length` becomes one of `size`: int64 (2, size), the two elements that each
+    lies between, and float64 (size,), how far it is from the first to the second."""
+    centre = (np.arange(size) + 0.5) * (length / size) - 0.5
+    centre = np.clip(centre, 0, length - 1)
+    low = np.floor(centre).astype(np.int64)
+    high = np.minimum(low + 1, length - 1)
+    return torch.from_numpy(np.stack([low, high])), torch.from_numpy(centre - low)
+
+
 def _resize(images: Tensor, size: int) -> Tensor:
     """(N, C, H, W) floats -> (N, C, size, size): bilinear, half-pixel centres, no antialias."""
-
-    def taps(length: int) -> tuple[Tensor, Tensor, Tensor]:
-        centre = (np.arange(size) + 0.5) * (length / size) - 0.5
-        centre = np.clip(centre, 0, length - 1)
-        low = np.floor(centre).astype(np.int64)
-        high = np.minimum(low + 1, length - 1)
-        indices = torch.from_numpy(np.stack([low, high])).to(images.device)
-        return indices[0], indices[1], torch.from_numpy(centre - low).to(images)
-
     if images.shape[2] != size:
-        low, high, fraction = taps(images.shape[2])
-        images = torch.lerp(images[:, :, low], images[:, :, high], fraction[:, None])
+        (low, high), fraction = (t.to(images.device) for t in taps(images.shape[2], size))
+        images = torch.lerp(images[:, :, low], images[:, :, high], fraction.to(images)[:, None])
     if images.shape[3] != size:
-        low, high, fraction = taps(images.shape[3])
-        images = torch.lerp(images[..., low], images[..., high], fraction)
+        (low, high), fraction = (t.to(images.device) for t in taps(images.shape[3], size))
+        images = torch.lerp(images[..., low], images[..., high], fraction.to(images))
     return images
 
 
@@ -149,6 +157,29 @@ def as_arrays(images: Any, name: str) -> Any:
     return array(images, name)
 
 
+def _check_one_device(parts: Sequence[Any]) -> None:
+    """Raise InputError unless all images of a list are where the first is."""
+    first = parts[0].device if len(parts) and isinstance(parts[0], Tensor) else torch.device("cpu")
+    for i, part in enumerate(parts):
+        if isinstance(part, Tensor):
+            check_device(f"images[{i}]", part, "images[0]", first)
+        elif isinstance(part, np.ndarray) and first.type != "cpu":
+            expect(False, f"images[{i}]", f"a tensor on {first} as images[0]", "an array")
+
+
+def _on_gpu(images: Tensor | list[Tensor], spec: ScoringSpec, dtype: torch.dtype) -> Tensor:
+    from scrd_fast.kernels.preprocess import preprocess_into
+
+    size = spec.input_size
+    out = torch.empty((len(images), 3, size, size), dtype=dtype, device=images[0].device)
+    if isinstance(images, Tensor):
+        preprocess_into(images, out, spec.mean, spec.std, FULL_SCALE[images.dtype])
+        return out
+    for i, image in enumerate(images):
+        preprocess_into(image[None], out[i : i + 1], spec.mean, spec.std, FULL_SCALE[image.dtype])
+    return out
+
+
 def preprocess(
     images: Any,
     spec: ScoringSpec,
@@ -158,18 +189,31 @@ def preprocess(
 ) -> Tensor:
     """Images as `to_pixels` takes them -> (N, 3, S, S) of `dtype`, ready for the teacher.
 
-    dtype: torch.float32 or torch.bfloat16 (computed in float32, then rounded). impl: "native"
-    (arrays, and tensors on the CPU without gradients, read where they lie, in any strides) or
-    "reference"; None takes native where it can run. Raises InputError that names the image that
+    dtype: torch.float32, torch.bfloat16 or torch.float16 (computed in float32, then rounded).
+    impl: "native" (arrays, and tensors on the CPU without gradients, read where they lie, in any
+    strides; no float16), "triton" (tensors on one GPU without gradients, in any strides) or
+    "reference"; None takes the first that can run. Raises InputError that names the image that
     does not fit, NotFiniteError where a value is not finite as float32, and BackendUnavailable.
     """
-    expect(dtype in (torch.float32, torch.bfloat16), "dtype", "torch.float32 or torch.bfloat16",
-           dtype)
+    expect(dtype in OUTPUT_DTYPES, "dtype", f"one of {[str(d) for d in OUTPUT_DTYPES]}", dtype)
     parts = images if _is_list(images) else [images]
-    # A tensor of another dtype fits neither implementation; the checks say so.
+    _check_one_device(parts)
+    # A tensor of another dtype fits no implementation; the checks say so.
     tensors = [p for p in parts if isinstance(p, Tensor) and p.dtype in FULL_SCALE]
-    chosen = choose("preprocess", impl, native=lambda: not_native(tensors, tuple(FULL_SCALE)),
-                    triton=lambda: "there is no such kernel")
+
+    def unfit_for_native() -> str | None:
+        if dtype == torch.float16:
+            return "it writes float32 and bfloat16, not float16"
+        return not_native(tensors, tuple(FULL_SCALE))
+
+    def unfit_for_triton() -> str | None:
+        if any(isinstance(part, np.ndarray) for part in parts):
+            return "expected tensors on a CUDA device, got a NumPy array"
+        return not_triton(tensors, tuple(FULL_SCALE))
+
+    chosen = choose("preprocess", impl, native=unfit_for_native, triton=unfit_for_triton)
+    if chosen == "triton":
+        return _on_gpu(check_images(images), spec, dtype)
     if chosen == "reference":
         return normalise(to_pixels(images, spec), spec).to(dtype)
     bfloat16 = dtype == torch.bfloat16

@@ -32,13 +32,17 @@ def cases() -> Iterator[tuple[str, str, Arguments]]:
             yield file.stem.removeprefix("cases_"), kernel, arguments
 
 
-def resources(cubin: bytes) -> dict[str, int]:
-    """Registers per thread, bytes of stack (where spills go) and of local memory."""
+def dumped(cubin: bytes, option: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([BIN / "cuobjdump", "--dump-resource-usage", file.name],
+        return subprocess.run([BIN / "cuobjdump", option, file.name],
                               capture_output=True, text=True, check=True).stdout
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers per thread, bytes of stack (where spills go) and of local memory."""
+    text = dumped(cubin, "--dump-resource-usage")
     fields = dict(f.split(":") for f in text.split() if f.startswith(("REG:", "STACK:", "LOCAL:")))
     return {name: int(value) for name, value in fields.items()}
 
@@ -58,8 +62,11 @@ def compile_case(kernel: Any, arguments: Arguments, capability: int) -> Iterator
             ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned),
             target=GPUTarget("cuda", capability, 32),
             options={"num_warps": config.num_warps, "num_stages": config.num_stages})
-        yield {"config": str(config), "shared": compiled.metadata.shared,
-               "ptx": compiled.asm["ptx"], **resources(compiled.asm["cubin"])}
+        cubin = compiled.asm["cubin"]
+        # Both compilers may fuse a product and a sum.
+        fused = compiled.asm["ptx"].count("fma.rn.f64") + dumped(cubin, "--dump-sass").count("DFMA")
+        yield {"config": str(config), "shared": compiled.metadata.shared, "fma_f64": fused,
+               **resources(cubin)}
 
 
 def main() -> None:
@@ -71,8 +78,7 @@ def main() -> None:
             if only and name not in only:
                 continue
             for row in compile_case(kernel, arguments, capability):
-                doubles = row.pop("ptx").count("fma.rn.f64")
-                print(json.dumps({"kernel": name, "sm": capability, "fma_f64": doubles, **row,
+                print(json.dumps({"kernel": name, "sm": capability, **row,
                                   "arguments": {k: str(v) for k, v in arguments.items()}}),
                       flush=True)
 

@@ -37,3 +37,10 @@ def test_no_spills_and_little_shared_memory(compiled):
         assert row["STACK"] == row["LOCAL"] == 0, row
         assert row["shared"] <= SHARED, row
         assert row["REG"] <= 255, row
+
+
+def test_noise_is_rounded_as_the_original(compiled):
+    """A fused product and sum would be rounded once, and move pixels across the borders where the
+    noise jumps."""
+    for kernel in ("simplex_noise_kernel", "add_noise_kernel"):
+        assert {row["fma_f64"] for row in compiled if row["kernel"] == kernel} == {0}

@@ -8,9 +8,12 @@ import torch
 
 from scrd_fast import _native
 from scrd_fast.errors import BackendUnavailable, InputError, NotFiniteError
-from scrd_fast.ops.add_noise import add_noise
+from scrd_fast.ops.add_noise import add_noise as ops_add_noise
 from scrd_fast.ops.simplex_noise import octave_field
+from tests.ops.each_impl import each_impl, where_it_runs
 from tests.tolerances import allowed
+
+add_noise = where_it_runs(ops_add_noise)
 
 # Odd sides, one pixel, a whole image, a box that touches the far corner.
 BOXES = np.array([[3, 5, 7, 11], [0, 0, 1, 1], [0, 0, 23, 31], [10, 20, 13, 11]])
@@ -45,25 +48,21 @@ def check_noise(noisy: torch.Tensor, clean: torch.Tensor, law: tuple, tolerance:
 LAW = {"octaves": 4, "persistence": 0.7, "wavelength": 20.0}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("channels", [1, 3, 5])
-def test_noise_inside_the_box_and_nothing_outside(dtype, channels):
+FLOATS = [torch.float64, torch.float32]
+CASES = {"native": [(torch.float32, channels) for channels in (1, 3, 5)],
+         "reference": [(dtype, channels) for dtype in FLOATS for channels in (1, 3, 5)],
+         "triton": [(torch.float32, 3), (torch.float16, 1), (torch.bfloat16, 1)]}
+
+
+@each_impl(**CASES, argument="case")
+def test_noise_inside_the_box_and_nothing_outside(impl, case):
+    dtype, channels = case
     clean = images(dtype, channels)
     before = clean.clone()
-    noisy = add_noise(clean, BOXES, seeds=SEEDS, strength=STRENGTHS, **LAW, impl="reference")
+    noisy = add_noise(clean, BOXES, seeds=SEEDS, strength=STRENGTHS, **LAW, impl=impl)
     assert noisy.dtype == dtype
     assert torch.equal(clean, before)
-    check_noise(noisy, clean, tuple(LAW.values()), allowed("add_noise", dtype))
-
-
-@pytest.mark.parametrize("channels", [1, 3, 5])
-def test_native_noise_inside_the_box_and_nothing_outside(isa, channels):
-    clean = images(torch.float32, channels)
-    before = clean.clone()
-    noisy = add_noise(clean, BOXES, seeds=SEEDS, strength=STRENGTHS, **LAW, impl="native")
-    assert noisy.dtype == torch.float32
-    assert torch.equal(clean, before)
-    check_noise(noisy, clean, tuple(LAW.values()), allowed("add_noise", torch.float32, "native"))
+    check_noise(noisy, clean, tuple(LAW.values()), allowed("add_noise", dtype, impl))
 
 
 def test_the_defaults_are_the_published_law():
@@ -92,13 +91,18 @@ def test_which_implementation_runs(dtype):
             add_noise(images(dtype), **arguments, impl="native")
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_an_image_does_not_depend_on_its_neighbours(isa, dtype):
-    clean = images(dtype)
-    together = add_noise(clean, BOXES, seeds=SEEDS, strength=STRENGTHS)
+# Few points: a program of the interpreter takes 60 ms per octave.
+SMALL = {"boxes": np.array([[3, 5, 7, 11], [0, 0, 1, 1], [5, 0, 11, 13], [10, 20, 13, 11]]),
+         "octaves": 2}
+
+
+@each_impl(reference=FLOATS, native=[torch.float32], triton=[torch.float32])
+def test_an_image_does_not_depend_on_its_neighbours(impl, dtype):
+    clean, boxes = images(dtype), SMALL["boxes"]
+    together = add_noise(clean, seeds=SEEDS, strength=STRENGTHS, **SMALL, impl=impl)
     for chosen in ([0], [1], [2], [3], [3, 1], [2, 0, 3], [0, 0, 1, 2, 3]):
-        some = add_noise(clean[chosen], BOXES[chosen], seeds=SEEDS[chosen],
-                         strength=STRENGTHS[chosen])
+        some = add_noise(clean[chosen], boxes[chosen], seeds=SEEDS[chosen],
+                         strength=STRENGTHS[chosen], octaves=2, impl=impl)
         assert torch.equal(some, together[chosen])
 
 
@@ -128,9 +132,9 @@ def test_the_result_is_not_clipped():
     assert float(noisy.min()) < 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@each_impl(reference=FLOATS, native=[torch.float32], triton=[torch.float32])
 @pytest.mark.parametrize("layout", ["channels_last", "strided", "expanded"])
-def test_non_contiguous_images(layout, dtype):
+def test_non_contiguous_images(layout, impl, dtype):
     clean = images(dtype)
     if layout == "channels_last":
         other = clean.contiguous(memory_format=torch.channels_last)
@@ -140,8 +144,26 @@ def test_non_contiguous_images(layout, dtype):
         clean = clean[:1].repeat(4, 1, 1, 1)
         other = clean[:1].expand(4, -1, -1, -1)
     assert not other.is_contiguous()
-    expected = add_noise(clean.contiguous(), BOXES, seeds=SEEDS, strength=STRENGTHS)
-    assert torch.equal(add_noise(other, BOXES, seeds=SEEDS, strength=STRENGTHS), expected)
+    law = SMALL | {"seeds": SEEDS, "strength": STRENGTHS, "impl": impl}
+    assert torch.equal(add_noise(other, **law), add_noise(clean.contiguous(), **law))
+
+
+@pytest.mark.gpu
+def test_no_gradient_and_no_other_dtype_on_the_gpu():
+    law = {"seeds": SEEDS, "strength": STRENGTHS, "impl": "triton"}
+    for clean in (images(torch.float64), images(torch.float32).requires_grad_()):
+        with pytest.raises(BackendUnavailable, match="impl 'triton' of add_noise: "):
+            add_noise(clean, BOXES, **law)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_images_on_the_gpu_stay_there():
+    clean = images(torch.float32).cuda()
+    noisy = add_noise(clean, BOXES, seeds=SEEDS, strength=STRENGTHS)
+    assert noisy.is_cuda
+    assert torch.equal(noisy, ops_add_noise(clean, BOXES, seeds=SEEDS, strength=STRENGTHS,
+                                            impl="triton"))
 
 
 @pytest.mark.parametrize(

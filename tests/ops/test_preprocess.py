@@ -1,8 +1,9 @@
 """ops.preprocess against OpenCV's bilinear resize of float64 images."""
 
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 
 from scrd_fast import _native
 from scrd_fast.errors import BackendUnavailable, InputError, NotFiniteError
+from scrd_fast.ops.implementations import interpreted
 from scrd_fast.ops.preprocess import preprocess, to_pixels
 from scrd_fast.spec import IMAGENET_MEAN, IMAGENET_STD, ScoringSpec
+from tests.ops.each_impl import each_impl, where_it_runs
 from tests.tolerances import allowed
 
 SPEC = ScoringSpec(input_size=64)
@@ -23,16 +26,29 @@ SHAPES = [(64, 64), (31, 47), (97, 131), (13, 211), (64, 29), (29, 64), (1, 1), 
           (2, 2), (3, 769), (1500, 2), (1, 30001)]
 
 
-@pytest.fixture(params=["reference", *_native.isas()])
-def run(request: pytest.FixtureRequest) -> Iterator[Callable[..., torch.Tensor]]:
-    """preprocess by the reference, and by the native code for each instruction set."""
-    if request.param == "reference":
-        yield partial(preprocess, impl="reference")
-        return
-    before = _native.isa()
-    _native.set_isa(request.param)
-    yield partial(preprocess, impl="native")
-    _native.set_isa(before)
+@pytest.fixture
+def run(impl: str) -> Callable[..., torch.Tensor]:
+    """preprocess by each implementation. For "triton" arrays become tensors, and all tensors go to
+    the GPU where there is one."""
+    return partial(on_gpu if impl == "triton" else preprocess, impl=impl)
+
+
+@where_it_runs
+def on_gpu_from_tensors(images: Any, *args: Any, **options: Any) -> torch.Tensor:
+    return preprocess(images, *args, **options)
+
+
+def on_gpu(images: Any, *args: Any, **options: Any) -> torch.Tensor:
+    return on_gpu_from_tensors(as_tensors(images), *args, **options)
+
+
+def as_tensors(images: Any) -> Any:
+    """The same with tensors for the arrays that can be tensors."""
+    if isinstance(images, list | tuple):
+        return [as_tensors(image) for image in images]
+    if not isinstance(images, np.ndarray) or images.dtype.hasobject:
+        return images
+    return torch.from_numpy(np.array(images, images.dtype.newbyteorder("="), order="C"))
 
 
 def tolerance_of(run: Callable[..., torch.Tensor], dtype: str) -> float:
@@ -89,13 +105,56 @@ def test_mean_and_std_come_from_the_spec(run):
     assert largest_error(run(image[None], spec), expected) <= tolerance_of(run, "float64")
 
 
+def check_rounded(got: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> None:
+    """`got` is `exact` rounded to `dtype`."""
+    assert got.dtype == dtype
+    if dtype == torch.bfloat16 and interpreted():
+        # Triton's interpreter cuts off instead.
+        exact = (exact.contiguous().view(torch.int32) & -65536).view(torch.float32)
+    assert torch.equal(got, exact.to(dtype))
+
+
 @pytest.mark.parametrize("colour", [True, False], ids=["colour", "grey"])
-def test_bfloat16_is_the_float32_result_rounded(run, colour):
+def test_bfloat16_is_the_float32_result_rounded(impl, run, colour):
     image = random_image((1, 75, 58, 3) if colour else (1, 75, 58), "uint16")
     got = run(image, SPEC, dtype=torch.bfloat16)
     assert got.is_contiguous()
-    assert got.dtype == torch.bfloat16
-    assert torch.equal(got, run(image, SPEC).to(torch.bfloat16))
+    if impl == "triton":
+        check_rounded(got, run(image, SPEC), torch.bfloat16)
+    else:
+        assert got.dtype == torch.bfloat16
+        assert torch.equal(got, run(image, SPEC).to(torch.bfloat16))
+
+
+def test_float16_is_the_float32_result_rounded(impl, run):
+    image = random_image((1, 75, 58, 3), "uint16")
+    if impl == "native":
+        with pytest.raises(BackendUnavailable, match=r"^impl 'native' of preprocess: it writes fl"):
+            run(image, SPEC, dtype=torch.float16)
+        default = preprocess(image, SPEC, dtype=torch.float16)
+        assert torch.equal(default, preprocess(image, SPEC, impl="reference").half())
+        return
+    got = run(image, SPEC, dtype=torch.float16)
+    assert got.is_contiguous()
+    assert got.dtype == torch.float16
+    assert torch.equal(got, run(image, SPEC).half())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_rows_of_a_channels_last_tensor(dtype):
+    from scrd_fast.kernels.preprocess import preprocess_into
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    images = torch.from_numpy(random_image((2, 40, 90, 3), "uint8")).to(device)
+    turned = images.permute(0, 2, 1, 3)
+    out = torch.full((5, 3, 64, 64), 7.0, dtype=dtype, device=device)
+    out = out.contiguous(memory_format=torch.channels_last)
+    preprocess_into(images, out[1:3], SPEC.mean, SPEC.std, 255.0)
+    preprocess_into(turned[:1], out[4:], SPEC.mean, SPEC.std, 255.0)
+    check_rounded(out[1:3], preprocess(images, SPEC, impl="triton"), dtype)
+    check_rounded(out[4:], preprocess(turned[:1].contiguous(), SPEC, impl="triton"), dtype)
+    assert bool((out[[0, 3]] == 7).all())
 
 
 @pytest.mark.parametrize("level", [0, 1, 128, 254, 255])
@@ -150,7 +209,7 @@ LAYOUTS = ["fortran", "reversed", "every second", "misaligned", "read-only", "bi
 
 
 @pytest.mark.parametrize("dtype", FULL_SCALE)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@each_impl(argument="layout", reference=LAYOUTS, native=LAYOUTS, triton=[])
 # Stretched, shrunk by more than 2 and by more than 12 along a row.
 @pytest.mark.parametrize("shape", [(33, 51, 3), (33, 151), (5, 801, 3)], ids=str)
 def test_arrays_in_any_layout(run, shape, layout, dtype):
@@ -174,6 +233,24 @@ def test_tensors_in_any_layout(run):
     channels_first = images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
     assert not channels_first.is_contiguous()
     assert torch.equal(run(channels_first, SPEC), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", FULL_SCALE)
+@pytest.mark.parametrize("colour", [True, False], ids=["colour", "grey"])
+def test_strides_on_the_gpu(colour, dtype):
+    """Moving a tensor to the GPU closes its gaps, so they are made there."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shape = (2, 33, 51, 3) if colour else (2, 33, 51)
+    images = torch.from_numpy(random_image(shape, dtype)).to(device)
+    gaps = images.new_empty((2, 33, 102, *shape[3:]))[:, :, ::2]
+    offset = images.new_empty(images.numel() + 1)[1:].view(shape)
+    turned = images.new_empty((2, 51, 33, *shape[3:])).transpose(1, 2)
+    expected = preprocess(images, SPEC, impl="triton")
+    for other in (gaps, offset, turned):
+        assert torch.equal(preprocess(other.copy_(images), SPEC, impl="triton"), expected)
+    repeated = preprocess(images[:1].expand(3, *shape[1:]), SPEC, impl="triton")
+    assert torch.equal(repeated, expected[:1].expand(3, -1, -1, -1))
 
 
 @pytest.mark.parametrize("layout", ["reversed", "misaligned", "read-only"])
@@ -208,8 +285,39 @@ def test_which_implementation_runs():
     assert torch.equal(preprocess(images, SPEC), preprocess(images, SPEC, impl="native"))
     with pytest.raises(InputError, match=r"^impl: expected"):
         preprocess(images, SPEC, impl="fast")
-    with pytest.raises(InputError, match=r"^dtype: expected torch\.float32 or"):
-        preprocess(images, SPEC, dtype=torch.float16)
+    with pytest.raises(InputError, match=r"^dtype: expected one of \['torch\.float32',"):
+        preprocess(images, SPEC, dtype=torch.float64)
+
+
+@pytest.mark.gpu
+def test_what_runs_on_the_gpu():
+    images = random_image((2, 70, 80), "float32")
+    tensors = [torch.from_numpy(image) for image in images]
+    for batch in (images, [images[0]], [tensors[0], images[1]]):
+        with pytest.raises(BackendUnavailable, match=r"^impl 'triton' of preprocess: expected ten"):
+            preprocess(batch, SPEC, impl="triton")
+    with pytest.raises(BackendUnavailable, match=r"^impl 'triton' of preprocess: it has no grad"):
+        on_gpu(torch.from_numpy(images).requires_grad_(), SPEC, impl="triton")
+    if torch.cuda.is_available():
+        with pytest.raises(BackendUnavailable, match="got one on cpu"):
+            preprocess(tensors, SPEC, impl="triton")
+        moved = torch.from_numpy(images).cuda()
+        default = preprocess(moved, SPEC)
+        assert default.is_cuda
+        assert torch.equal(default, preprocess(moved, SPEC, impl="triton"))
+
+
+def test_images_on_different_devices():
+    image, elsewhere = torch.zeros(8, 8), torch.zeros(8, 8, device="meta")
+    for impl in (None, "native", "triton", "reference"):
+        with pytest.raises(InputError) as caught:
+            preprocess([image, image, elsewhere], SPEC, impl=impl)
+        assert str(caught.value) == (
+            "images[2]: expected a tensor on cpu as images[0], got one on meta")
+        with pytest.raises(InputError) as caught:
+            preprocess([elsewhere, image.numpy()], SPEC, impl=impl)
+        assert str(caught.value) == (
+            "images[1]: expected a tensor on meta as images[0], got an array")
 
 
 @pytest.mark.parametrize(
@@ -278,10 +386,11 @@ GOOD = np.zeros((8, 8, 3), np.uint8)
         ([GOOD, np.zeros((0, 8), np.uint8)], "images[1]: expected"),
     ],
 )
-@pytest.mark.parametrize("impl", ["native", "reference"])
-def test_images_that_do_not_fit(images, message, impl):
+def test_images_that_do_not_fit(images, message, impl, run):
+    if impl == "triton" and isinstance(images, np.ndarray) and images.dtype.hasobject:
+        pytest.skip("there are no tensors of objects")
     with pytest.raises(InputError) as caught:
-        preprocess(images, SPEC, impl=impl)
+        run(images, SPEC)
     assert str(caught.value).startswith(message)
 
 

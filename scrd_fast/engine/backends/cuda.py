@@ -27,7 +27,7 @@ from scrd_fast.kernels.anomaly_map import combine_distances, cosine_distances, t
 from scrd_fast.kernels.preprocess import preprocess_into
 from scrd_fast.ops.anomaly_map import STRIDES
 from scrd_fast.ops.implementations import check_device
-from scrd_fast.ops.preprocess import check_images
+from scrd_fast.ops.preprocess import FULL_SCALE, check_images
 from scrd_fast.spec import ScoringSpec
 
 # Enqueues the network on the current stream: normalised pixels (n, 3, S, S), channels-last, ->
@@ -256,4 +256,5 @@ def _load(network: CapturedNetwork, images: Tensor | list[Tensor], pixels: Tenso
         else:
             staged = _page_locked(*batch.shape, dtype=batch.dtype).copy_(batch)
             batch = staged.to(network.device, non_blocking=True)
-        preprocess_into(batch, rows, network.spec)
+        spec = network.spec
+        preprocess_into(batch, rows, spec.mean, spec.std, FULL_SCALE[batch.dtype])
