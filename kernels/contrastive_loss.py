@@ -246,9 +246,11 @@ def _keep(ctx: Any, inputs: tuple[Sequence[Tensor], ...], output: tuple[Tensor, 
     ctx.save_for_backward(output[1], *(m for maps in inputs for m in maps))
 
 
-def _gradients(ctx: Any, grad_terms: Tensor, _: None) -> tuple[list[Tensor | None], ...]:
+def _gradients(ctx: Any, grad_terms: Tensor | None, _: None) -> tuple[list[Any], ...]:
     factors, *maps = ctx.saved_tensors
-    nothing: list[Tensor | None] = [None] * 3
+    nothing = [None] * 3
+    if grad_terms is None:  # as where only zeros would come
+        return nothing, nothing, nothing
     return nothing, nothing, _terms_backward(grad_terms, factors, maps[:3], maps[3:6], maps[6:])
 
 

@@ -22,7 +22,6 @@ from scrd_fast.ops.anomaly_map import COSINE_EPS, check_features, distance_weigh
 from scrd_fast.ops.implementations import choose, not_triton
 from scrd_fast.spec import WEIGHTINGS
 
-
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
