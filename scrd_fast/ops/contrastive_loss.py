@@ -100,7 +100,7 @@ def contrastive_loss(
     else:
         terms = _terms(clean, noisy, student)
     weighted = terms * distance_weights(scale_weights.to(terms.dtype), weighting)
-    sums = torch.cat([weighted.sum(dim=1).flatten(), terms.new_tensor([terms.shape[1]])])
+    sums = torch.cat([weighted.sum(dim=1).flatten(), terms.new_full((1,), terms.shape[1])])
     sums = _global_sum(sums)
     means = sums[:6].view(2, 3) / sums[6]
     return ContrastiveLoss(means[0].sum() / means[1].sum(), means[0], means[1])
