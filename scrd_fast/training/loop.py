@@ -281,7 +281,7 @@ def _device(device: str | None, rank: int) -> torch.device:
 
 
 @contextmanager
-def _set_up(device: torch.device) -> Iterator[None]:
+def using_device(device: torch.device) -> Iterator[None]:
     """Make a CUDA device the current one, on which NCCL and the kernels work, and let cuDNN time
     its algorithms, of which the fastest serves all batches: they have one shape."""
     if device.type != "cuda":
@@ -325,7 +325,7 @@ def train(
     rank, world, started = _distributed()
     try:
         place = _device(device, rank)
-        with _set_up(place):
+        with using_device(place):
             return _train(data, Path(out), validation, test, resume, progress, tensorboard,
                           place, settings, rank, world)
     finally:
