@@ -126,10 +126,10 @@ def _distance(dot, teacher_squares, student_squares, EPS: tl.constexpr):
 
 @triton.jit
 def loss_terms_kernel(
-    partials, terms, factors, size1, size2, size3, CHUNK: tl.constexpr, MOST: tl.constexpr,
-    EPS: tl.constexpr, BLOCK: tl.constexpr,
+    partials, terms, factors, size1, size2, size3, CHUNK: tl.constexpr, EPS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """Program 3 i + k: the partial sums of image i and scale k, up to MOST, in their order.
+    """Program 3 i + k: the partial sums of image i and scale k, added in their order.
 
     terms (2, N, 3): distances of clean and noisy; factors (N, 3, 4): in the gradient of the clean
     distance those of c and s, in that of the noisy one those of n and s.
@@ -146,7 +146,8 @@ def loss_terms_kernel(
     clean_clean = tl.zeros([BLOCK], tl.float64)
     noisy_noisy = tl.zeros([BLOCK], tl.float64)
     student_student = tl.zeros([BLOCK], tl.float64)
-    for offset in range(0, MOST, BLOCK):
+    offset = 0
+    while offset < count:
         at = offset + tl.arange(0, BLOCK)
         inside = at < count
         clean_student += tl.load(start + at, inside, 0).to(tl.float64)
@@ -154,6 +155,7 @@ def loss_terms_kernel(
         clean_clean += tl.load(start + 2 * length + at, inside, 0).to(tl.float64)
         noisy_noisy += tl.load(start + 3 * length + at, inside, 0).to(tl.float64)
         student_student += tl.load(start + 4 * length + at, inside, 0).to(tl.float64)
+        offset += BLOCK
     squares = tl.sum(student_student, 0)
     d, of_teacher, of_student = _distance(
         tl.sum(clean_student, 0), tl.sum(clean_clean, 0), squares, EPS)
@@ -217,8 +219,7 @@ def _terms(
         wrap_triton(partial_sums_kernel)[(programs,)](
             *clean, *noisy, *student, partials, *sizes, CHUNK=CHUNK)
         wrap_triton(loss_terms_kernel)[(3 * images,)](
-            partials, terms, factors, *sizes, CHUNK=CHUNK, MOST=triton.cdiv(max(sizes), CHUNK),
-            EPS=COSINE_EPS, BLOCK=128)
+            partials, terms, factors, *sizes, CHUNK=CHUNK, EPS=COSINE_EPS, BLOCK=128)
     return terms, factors
 
 

@@ -32,7 +32,7 @@ class Batches:
     Image p of the run (p = step * global batch + place in it) is number p mod n of the shuffled
     epoch p // n; its noise is drawn from (seed, epoch, image index). With several processes,
     process `rank` of `world` takes every world-th image of the global batch. The batches lie on
-    `device`; for a GPU the clean pixels travel while it works, and it adds the noise itself. With
+    `device`; a GPU adds the noise itself, and nothing waits for its copy of the clean pixels. With
     `ahead` the next clean pixels are read and the next patches drawn in a thread while the current
     batch is used: for a GPU. On a CPU that thread takes a core from the network's, whose threads
     then wait for each other (126 ms a step, not 103).

@@ -130,7 +130,7 @@ class Figures(Mapping[str, Any]):
         self.step = step
         single = torch.stack([result.loss, result.clean.sum(), result.noisy.sum()])
         values = torch.cat([single, weights.float().mean(0)]).detach()
-        self._values = values.to("cpu", non_blocking=True)
+        self._values = values.to("cpu", non_blocking=values.is_cuda)
         self._copied = (torch.cuda.current_stream(values.device).record_event()
                         if values.is_cuda else None)
 

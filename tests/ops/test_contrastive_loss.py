@@ -178,6 +178,18 @@ def test_two_runs_give_the_same_bits(make_features):
 
 
 @pytest.mark.gpu
+def test_a_map_of_many_parts(make_features):
+    """130 of them: more than are added up at a time."""
+    maps = [make_features(1, (1030, 2, 1), seed, torch.float32, channels=(1, 1, 1))
+            for seed in (1, 2, 3)]
+    got, expected = (contrastive_loss(*maps, soft_weights(1), "none", impl=impl)
+                     for impl in ("triton", "reference"))
+    for value, target in zip(got, expected, strict=True):
+        error = float((value - target).abs().max())
+        assert error <= allowed("contrastive_loss", torch.float32, "triton")
+
+
+@pytest.mark.gpu
 def test_a_map_whose_squares_overflow_gives_no_number(make_features):
     clean, noisy, student = (make_features(2, SIDES, seed, torch.float32) for seed in (1, 2, 3))
     student[1] = student[1] * 1e20
