@@ -2,15 +2,21 @@
 
 from typing import Any
 
+import torch
+
 from scrd_fast import _native
 
 
-def judge(benchmark: Any, ratio: float, wanted: float, *, at_most: bool = False) -> None:
-    """Print what is wanted; assert it on a CPU with AVX-512, which all wanted figures are for."""
+def judge(
+    benchmark: Any, ratio: float, wanted: float, *, at_most: bool = False, gpu: bool = False
+) -> None:
+    """Print what is wanted; assert it on a CPU with AVX-512 or, with `gpu`, on a CUDA GPU, which
+    the wanted figures are for."""
     limit = f"{'at most' if at_most else 'at least'} {wanted:g}"
-    benchmark.extra_info |= {"ratio": ratio, "wanted": limit, "needs": "avx512"}
-    if "avx512" not in _native.isas():
-        print(f"{limit} is wanted with AVX-512, which this CPU lacks: not judged")
+    needs = "a CUDA GPU" if gpu else "AVX-512"
+    benchmark.extra_info |= {"ratio": ratio, "wanted": limit, "needs": needs}
+    if not (torch.cuda.is_available() if gpu else "avx512" in _native.isas()):
+        print(f"{limit} is wanted with {needs}, which this machine lacks: not judged")
         return
-    print(f"{limit} is wanted with AVX-512")
+    print(f"{limit} is wanted with {needs}")
     assert ratio <= wanted if at_most else ratio >= wanted

@@ -54,6 +54,35 @@ class PublishedLoop:
         return np.array([m.mean() for m in maps]), np.stack(maps)
 
 
+class PublishedStep:
+    """The published training step: eager, one precision throughout, channels first.
+
+    The whole network runs on the clean and on the noisy images; of the second pass only the
+    teacher's maps are used, and what it does to the BatchNorm statistics. Source: arXiv 2503.13828,
+    section 3.2, and the published code's optimiser.
+    """
+
+    def __init__(self, model: SCRD) -> None:
+        self.model = model.train()
+        self.optimiser = torch.optim.Adam(
+            [*model.bottleneck.parameters(), *model.student.parameters()], lr=1e-3,
+            betas=(0.5, 0.999))
+
+    def __call__(self, clean: Tensor, noisy: Tensor) -> Tensor:
+        """One update on normalised images (N, 3, S, S); the loss ()."""
+        normal, anomalous = self.model(clean), self.model(noisy)
+        numerator, denominator = (
+            torch.stack([(1 - F.cosine_similarity(t.flatten(1), s.flatten(1))).mean()
+                         for t, s in zip(teacher, normal.student, strict=True)]).sum()
+            for teacher in (normal.teacher, anomalous.teacher)
+        )
+        loss = numerator / denominator
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        return loss.detach()
+
+
 class _WholeModel(torch.nn.Module):
     """Normalised pixels -> score and map, for a converter to trace."""
 

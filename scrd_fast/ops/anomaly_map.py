@@ -22,7 +22,13 @@ from torch import Tensor
 
 from scrd_fast import _native
 from scrd_fast.errors import NotFiniteError, expect, fail
-from scrd_fast.ops.implementations import as_array, choose, not_native, not_triton
+from scrd_fast.ops.implementations import (
+    as_array,
+    check_device,
+    choose,
+    not_native,
+    not_triton,
+)
 from scrd_fast.spec import ScoringSpec
 
 COSINE_EPS = 1e-8
@@ -109,13 +115,13 @@ def distance_weights(scale_weights: Tensor, weighting: str) -> Tensor:
 def check_features(
     scale_weights: Tensor, first: str, features: Sequence[Tensor], **others: Sequence[Tensor]
 ) -> None:
-    """Raise InputError unless all scales agree in count, shape, dtype and batch.
+    """Raise InputError unless all scales agree in count, shape, dtype, batch and device.
 
     first, features: name and feature maps that the `others`, given by name, are held against.
     """
     # The texts are made only where they are needed: all of them take 6 of a map's 150 us.
     expect(len(features) == 3, first, "three feature maps", len(features))
-    n, dtype = features[0].shape[:1].numel(), features[0].dtype
+    n, dtype, device = features[0].shape[:1].numel(), features[0].dtype, features[0].device
     for k, f in enumerate(features):
         if f.ndim != 4 or f.numel() == 0:
             fail(f"{first}[{k}]", "(N, C, h, w)", tuple(f.shape))
@@ -125,6 +131,7 @@ def check_features(
             fail(f"{first}[{k}]", f"a batch of {n} as at the first scale", len(f))
         if f.dtype != dtype:
             fail(f"{first}[{k}]", f"{dtype} as at the first scale", f.dtype)
+        check_device(f"{first}[{k}]", f, f"{first}[0]", device)
     for name, maps in others.items():
         expect(len(maps) == 3, name, "three feature maps", len(maps))
         for k, (f, m) in enumerate(zip(features, maps, strict=True)):
@@ -132,8 +139,10 @@ def check_features(
                 fail(f"{name}[{k}]", tuple(f.shape), tuple(m.shape))
             if m.dtype != f.dtype:
                 fail(f"{name}[{k}]", f.dtype, m.dtype)
+            check_device(f"{name}[{k}]", m, f"{first}[0]", device)
     if scale_weights.shape != (n, 3):
         fail("scale_weights", (n, 3), tuple(scale_weights.shape))
+    check_device("scale_weights", scale_weights, f"{first}[0]", device)
 
 
 def check_weights(scale_weights: Tensor, weighting: str) -> None:

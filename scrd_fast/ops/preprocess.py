@@ -6,6 +6,7 @@ spec, three channels, and (x - mean) / std.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -132,10 +133,16 @@ def to_pixels(images: Any, spec: ScoringSpec) -> Tensor:
     return checked_pixels(check_images(images), spec)
 
 
+@lru_cache(maxsize=16)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(1, 3, 1, 1), made once: a copy to a GPU waits for all the work that it was given before."""
+    with torch.inference_mode(False):  # a cached inference tensor could not be differentiated
+        return torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+
+
 def normalise(pixels: Tensor, spec: ScoringSpec) -> Tensor:
     """(N, 3, S, S) in [0, 1] -> (pixels - mean) / std, channels-first contiguous."""
-    mean = torch.tensor(spec.mean, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(spec.std, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
+    mean, std = _per_channel(spec.mean, pixels.device), _per_channel(spec.std, pixels.device)
     return ((pixels - mean) / std).contiguous()
 
 

@@ -1,4 +1,7 @@
-"""Batches of clean and noisy pixels, the same for any worker, process count or resumed run."""
+"""Batches of clean and noisy pixels, the same for any worker, process count or resumed run.
+
+On a GPU too: what is random is drawn on the host, and the same noise comes out up to rounding.
+"""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +14,7 @@ from torch import Tensor
 from scrd_fast.data.dataset import ImageSet
 from scrd_fast.errors import expect
 from scrd_fast.spec import ScoringSpec
-from scrd_fast.training.noise import NoiseConfig, synthesise
+from scrd_fast.training.noise import NoiseConfig, Patches, add_patches, draw_patches
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -28,19 +31,22 @@ class Batches:
 
     Image p of the run (p = step * global batch + place in it) is number p mod n of the shuffled
     epoch p // n; its noise is drawn from (seed, epoch, image index). With several processes,
-    process `rank` of `world` takes every world-th image of the global batch. With `ahead` the next
-    batch is made in a thread while the current one is used: for a GPU. On a CPU that thread takes
-    a core from the network's, whose threads then wait for each other (126 ms a step, not 103).
+    process `rank` of `world` takes every world-th image of the global batch. The batches lie on
+    `device`; a GPU adds the noise itself, and nothing waits for its copy of the clean pixels. With
+    `ahead` the next clean pixels are read and the next patches drawn in a thread while the current
+    batch is used: for a GPU. On a CPU that thread takes a core from the network's, whose threads
+    then wait for each other (126 ms a step, not 103).
     """
 
     def __init__(
         self, images: ImageSet, chosen: NDArray[np.int64], spec: ScoringSpec, noise: NoiseConfig,
         seed: int, batch_size: int, steps: int, *, start: int = 0, rank: int = 0, world: int = 1,
-        ahead: bool = False,
+        ahead: bool = False, device: torch.device | None = None,
     ) -> None:
         self.images, self.chosen, self.spec, self.noise = images, chosen, spec, noise
         self.seed, self.batch_size, self.steps, self.start = seed, batch_size, steps, start
         self.rank, self.world, self.ahead = rank, world, ahead
+        self.device = device or torch.device("cpu")
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
@@ -62,18 +68,29 @@ class Batches:
 
     def make(self, step: int) -> tuple[Tensor, Tensor]:
         """Clean and noisy pixels (N, 3, S, S) of one step."""
+        return self._finish(*self._read(step))
+
+    def _read(self, step: int) -> tuple[Tensor, Patches]:
+        """The host's part of a batch: clean pixels, and patches of noise to be added to them."""
         epochs, indices = self.indices(step)
         clean = self.images.pixels(indices, self.spec)
-        return clean, synthesise(clean, self.noise, seed=self.seed, epochs=epochs, indices=indices)
+        patches = draw_patches(self.noise, self.spec.input_size, self.seed, epochs, indices)
+        # Only from pinned memory does a copy to the GPU not hold up the thread that asks for it.
+        return clean.pin_memory() if self.device.type == "cuda" else clean, patches
+
+    def _finish(self, clean: Tensor, patches: Patches) -> tuple[Tensor, Tensor]:
+        """The device's part: both batches."""
+        clean = clean.to(self.device, non_blocking=True)
+        return clean, add_patches(clean, self.noise, patches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if not self.ahead:
             yield from map(self.make, range(self.start, self.steps))
             return
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(self.make, self.start) if self.start < self.steps else None
+            waiting = pool.submit(self._read, self.start) if self.start < self.steps else None
             for step in range(self.start, self.steps):
                 assert waiting is not None
                 ready = waiting.result()
-                waiting = pool.submit(self.make, step + 1) if step + 1 < self.steps else None
-                yield ready
+                waiting = pool.submit(self._read, step + 1) if step + 1 < self.steps else None
+                yield self._finish(*ready)

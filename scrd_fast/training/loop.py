@@ -6,11 +6,14 @@ it to them and away from the noisy ones.
 """
 
 import gc
+import math
 import os
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ from scrd_fast.model.checkpoint import (
 )
 from scrd_fast.model.scrd import SCRD, Scales
 from scrd_fast.model.teacher_weights import load_teacher
-from scrd_fast.ops.contrastive_loss import contrastive_loss
+from scrd_fast.ops.contrastive_loss import ContrastiveLoss, contrastive_loss
 from scrd_fast.ops.preprocess import normalise
 from scrd_fast.spec import ScoringSpec, from_mapping
 from scrd_fast.training.batches import Batches, autocast
@@ -116,6 +119,41 @@ class _StudentPass(nn.Module):
         return self.student(compressed), self.scale_head(compressed)
 
 
+class Figures(Mapping[str, Any]):
+    """loss, loss_clean, loss_noisy and the batch's mean scale weights of one step.
+
+    They are copied from the device in one go, which is waited for at the first look: later steps
+    can be given to a GPU before. That look raises ScrdError where the loss is not finite.
+    """
+
+    def __init__(self, step: int, result: ContrastiveLoss, weights: Tensor) -> None:
+        self.step = step
+        single = torch.stack([result.loss, result.clean.sum(), result.noisy.sum()])
+        values = torch.cat([single, weights.float().mean(0)]).detach()
+        self._values = values.to("cpu", non_blocking=values.is_cuda)
+        self._copied = (torch.cuda.current_stream(values.device).record_event()
+                        if values.is_cuda else None)
+
+    @cached_property
+    def _figures(self) -> dict[str, Any]:
+        if self._copied is not None:
+            self._copied.synchronize()
+        loss, clean, noisy, *weights = self._values.tolist()
+        if not math.isfinite(loss):
+            raise ScrdError(f"train: the loss is {loss} at step {self.step + 1}; lower"
+                            " learning_rate, or use precision='fp32'")
+        return {"loss": loss, "loss_clean": clean, "loss_noisy": noisy, "weights": weights}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._figures[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._figures)
+
+    def __len__(self) -> int:
+        return len(self._figures)
+
+
 class Trainer:
     """Model, optimiser and one training step; knows nothing of files or validation."""
 
@@ -133,7 +171,8 @@ class Trainer:
             self.student_pass = DistributedDataParallel(self.student_pass, device_ids=ids)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimiser = torch.optim.Adam(
-            self.parameters.values(), lr=config.learning_rate, betas=config.betas)
+            self.parameters.values(), lr=config.learning_rate, betas=config.betas,
+            fused=True if device.type == "cuda" else None)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
 
     def learning_rate(self, step: int) -> float:
@@ -143,12 +182,12 @@ class Trainer:
             return c.learning_rate
         return c.learning_rate * warmup_cosine(step, c.steps)
 
-    def step(self, step: int, clean: Tensor, noisy: Tensor) -> dict[str, Any]:
+    def step(self, step: int, clean: Tensor, noisy: Tensor) -> Figures:
         """One update on (N, 3, S, S) pixels in [0, 1]; returns the figures of the step."""
         clean, noisy = (normalise(x.to(self.device), self.spec) for x in (clean, noisy))
         return self.update(step, clean, noisy)
 
-    def update(self, step: int, clean: Tensor, noisy: Tensor) -> dict[str, Any]:
+    def update(self, step: int, clean: Tensor, noisy: Tensor) -> Figures:
         """One update on normalised images (N, 3, S, S)."""
         c = self.config
         n = len(clean)
@@ -164,10 +203,9 @@ class Trainer:
                     self.student_pass(*teacher_noisy)
         student = [s.to(f.dtype) for s, f in zip(student, teacher_clean, strict=True)]
         result = contrastive_loss(teacher_clean, teacher_noisy, student, weights, c.weighting)
-        loss = result.loss
-        if not bool(torch.isfinite(loss)):
-            raise ScrdError(f"train: the loss is {loss.item()} at step {step + 1}; lower"
-                            " learning_rate, or use precision='fp32'")
+        loss, figures = result.loss, Figures(step, result, weights)
+        if not loss.is_cuda:
+            figures["loss"]  # finite: checked before anything is updated where that costs no time
         if c.weighting == "scale" and c.weight_barrier:
             loss = loss - c.weight_barrier * torch.log(3 * weights).mean()
         for group in self.optimiser.param_groups:
@@ -176,12 +214,7 @@ class Trainer:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        return {
-            "loss": result.loss.item(),
-            "loss_clean": result.clean.sum().item(),
-            "loss_noisy": result.noisy.sum().item(),
-            "weights": weights.detach().float().mean(0).tolist(),
-        }
+        return figures
 
     def state(self) -> dict[str, Tensor]:
         """Model and optimiser tensors, for an exact resume."""
@@ -205,8 +238,9 @@ class Trainer:
         try:
             for name, parameter in self.parameters.items():
                 moments = {key: state[f"adam.{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
+                steps = state[f"adam.step.{name}"]
                 self.optimiser.state[parameter] = {
-                    "step": state[f"adam.step.{name}"],
+                    "step": steps.to(self.device) if self.device.type == "cuda" else steps,
                     **{k: v.to(parameter).contiguous(memory_format=torch.channels_last)
                        if v.ndim == 4 else v.to(parameter) for k, v in moments.items()},
                 }
@@ -246,6 +280,22 @@ def _device(device: str | None, rank: int) -> torch.device:
     return torch.device("cpu")
 
 
+@contextmanager
+def using_device(device: torch.device) -> Iterator[None]:
+    """Make a CUDA device the current one, on which NCCL and the kernels work, and let cuDNN time
+    its algorithms, of which the fastest serves all batches: they have one shape."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        with torch.cuda.device(device):
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def train(
     data: Any,
     out: str | os.PathLike[str],
@@ -274,8 +324,10 @@ def train(
            f"{'some' if test is not None else 'none'} with {settings.selection!r}")
     rank, world, started = _distributed()
     try:
-        return _train(data, Path(out), validation, test, resume, progress, tensorboard,
-                      _device(device, rank), settings, rank, world)
+        place = _device(device, rank)
+        with using_device(place):
+            return _train(data, Path(out), validation, test, resume, progress, tensorboard,
+                          place, settings, rank, world)
     finally:
         if started:
             leave_process_group()
@@ -314,21 +366,27 @@ def _train(
 
     batches = Batches(images, chosen, spec, config.noise, config.seed, config.batch_size,
                       config.steps, start=start, rank=rank, world=world,
-                      ahead=device.type != "cpu")
+                      ahead=device.type != "cpu", device=device)
+    unread: deque[Figures] = deque()
+    late = 1 if device.type == "cuda" else 0  # a GPU is given the next step before it is asked
     writer = _tensorboard(tensorboard) if tensorboard is not None and rank == 0 else None
     began = time.perf_counter()
     with training_progress("student", config.steps, enabled=progress and rank == 0) as report, (
             writer or nullcontext()) as scalars:
         for step, (clean, noisy) in enumerate(batches, start=start):
-            figures = trainer.step(step, clean, noisy)
-            speed = (step + 1 - start) * config.batch_size * world / (time.perf_counter() - began)
-            shown = {"loss": figures["loss"], "images_per_s": speed}
-            if config.weighting == "scale":
-                shown["weights"] = " ".join(f"{w:.2f}" for w in figures["weights"])
-            report(step + 1, **shown, **({"best": best} if best >= 0 else {}))
-            if scalars is not None:
-                _write_scalars(scalars, step, figures, speed)
-            if (step + 1) % config.validate_every and step + 1 != config.steps:
+            unread.append(trainer.step(step, clean, noisy))
+            judged = (step + 1) % config.validate_every == 0 or step + 1 == config.steps
+            while len(unread) > (0 if judged else late):
+                figures = unread.popleft()
+                done = figures.step + 1
+                speed = (done - start) * config.batch_size * world / (time.perf_counter() - began)
+                shown = {"loss": figures["loss"], "images_per_s": speed}
+                if config.weighting == "scale":
+                    shown["weights"] = " ".join(f"{w:.2f}" for w in figures["weights"])
+                report(done, **shown, **({"best": best} if best >= 0 else {}))
+                if scalars is not None:
+                    _write_scalars(scalars, figures, speed)
+            if not judged:
                 continue
             if rank == 0:
                 value = judge.auroc(model, spec)
@@ -370,11 +428,12 @@ def _tensorboard(folder: str | os.PathLike[str]) -> AbstractContextManager[Any]:
     return SummaryWriter(str(folder))
 
 
-def _write_scalars(writer: Any, step: int, figures: Mapping[str, Any], speed: float) -> None:
+def _write_scalars(writer: Any, figures: Figures, speed: float) -> None:
+    done = figures.step + 1
     for name in ("loss", "loss_clean", "loss_noisy"):
-        writer.add_scalar(name, figures[name], step + 1)
+        writer.add_scalar(name, figures[name], done)
     for k, weight in enumerate(figures["weights"]):
-        writer.add_scalar(f"scale_weight/{k + 1}", weight, step + 1)
-    writer.add_scalar("images_per_s", speed, step + 1)
+        writer.add_scalar(f"scale_weight/{k + 1}", weight, done)
+    writer.add_scalar("images_per_s", speed, done)
 
 

@@ -94,7 +94,12 @@ def synthesise(
     indices: NDArray[np.int64],
 ) -> Tensor:
     """A noisy copy of (N, 3, S, S) pixels in [0, 1]."""
-    patches = draw_patches(noise, pixels.shape[-1], seed, epochs, indices)
+    return add_patches(pixels, noise, draw_patches(noise, pixels.shape[-1], seed, epochs, indices))
+
+
+def add_patches(pixels: Tensor, noise: NoiseConfig, patches: Patches) -> Tensor:
+    """A copy of (N, 3, S, S) pixels in [0, 1] with the drawn patches; made on the device of the
+    pixels, and the same on each up to rounding."""
     source = pixels if noise.channels == "independent" else torch.zeros_like(pixels[:, :1])
     noisy = add_noise(
         source, patches.boxes, seeds=patches.seeds, strength=patches.strengths,

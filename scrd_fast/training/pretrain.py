@@ -86,11 +86,11 @@ def pretrain_teacher(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: warmup_cosine(step, settings.steps))
     batches = Batches(images, np.arange(len(images)), spec, settings.noise, settings.seed,
-                      settings.batch_size, settings.steps, ahead=place.type != "cpu")
+                      settings.batch_size, settings.steps, ahead=place.type != "cpu",
+                      device=place)
     start = time.perf_counter()
     with training_progress("teacher", settings.steps, enabled=progress) as report:
         for step, (clean, noisy) in enumerate(batches):
-            clean, noisy = clean.to(place), noisy.to(place)
             moved = ((noisy - clean).abs().amax(1, keepdim=True) > settings.threshold).float()
             x = normalise(noisy, spec).contiguous(memory_format=torch.channels_last)
             with autocast(place, settings.precision):

@@ -1,4 +1,7 @@
-"""ops.contrastive_loss against the formula, its gradients, and two processes against one."""
+"""ops.contrastive_loss against the formula, its gradients, and two processes against one.
+
+The implementations run side by side; the kernels in Triton's interpreter where there is no GPU.
+"""
 
 import re
 from datetime import timedelta
@@ -11,12 +14,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from torch.nn.parallel import DistributedDataParallel
 
-from scrd_fast.errors import InputError
-from scrd_fast.ops.contrastive_loss import contrastive_loss
+from scrd_fast.errors import BackendUnavailable, InputError
+from scrd_fast.ops import contrastive_loss as module
 from scrd_fast.training.loop import leave_process_group
+from tests.ops.each_impl import each_impl, where_it_runs
 from tests.tolerances import allowed
 
+contrastive_loss = where_it_runs(module.contrastive_loss)
 SIDES = (9, 5, 2)
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+every_impl = pytest.mark.parametrize(
+    "impl", ["reference", pytest.param("triton", marks=pytest.mark.gpu)])
 
 
 def soft_weights(n: int) -> Tensor:
@@ -36,52 +44,79 @@ def published(clean, noisy, student, factors: Tensor) -> list[Tensor]:
     return [terms[0].sum() / terms[1].sum(), *terms]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@each_impl(reference=DTYPES, native=[], triton=DTYPES)
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("weighting", ["none", "scale", "feature"])
-def test_loss_is_the_formula(make_features, weighting, n, dtype):
+def test_loss_is_the_formula(make_features, impl, weighting, n, dtype):
     clean, noisy, student = (make_features(n, SIDES, seed, dtype) for seed in (1, 2, 3))
     noisy = [t + c for t, c in zip(noisy, clean, strict=True)]
     student[0][0] = 0  # a zero vector is at distance 1 to everything
     weights = soft_weights(n)
     factors = weights if weighting == "scale" else torch.ones_like(weights)
 
-    got = contrastive_loss(clean, noisy, student, weights, weighting)
+    got = contrastive_loss(clean, noisy, student, weights, weighting, impl=impl)
 
     assert got.loss.shape == ()
     assert got.loss.dtype == torch.promote_types(dtype, torch.float32)
     expected = published(clean, noisy, student, factors)
     for value, target in zip(got, expected, strict=True):
         error = float((value.double() - target).abs().max())
-        assert error <= allowed("contrastive_loss", dtype)
+        assert error <= allowed("contrastive_loss", dtype, impl)
 
 
-def test_feature_weighting_is_no_weighting(make_features):
+@every_impl
+def test_feature_weighting_is_no_weighting(make_features, impl):
     clean, noisy, student = (make_features(2, SIDES, seed) for seed in (4, 5, 6))
-    none = contrastive_loss(clean, noisy, student, soft_weights(2), "none")
-    feature = contrastive_loss(clean, noisy, student, soft_weights(2), "feature")
-    scale = contrastive_loss(clean, noisy, student, soft_weights(2), "scale")
+    none = contrastive_loss(clean, noisy, student, soft_weights(2), "none", impl=impl)
+    feature = contrastive_loss(clean, noisy, student, soft_weights(2), "feature", impl=impl)
+    scale = contrastive_loss(clean, noisy, student, soft_weights(2), "scale", impl=impl)
     assert all(torch.equal(a, b) for a, b in zip(none, feature, strict=True))
     assert float((none.loss - scale.loss).abs()) > 1e-4
 
 
-def test_a_perfect_student_has_no_loss(make_features):
+@every_impl
+def test_a_perfect_student_has_no_loss(make_features, impl):
     clean, noisy = make_features(2, SIDES, 7), make_features(2, SIDES, 8)
-    loss = contrastive_loss(clean, noisy, clean, soft_weights(2), "scale").loss
-    assert abs(float(loss)) <= allowed("contrastive_loss", torch.float64)
+    loss = contrastive_loss(clean, noisy, clean, soft_weights(2), "scale", impl=impl).loss
+    assert abs(float(loss)) <= allowed("contrastive_loss", torch.float64, impl)
 
 
-def test_non_contiguous_features(make_features):
+def in_layout(t: Tensor, layout: str) -> Tensor:
+    """The same values: channels-last, as every second element of a larger map, or width first."""
+    if layout == "channels_last":
+        return t.contiguous(memory_format=torch.channels_last)
+    if layout == "strided":
+        return torch.stack([t, t + 1], dim=-1).flatten(3)[..., ::2]
+    if layout == "width_first":
+        return t.transpose(2, 3).contiguous().transpose(2, 3)
+    return t
+
+
+@every_impl
+@pytest.mark.parametrize("layouts", [
+    ("channels_last",) * 3, ("strided",) * 3, ("width_first",) * 3,
+    ("contiguous", "channels_last", "strided"), ("strided", "contiguous", "channels_last"),
+    ("channels_last", "channels_last", "contiguous")], ids="-".join)
+def test_memory_layouts(make_features, impl, layouts):
+    """Loss and gradients do not depend on how clean, noisy and student lie in memory."""
     features = [make_features(2, SIDES, seed) for seed in (9, 10, 11)]
-    other = [[t.contiguous(memory_format=torch.channels_last) for t in maps] for maps in features]
-    assert not other[0][0].is_contiguous()
-    expected = contrastive_loss(*features, soft_weights(2), "scale").loss
-    got = contrastive_loss(*other, soft_weights(2), "scale").loss
-    assert float((got - expected).abs()) <= allowed("contrastive_loss", torch.float64)
+    results = []
+    for given in (("contiguous",) * 3, layouts):
+        clean, noisy, student = ([in_layout(t, layout).detach() for t in maps]
+                                 for maps, layout in zip(features, given, strict=True))
+        student = [t.requires_grad_() for t in student]
+        loss = contrastive_loss(clean, noisy, student, soft_weights(2), "scale", impl=impl).loss
+        results.append([loss.detach(), *torch.autograd.grad(loss, student)])
+    assert layouts[0] == "contiguous" or not clean[0].is_contiguous()
+    for got, expected in zip(*reversed(results), strict=True):
+        assert float((got - expected).abs().max()) <= allowed("contrastive_loss", torch.float64)
+    if impl == "triton" and layouts[2] == "channels_last":  # the next convolution expects it
+        assert results[1][1].is_contiguous(memory_format=torch.channels_last)
 
 
+@every_impl
 @pytest.mark.parametrize("weighting", ["none", "scale"])
-def test_gradients(make_features, weighting):
+def test_gradients(make_features, impl, weighting):
     """Against finite differences, with respect to the student's maps and the scale weights."""
     clean, noisy, student = (make_features(2, (3, 2, 1), seed, channels=(2, 3, 4))
                              for seed in (12, 13, 14))
@@ -89,10 +124,114 @@ def test_gradients(make_features, weighting):
 
     def loss(a: Tensor, b: Tensor, c: Tensor, weights: Tensor) -> Tensor:
         # The weights reach an unweighted loss through nothing; 0 * w keeps gradcheck content.
-        value = contrastive_loss(clean, noisy, (a, b, c), weights, weighting).loss
+        value = contrastive_loss(clean, noisy, (a, b, c), weights, weighting, impl=impl).loss
         return value + 0 * weights.sum()
 
-    assert torch.autograd.gradcheck(loss, inputs)
+    # Along one random direction for the kernels, whose interpreter takes 0.1 s a call.
+    assert torch.autograd.gradcheck(loss, inputs, fast_mode=impl == "triton")
+
+
+def loss_and_gradients(maps, weights: Tensor, impl: str) -> list[Tensor]:
+    """The loss and its gradients with respect to the student's maps and the weights."""
+    clean, noisy, student = maps
+    student = [s.detach().clone().requires_grad_() for s in student]
+    weights = weights.clone().requires_grad_()
+    loss = contrastive_loss(clean, noisy, student, weights, "scale", impl=impl).loss
+    return [loss.detach(), *torch.autograd.grad(loss, [*student, weights])]
+
+
+def hard_maps(make_features, dtype: torch.dtype) -> list[list[Tensor]]:
+    """Maps of more than one part of 8192 elements, the last of which ends early, with vectors that
+    are zero, constant, and shorter than the eps of the cosine."""
+    clean, noisy, student = (make_features(3, (37, 11, 3), seed, dtype, channels=(13, 7, 1))
+                             for seed in (15, 16, 17))
+    student[0][0] = 0
+    student[1][1] = 1e-10 * student[1][1]
+    student[2][2] = 0.25
+    clean[1][2], noisy[0][1], clean[2][2] = 0, 3, 0.25
+    return [clean, noisy, student]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_kernels_have_the_reference_gradients(make_features, dtype):
+    """Of the same values: in bfloat16 the reference would round a gradient three times."""
+    maps = hard_maps(make_features, dtype)
+    sums = torch.promote_types(dtype, torch.float32)
+    wide = [[m.to(sums) for m in features] for features in maps]
+    weights = soft_weights(3).to(sums)
+    got = loss_and_gradients(maps, weights, "triton")
+    expected = loss_and_gradients(wide, weights, "reference")
+    assert [g.dtype for g in got] == [sums, dtype, dtype, dtype, sums]
+    for value, target in zip(got, expected, strict=True):
+        error, largest = (t.double().abs().reshape(len(t) if t.ndim else 1, -1).amax(1)
+                          for t in (value.double() - target.double(), target))
+        tolerance = allowed("contrastive_loss_gradient", value.dtype, "triton")
+        assert bool((error <= tolerance * largest).all()), (error, largest)
+
+
+@pytest.mark.gpu
+def test_two_runs_give_the_same_bits(make_features):
+    maps = hard_maps(make_features, torch.float32)
+    first, second = (loss_and_gradients(maps, soft_weights(3).float(), "triton") for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.gpu
+def test_a_map_of_many_parts(make_features):
+    """130 of them: more than are added up at a time."""
+    maps = [make_features(1, (1030, 2, 1), seed, torch.float32, channels=(1, 1, 1))
+            for seed in (1, 2, 3)]
+    got, expected = (contrastive_loss(*maps, soft_weights(1), "none", impl=impl)
+                     for impl in ("triton", "reference"))
+    for value, target in zip(got, expected, strict=True):
+        error = float((value - target).abs().max())
+        assert error <= allowed("contrastive_loss", torch.float32, "triton")
+
+
+@pytest.mark.gpu
+def test_a_map_whose_squares_overflow_gives_no_number(make_features):
+    clean, noisy, student = (make_features(2, SIDES, seed, torch.float32) for seed in (1, 2, 3))
+    student[1] = student[1] * 1e20
+    got = contrastive_loss(clean, noisy, student, torch.ones(2, 3), "none", impl="triton")
+    assert got.clean.isnan().tolist() == got.noisy.isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.gpu
+def test_what_the_kernels_cannot_do(make_features):
+    clean, noisy, student = (make_features(1, (3, 2, 1), seed) for seed in (1, 2, 3))
+    arguments = (noisy, student, soft_weights(1), "none")
+    teacher = [t.requires_grad_() for t in clean]
+    with pytest.raises(BackendUnavailable, match="no gradient to the teacher's maps"):
+        contrastive_loss(teacher, *arguments, impl="triton")
+    with torch.no_grad():
+        contrastive_loss(teacher, *arguments, impl="triton")
+    student[0].requires_grad_()
+    clean = [t.detach() for t in clean]
+    loss = contrastive_loss(clean, *arguments, impl="triton").loss
+    gradient, = torch.autograd.grad(loss, student[0], create_graph=True)
+    with pytest.raises(BackendUnavailable, match="no second derivative; choose 'reference'"):
+        gradient.sum().backward()
+
+
+def test_there_is_no_native_implementation():
+    with pytest.raises(BackendUnavailable, match=r"contrastive_loss: there is no C\+\+"):
+        contrastive_loss(good(), good(), good(), torch.ones(2, 3), "none", impl="native")
+
+
+@pytest.mark.gpu
+def test_the_operator_is_registered_well(make_features):
+    """What PyTorch's own checks find; tracing needs kernels that are not interpreted."""
+    maps = [[t.to("cuda" if torch.cuda.is_available() else "cpu") for t in m]
+            for m in (make_features(2, (3, 2, 1), seed, torch.float32) for seed in (1, 2, 3))]
+    for s in maps[2]:
+        s.requires_grad_()
+    checks = ["test_schema", "test_autograd_registration"]
+    if torch.cuda.is_available():
+        checks += ["test_faketensor", "test_aot_dispatch_dynamic"]
+    from scrd_fast.kernels import contrastive_loss as kernels
+
+    torch.library.opcheck(kernels._terms, tuple(maps), test_utils=checks)
 
 
 def good(n: int = 2) -> list[Tensor]:
@@ -111,6 +250,14 @@ def good(n: int = 2) -> list[Tensor]:
         ({"noisy": good()[:2]}, "noisy: expected three feature maps, got 2"),
         ({"noisy": [t.long() for t in good()]},
          "noisy[0]: expected torch.float32, got torch.int64"),
+        ({"clean": [*good()[:2], good()[2].to("meta")]},
+         "clean[2]: expected a tensor on cpu as clean[0], got one on meta"),
+        ({"noisy": [t.to("meta") for t in good()]},
+         "noisy[0]: expected a tensor on cpu as clean[0], got one on meta"),
+        ({"student": [*good()[:2], good()[2].to("meta")]},
+         "student[2]: expected a tensor on cpu as clean[0], got one on meta"),
+        ({"scale_weights": torch.ones(2, 3, device="meta")},
+         "scale_weights: expected a tensor on cpu as clean[0], got one on meta"),
     ],
 )
 def test_arguments_that_do_not_fit(change, message):

@@ -50,17 +50,19 @@ def test_processes_together_see_what_one_sees(world):
     assert same(merged, expected)
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("start", [1, 3, 5])
-def test_a_resumed_run_continues_the_sequence(start):
+def test_a_resumed_run_continues_the_sequence(start, ahead):
     """Step 3 begins inside the second epoch."""
     whole = list(batches(3, 6))
-    resumed = list(batches(3, 6, start=start))
+    resumed = list(batches(3, 6, start=start, ahead=ahead))
     assert len(resumed) == 6 - start
     assert all(same(a, b) for a, b in zip(whole[start:], resumed, strict=True))
 
 
 def test_nothing_is_left_to_do():
-    assert list(batches(3, 4, start=4)) == []
+    for ahead in (False, True):
+        assert list(batches(3, 4, start=4, ahead=ahead)) == []
 
 
 def test_every_image_once_per_epoch_in_a_new_order():
@@ -115,12 +117,13 @@ def test_a_list_of_images_is_as_good_as_an_array():
                 sequence(batches(3, 3, images=torch.from_numpy(IMAGES))))
 
 
-def test_a_bad_image_reaches_the_caller():
-    """It is found in the thread that makes the next batch."""
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_bad_image_reaches_the_caller(ahead):
+    """With `ahead` it is found in the thread that reads the next batch."""
     images = IMAGES.astype(np.float32) / 255
     images[5, 3, 4, 0] = np.nan
     with pytest.raises(InputError, match=r"^data, batch of images \[.*\]: images: expected finite"):
-        list(batches(1, 7, images=images))
+        list(batches(1, 7, images=images, ahead=ahead))
 
 
 def test_precision_names():
