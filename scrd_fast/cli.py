@@ -26,8 +26,8 @@ InputSize = Annotated[int, typer.Option(help="Side of the network input, divisib
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Autocast = Annotated[str, typer.Option(help="fp32, or autocast to bf16 or fp16.")]
 Precision = Annotated[str, typer.Option(
-    help="auto, fp32 or bf16; auto is bf16 where the CPU computes in it and the fidelity limits"
-         " hold.")]
+    help="auto, fp32, bf16 or fp16 (on a GPU); auto is the fastest that the machine computes in and"
+         " for which the fidelity limits hold.")]
 
 
 @contextmanager
@@ -161,8 +161,11 @@ def convert(
 def build(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint (.safetensors).")],
     out: Annotated[Path | None, typer.Option(help="Engine file; beside it by default.")] = None,
-    backend: Annotated[str, typer.Option(help="auto, openvino or torch_eager.")] = "auto",
+    backend: Annotated[str, typer.Option(
+        help="auto, openvino, torch_eager or torch_cuda.")] = "auto",
     precision: Precision = "auto",
+    device: Annotated[str | None, typer.Option(
+        help="cpu, cuda or cuda:<index>; by default a GPU where one can be used.")] = None,
     images: Annotated[Path | None, typer.Option(
         help="Folder of normal images to judge fidelity on; they are not kept.")] = None,
     quiet: Quiet = False,
@@ -178,7 +181,7 @@ def build(
     with Progress(console=console, disable=hidden, transient=True) as bar:
         task = bar.add_task("loading")
         engine = build_engine(
-            checkpoint, out, backend=backend, precision=precision,
+            checkpoint, out, backend=backend, precision=precision, device=device,
             images=None if images is None else str(images),
             progress=lambda done, total, what: bar.update(
                 task, completed=done, total=total, description=what))

@@ -39,6 +39,10 @@ class BackendUnavailable(ScrdError):
     """A backend or precision was asked for that this machine cannot run."""
 
 
+class DeviceMemoryError(ScrdError):
+    """A GPU's memory is too small for what was asked of it; what was loaded stays usable."""
+
+
 class FidelityError(ScrdError):
     """An engine does not reproduce the reference scores within the limits."""
 

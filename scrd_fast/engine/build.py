@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from scrd_fast import _current, _native
+from scrd_fast import _current
 from scrd_fast.data.images import is_paths, read_images
 from scrd_fast.engine import fidelity
 from scrd_fast.engine.backends.runner import (
     BACKENDS,
+    GPU_BACKENDS,
     PRECISIONS,
     Runner,
+    Scorer,
     check_precision,
     choose_backend,
     make_runner,
@@ -43,14 +45,14 @@ from scrd_fast.errors import EngineFileError, FidelityError, InputError, NotFini
 from scrd_fast.files import atomic_write
 from scrd_fast.model.checkpoint import Checkpoint, load_checkpoint
 from scrd_fast.model.reference import score_images, score_pixels
-from scrd_fast.ops.preprocess import normalise
 from scrd_fast.spec import ScoringSpec
 
 GOLDEN_COUNT = 8
 BATCH = 8
 LARGEST_BATCH = 1024
 # Rounding-only precisions need no ranks: a few images show the largest error.
-PROBE_COUNT = {"fp32": 24, "bf16": fidelity.JUDGED_FROM}
+PROBE_COUNT = {"fp32": 24, "bf16": fidelity.JUDGED_FROM, "fp16": fidelity.JUDGED_FROM}
+GPU_BUCKETS = (1, 8, 32)
 Progress = Callable[[int, int, str], None]
 
 
@@ -58,14 +60,22 @@ def _silent(done: int, total: int, what: str) -> None:
     return None
 
 
-def fingerprint() -> dict[str, Any]:
-    """The machine: what decides which compiled code runs."""
-    return {
+def fingerprint(device: torch.device | None = None) -> dict[str, Any]:
+    """The machine: what decides which compiled code runs; device: the GPU, where one is used."""
+    machine: dict[str, Any] = {
         "machine": platform.machine(),
         "system": platform.system(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
     }
+    if device is not None:
+        machine |= {
+            "gpu": torch.cuda.get_device_name(device),
+            "compute_capability": list(torch.cuda.get_device_capability(device)),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    return machine
 
 
 def _are_buckets(value: Any) -> bool:
@@ -80,7 +90,7 @@ def _measure(
     progress: Progress,
 ) -> fidelity.Report:
     """The fidelity report of one runner; raises FidelityError on values that are not finite."""
-    from scrd_fast.engine.backends.torch_eager import first_nonfinite
+    from scrd_fast.engine.backends.torch_network import first_nonfinite
 
     spec = checkpoint.spec
     probe = fidelity.make_probe(spec, images, PROBE_COUNT[precision])
@@ -93,7 +103,7 @@ def _measure(
 
     ours: list[tuple[NDArray[np.float32], ...]] = []
     theirs = []
-    with closing(runner.scorer(spec)) as scorer:
+    with closing(runner.scorer()) as scorer:
         for pixels in probe.pixels.split(8):
             try:
                 result, _ = score_pixels(checkpoint.model, spec, pixels)
@@ -104,8 +114,8 @@ def _measure(
                 ours.append((scores, maps))
                 step(len(pixels))
             except NotFiniteError as error:
-                layer = first_nonfinite(proto, spec, normalise(pixels, spec))
-                where = f", first in layer {layer!r}" if layer else "; float32 stays finite"
+                layer = first_nonfinite(proto, spec, pixels, precision)
+                where = f", first in layer {layer!r}" if layer else ""
                 raise FidelityError(f"{precision}: values that are not finite{where}") from error
     our_scores, our_maps = (torch.from_numpy(np.concatenate(part))
                             for part in zip(*ours, strict=True))
@@ -118,14 +128,14 @@ def _faster_in_batches(runner: Runner, spec: ScoringSpec) -> bool:
     side = spec.input_size
     images = np.random.default_rng(0).integers(0, 255, (BATCH, side, side, 3), dtype=np.uint8)
 
-    def seconds(scorer: _native.Scorer, batches: list[NDArray[np.uint8]]) -> float:
+    def seconds(scorer: Scorer, batches: list[NDArray[np.uint8]]) -> float:
         start = time.perf_counter()
         for pending in [scorer.submit(batch, maps=False) for batch in batches]:
             pending.get()
         return time.perf_counter() - start
 
     one_by_one = [images[i : i + 1] for i in range(BATCH)]
-    with closing(runner.scorer(spec)) as scorer:
+    with closing(runner.scorer()) as scorer:
         times = [(seconds(scorer, [images]), seconds(scorer, one_by_one)) for _ in range(4)][1:]
     together, apart = np.median(times, axis=0)
     return bool(together < 0.95 * apart)
@@ -146,14 +156,18 @@ def build_engine(
     """Compile a checkpoint into one engine file for this machine, and load it.
 
     checkpoint: a .safetensors file of this package. out: the engine file, `<checkpoint>.scrd`
-    beside it by default. backend: "auto", "openvino" or "torch_eager". precision: "fp32", "bf16",
-    or "auto": bf16 where this CPU computes in it natively and the result keeps the fidelity
-    limits, else fp32. images: normal images (array, folder or paths) to judge fidelity on; their
-    pictures are not kept. buckets: batch sizes rising from 1, each compiled on its own; by default
-    single images, and batches of 8 where those are measured to be faster. limits: fidelity limits
-    instead of the table's (engine.fidelity). progress: called with (done, total, what).
+    beside it by default. backend: "auto", "openvino", "torch_eager" or "torch_cuda". precision:
+    "fp32", "bf16", "fp16" (on a GPU), or "auto": the fastest that the machine computes in
+    natively and that keeps the fidelity limits. device: "cpu", "cuda" or "cuda:<index>"; by
+    default a GPU where one can be used. images: normal images (array, folder or paths) to judge
+    fidelity on; their pictures are not kept. buckets: batch sizes rising from 1, each compiled on
+    its own; by default 1, 8 and 32 on a GPU, else single images, and batches of 8 where those are
+    measured to be faster. On a GPU a batch between two buckets is padded, and a bucket that does
+    not fit into its memory is left out with a warning. limits: fidelity limits instead of the
+    table's (engine.fidelity). progress: called with (done, total, what).
 
-    Raises CheckpointError, BackendUnavailable, FidelityError (with the figures), OutputError.
+    Raises CheckpointError, BackendUnavailable, DeviceMemoryError, FidelityError (with the figures),
+    OutputError.
     """
     expect(buckets is None or _are_buckets(buckets), "buckets",
            f"integers that rise from 1 to {LARGEST_BATCH} at most", buckets)
@@ -169,9 +183,11 @@ def build_engine(
     misses: list[str] = []
     for candidate in candidates:
         progress(0, 1, f"compiling {name} {candidate}")
-        runner = make_runner(name, proto, loaded.spec, candidate,
-                             tuple(buckets or (1, BATCH)))
-        if buckets is None and not _faster_in_batches(runner, loaded.spec):
+        on_gpu = name in GPU_BACKENDS
+        usual = GPU_BUCKETS if on_gpu else (1, BATCH)
+        runner = make_runner(name, proto, loaded.spec, candidate, tuple(buckets or usual),
+                             device=device)
+        if buckets is None and not on_gpu and not _faster_in_batches(runner, loaded.spec):
             runner = make_runner(name, proto, loaded.spec, candidate, (1,))
         allowed = limits or fidelity.LIMITS[candidate]
         try:
@@ -197,8 +213,8 @@ def build_engine(
         backend=name,
         precision=candidate,
         precision_used=runner.precision_used(),
-        buckets=tuple(runner.native.buckets),
-        fingerprint=fingerprint(),
+        buckets=runner.buckets,
+        fingerprint=fingerprint(torch.device(device or "cuda") if on_gpu else None),
         versions={"torch": str(torch.__version__), "onnx": onnx.__version__,
                   name: runner.version},
         fidelity={"precision": candidate, "probe": "images" if images is not None else "golden",
@@ -211,22 +227,27 @@ def build_engine(
 
 
 def load_engine(
-    path: str | os.PathLike[str], *, verify: bool = False, mode: str = "latency"
+    path: str | os.PathLike[str], *, verify: bool = False, mode: str = "latency",
+    device: str | None = None,
 ) -> Engine:
     """Load an engine file; it becomes the engine of `scrd_fast.score`.
 
     mode: "latency" (one stream, all cores: the shortest time per batch) or "throughput" (several
-    streams that share out the cores: the most images per second of many batches). verify: replay
-    the golden images first and raise FidelityError where this machine does not keep the limits.
-    Raises EngineFileError, BackendUnavailable.
+    streams that share out the cores: the most images per second of many batches; CPUs only).
+    device: "cuda:<index>" for an engine that runs on a GPU, by default the current one. verify:
+    replay the golden images first and raise FidelityError where this machine does not keep the
+    limits.
+    Raises EngineFileError, BackendUnavailable, DeviceMemoryError.
     """
-    engine, golden = _open(path, mode)
+    engine, golden = _open(path, mode, device)
     if verify:
         replay_golden(engine, golden)
     return _current.use(engine)
 
 
-def _open(path: str | os.PathLike[str], mode: str = "latency") -> tuple[Engine, bytes]:
+def _open(
+    path: str | os.PathLike[str], mode: str = "latency", device: str | None = None
+) -> tuple[Engine, bytes]:
     """The compiled engine of a file, and its golden images."""
     manifest, members = read_engine_file(path)
     for name in (NETWORK, GOLDEN):
@@ -238,14 +259,14 @@ def _open(path: str | os.PathLike[str], mode: str = "latency") -> tuple[Engine, 
     if not _are_buckets(manifest.buckets):
         raise EngineFileError(f"{path}: expected buckets of integers that rise from 1, got"
                               f" {manifest.buckets}")
-    choose_backend(manifest.backend, None)
+    choose_backend(manifest.backend, device)
     try:
         proto = onnx.load_model_from_string(members[NETWORK])
         if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
             raise EngineFileError(f"{path}: expected all weights inside the file, got a reference"
                                   " to another one")
         runner = make_runner(manifest.backend, proto, manifest.scoring_spec(), manifest.precision,
-                             manifest.buckets, mode)
+                             manifest.buckets, mode, device)
     except (DecodeError, KeyError, RuntimeError) as error:  # RuntimeError: what OpenVINO throws
         reason = str(error).strip().splitlines()
         raise EngineFileError(f"{path}: {NETWORK} cannot be compiled:"

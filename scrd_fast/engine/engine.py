@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scrd_fast import _current, _native
+from scrd_fast import _current
 from scrd_fast.data.images import read_image
-from scrd_fast.engine.backends.runner import Runner
+from scrd_fast.engine.backends.runner import PendingScores, Runner
 from scrd_fast.engine.file import Manifest
 from scrd_fast.errors import DataError, InputError, ScrdError, expect
-from scrd_fast.ops.preprocess import as_arrays
 
 _LATE = "result: expected scores within {} s, got none yet"
 FILES = 8  # read and scored together, of a list of paths
@@ -53,7 +52,7 @@ def _is_paths(value: Any) -> bool:
 class Pending:
     """The result of a batch that is being scored; made by `Engine.submit`."""
 
-    def __init__(self, pending: _native.PendingScores) -> None:
+    def __init__(self, pending: PendingScores) -> None:
         self._pending = pending
         self._outcome: Result | ScrdError | None = None
         self._lock = Lock()
@@ -75,7 +74,8 @@ class Pending:
             raise TimeoutError(_LATE.format(timeout))
         try:
             if self._outcome is None:
-                if not self._pending.wait(max(end - time.monotonic(), 0)):
+                left = max(end - time.monotonic(), 0)
+                if timeout is not None and not self._pending.wait(left):
                     raise TimeoutError(_LATE.format(timeout))
                 try:
                     self._outcome = Result(*self._pending.get())
@@ -100,7 +100,8 @@ class Engine:
         self.manifest = manifest
         self.spec = manifest.scoring_spec()
         self.path = path
-        self._scorer = runner.scorer(self.spec)
+        self._inputs = runner.inputs
+        self._scorer = runner.scorer()
         # At the interpreter's end at the latest: a thread that outlived it would crash.
         self._close = weakref.finalize(self, self._scorer.close)
 
@@ -129,7 +130,7 @@ class Engine:
         """
         if _is_path(batch) or _is_paths(batch):
             raise InputError("batch: expected images, got paths; score(paths) reads them")
-        return Pending(self._scorer.submit(as_arrays(batch, "batch"), maps))
+        return Pending(self._scorer.submit(self._inputs(batch, "batch"), maps))
 
     def score(self, batch: Any, *, maps: bool = True) -> Result:
         """Score a batch of images.

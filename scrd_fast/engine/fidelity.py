@@ -14,6 +14,7 @@ from torch import Tensor
 from scrd_fast.engine.golden import golden_images
 from scrd_fast.ops.preprocess import to_pixels
 from scrd_fast.spec import ScoringSpec
+from scrd_fast.training.evaluation import auroc as auroc_of
 from scrd_fast.training.noise import NoiseConfig, synthesise
 
 # Ranks and an AUROC of fewer images say little.
@@ -32,11 +33,13 @@ class Limits:
     flipped: float | None = None
 
 
+# Few bits of mantissa in every layer: values move, their order must not.
+_ROUNDED = Limits(rank_correlation=0.999, auroc_change=0.002, flipped=0.002)
 LIMITS = {
     # The same arithmetic in another order: rounding only.
     "fp32": Limits(map_error=1e-4, score_error=1e-4, flipped=0.0),
-    # Eight bits of mantissa in every layer: values move, their order must not.
-    "bf16": Limits(rank_correlation=0.999, auroc_change=0.002, flipped=0.002),
+    "bf16": _ROUNDED,
+    "fp16": _ROUNDED,
 }
 
 
@@ -113,10 +116,8 @@ def compare(
     if n >= JUDGED_FROM:
         rank = float(spearmanr(a, b).statistic)
         if probe.labels is not None:
-            from sklearn.metrics import roc_auc_score
-
-            auroc = float(roc_auc_score(probe.labels, a))
-            change = abs(auroc - float(roc_auc_score(probe.labels, b)))
+            auroc = auroc_of(probe.labels, a)
+            change = abs(auroc - auroc_of(probe.labels, b))
     return Report(
         images=n,
         map_error=map_error,

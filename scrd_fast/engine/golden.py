@@ -1,8 +1,8 @@
 """Golden images: made by a seeded procedure, so that no patient's picture travels in a file."""
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import zoom
 
 Image = NDArray[np.uint8]
 
@@ -10,8 +10,10 @@ Image = NDArray[np.uint8]
 def _texture(rng: np.random.Generator, side: int) -> NDArray[np.float64]:
     """Band-limited noise: white noise enlarged from a random coarse grid."""
     coarse = rng.uniform(0, 255, (int(rng.integers(3, 24)),) * 2 + (3,))
-    enlarged = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
-    return np.asarray(enlarged, dtype=np.float64)
+    factor = side / len(coarse)
+    enlarged: NDArray[np.float64] = zoom(coarse, (factor, factor, 1), mode="nearest",
+                                         grid_mode=True)
+    return enlarged
 
 
 def _blobs(rng: np.random.Generator, side: int) -> NDArray[np.float64]:

@@ -186,8 +186,8 @@ def anomaly_map(
     where the features are). With maps=False the mean comes from the closed form and `.map` and
     `.max` are None, unless the spec reduces by the maximum, which needs the map. impl: "native"
     (float32 and bfloat16 on the CPU), "triton" (these and float16 on a GPU), both without
-    gradients, or "reference"; None takes the first that can run. Raises InputError naming the argument that does not fit or is not finite, and
-    BackendUnavailable.
+    gradients, or "reference"; None takes the first that can run. Raises InputError naming the
+    argument that does not fit or is not finite, and BackendUnavailable.
     """
     check_features(scale_weights, "teacher", teacher, student=student)
     for k, (t, stride) in enumerate(zip(teacher, STRIDES, strict=True)):

@@ -43,8 +43,8 @@ def _as_tensor(value: Any, name: str) -> Tensor:
     return value
 
 
-def _check_finite(images: Tensor, name: str) -> None:
-    if images.is_floating_point():
+def _check_finite(images: Tensor, name: str, wait: bool = True) -> None:
+    if images.is_floating_point() and (wait or not images.is_cuda):
         bad = ~torch.isfinite(images.to(torch.float32))  # what the network computes in
         if bool(bad.any()):
             where = tuple(int(i) for i in bad.nonzero()[0])
@@ -77,10 +77,13 @@ def _is_list(images: Any) -> bool:
     return isinstance(images, Sequence) and not isinstance(images, str | bytes)
 
 
-def check_images(images: Any, name: str = "images") -> Tensor | list[Tensor]:
+def check_images(
+    images: Any, name: str = "images", *, wait: bool = True
+) -> Tensor | list[Tensor]:
     """The images as one tensor, or as a list of tensors (H, W) or (H, W, 3), all checked.
 
-    Raises InputError that names the argument `name`, or the image in it, that does not fit.
+    wait: also look for values that are not finite in tensors on a GPU, which waits for it. Raises
+    InputError that names the argument `name`, or the image in it, that does not fit.
     """
     if isinstance(images, np.ndarray | Tensor):
         tensor = _as_tensor(images, name)
@@ -89,7 +92,7 @@ def check_images(images: Any, name: str = "images") -> Tensor | list[Tensor]:
         expect(good, name, _BATCH, f"{tensor.dtype} {shape}")
         expect(len(tensor) > 0, name, "at least one image", f"an empty batch {shape}")
         expect(all(shape), name, "images of at least one pixel", shape)
-        _check_finite(tensor, name)
+        _check_finite(tensor, name, wait)
         return tensor
     expect(_is_list(images), name, f"{_BATCH}, or a list of images", type(images).__name__)
     expect(len(images) > 0, name, "at least one image", "an empty list")
@@ -99,7 +102,7 @@ def check_images(images: Any, name: str = "images") -> Tensor | list[Tensor]:
         good = tensor.ndim == 2 or (tensor.ndim == 3 and tensor.shape[2] == 3)
         expect(good and tensor.numel() > 0, f"{name}[{i}]", "(H, W) or (H, W, 3)",
                tuple(tensor.shape))
-        _check_finite(tensor, f"{name}[{i}]")
+        _check_finite(tensor, f"{name}[{i}]", wait)
         tensors.append(tensor)
     return tensors
 

@@ -9,6 +9,10 @@ from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
 from tests.published import published_model
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+on_gpu = (pytest.mark.gpu, needs_gpu)
+EACH_BACKEND = ("openvino", "torch_eager", pytest.param("torch_cuda", marks=on_gpu))
+
 
 def pictures(count: int, side: int, seed: int = 0) -> np.ndarray:
     """Smooth uint8 images (count, side, side, 3) with texture."""

@@ -11,7 +11,7 @@ import torch
 
 import scrd_fast
 from scrd_fast import _current
-from scrd_fast.engine.backends.runner import BACKENDS, native_precisions
+from scrd_fast.engine.backends.runner import native_precisions
 from scrd_fast.engine.fidelity import Limits
 from scrd_fast.engine.file import read_engine_file, write_engine_file
 from scrd_fast.errors import (
@@ -23,7 +23,7 @@ from scrd_fast.errors import (
     OutputError,
 )
 from scrd_fast.model.reference import score_images
-from tests.engine.conftest import pictures
+from tests.engine.conftest import EACH_BACKEND, pictures
 from tests.tolerances import allowed
 
 MAP = allowed("engine_map", "float32", "engine")
@@ -44,7 +44,7 @@ def check_against_reference(engine, checkpoint, images):
     np.testing.assert_allclose(without.scores, result.scores, rtol=1e-6)
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=EACH_BACKEND)
 def small_engine(request, small_path, tmp_path_factory):
     out = tmp_path_factory.mktemp(request.param) / "model.scrd"
     return scrd_fast.build_engine(small_path, out, backend=request.param, precision="fp32")
@@ -77,7 +77,7 @@ def test_score_does_not_depend_on_neighbours(large_engine, small_engine):
             assert abs(score - together[3]) <= NEIGHBOUR * abs(together[3])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EACH_BACKEND)
 def test_bf16_engine_computes_in_bf16_but_for_the_tail(small_path, tmp_path, backend):
     out = tmp_path / "model.scrd"
     if "bf16" not in native_precisions(backend):

@@ -16,17 +16,17 @@ import pytest
 import scrd_fast
 from scrd_fast import _native
 from scrd_fast.data.images import read_image
-from scrd_fast.engine.backends.runner import BACKENDS, choose_backend
+from scrd_fast.engine.backends.runner import choose_backend
 from scrd_fast.engine.engine import Pending
 from scrd_fast.errors import BackendUnavailable, ClosedError, InputError, NotFiniteError
 from scrd_fast.ops.anomaly_map import native_tail
 from scrd_fast.spec import ScoringSpec
-from tests.engine.conftest import pictures
+from tests.engine.conftest import EACH_BACKEND, pictures
 
 SPEC = ScoringSpec(input_size=32, blur_sigma=2.0)
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=EACH_BACKEND)
 def engine(request, small_path, tmp_path_factory):
     out = tmp_path_factory.mktemp("scorer") / f"{request.param}.scrd"
     with scrd_fast.build_engine(small_path, out, backend=request.param, precision="fp32",

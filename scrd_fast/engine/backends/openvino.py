@@ -6,7 +6,7 @@ from typing import Any
 import onnx
 import openvino  # before _openvino, which finds its library loaded by this
 
-from scrd_fast.engine.backends.runner import Runner
+from scrd_fast.engine.backends.runner import Runner, native_runner
 from scrd_fast.engine.graph import network_graph
 from scrd_fast.errors import BackendUnavailable
 from scrd_fast.spec import ScoringSpec
@@ -46,7 +46,7 @@ def make(
                 groups["tail"][computed] += 1
         return {group: dict(counts) for group, counts in groups.items()}
 
-    return Runner("openvino", openvino.__version__, native, precision_used)
+    return native_runner("openvino", openvino.__version__, native, spec, precision_used)
 
 
 def precisions() -> list[str]:

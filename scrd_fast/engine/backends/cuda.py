@@ -1,0 +1,260 @@
+"""Networks on NVIDIA GPUs: static buffers, one CUDA graph per batch size, and their scorer.
+
+Shared by the GPU backends. A backend gives a function that enqueues its network; here it is
+captured once per batch size ("bucket") together with the cosine distances, the map and the score,
+from normalised pixels in a static buffer to static results:
+
+    images -> staging -> preprocess_into(pixels) -> [graph: network, distances, map] -> results
+
+The stream is the queue: everything of a batch is enqueued in order and the host waits for an event
+behind its last copy, never for the device.
+"""
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scrd_fast.engine.backends.runner import Scores
+from scrd_fast.errors import ClosedError, DeviceMemoryError, NotFiniteError, expect
+from scrd_fast.kernels.anomaly_map import combine_distances, cosine_distances, tail
+from scrd_fast.kernels.preprocess import preprocess_into
+from scrd_fast.ops.anomaly_map import STRIDES
+from scrd_fast.ops.implementations import check_device
+from scrd_fast.ops.preprocess import FULL_SCALE, check_images
+from scrd_fast.spec import ScoringSpec
+
+# Enqueues the network on the current stream: normalised pixels (n, 3, S, S), channels-last, ->
+# three teacher maps, three student maps, float32 scale weights (n, 3).
+Network = Callable[[Tensor], Sequence[Tensor]]
+WARM_UP = 3  # runs before a capture: libraries choose algorithms, kernels are compiled and tuned
+_POLL_SECONDS = 2e-4
+
+
+def no_room(device: torch.device) -> DeviceMemoryError:
+    """The error for a GPU on which not even a single image can be scored."""
+    return DeviceMemoryError(f"device {str(device)!r}: expected free memory for the network and"
+                             " one image, got less; end other programs on it or use another GPU")
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """A captured graph with the buffers that it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    pixels: Tensor  # (n, 3, S, S), channels-last
+    scores: Tensor  # (n,)
+    maps: Tensor  # (n, S, S)
+    scale_weights: Tensor  # (n, 3)
+
+
+class CapturedNetwork:
+    """A network from normalised pixels to scores and maps, captured for each of its buckets."""
+
+    def __init__(self, network: Network, spec: ScoringSpec, dtype: torch.dtype,
+                 buckets: Sequence[int], device: torch.device) -> None:
+        """A bucket that does not fit into the GPU's memory is left out with a warning; raises
+        DeviceMemoryError where not even a single image fits."""
+        self.spec, self.device = spec, device
+        self.stream = torch.cuda.Stream(device)
+        self.buckets: dict[int, _Bucket] = {}
+        sides = tuple(spec.input_size // stride for stride in STRIDES)
+        self._network, self._dtype = network, dtype
+        self._tail = tail(spec, (sides[0], sides[1], sides[2]), device)
+        # One pool: graphs of one stream never run at a time, and their results stay allocated.
+        self._pool = torch.cuda.graph_pool_handle()
+        for n in sorted(buckets, reverse=True):  # smaller graphs find room in the larger ones'
+            bucket = self._captured(n)
+            if bucket is None:
+                torch.cuda.empty_cache()
+                warnings.warn(f"a batch of {n} does not fit into the memory of {device}; larger"
+                              " batches are split", stacklevel=2)
+            else:
+                self.buckets = {n: bucket, **self.buckets}
+        if not self.buckets:
+            raise no_room(device)
+
+    def _run(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        *features, weights = self._network(pixels)
+        distances = cosine_distances(features[:3], features[3:])
+        maps, mean, largest = combine_distances(distances, weights, self._tail)
+        assert maps is not None
+        assert largest is not None
+        if self.spec.reduction == "mean":
+            return mean, maps, weights
+        # A maximum passes over what is not a number, a mean does not.
+        return torch.where(mean.isfinite(), largest, mean), maps, weights
+
+    def _captured(self, n: int) -> _Bucket | None:
+        """The graph for a batch of n; None where the memory is too small."""
+        side = self.spec.input_size
+        try:
+            # The algorithms that heuristics choose are the same each time, TF32 would keep 11
+            # bits of fp32.
+            with torch.no_grad(), torch.cuda.device(self.device), torch.backends.cudnn.flags(
+                    enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+                with torch.cuda.stream(self.stream):
+                    pixels = torch.zeros((n, side, side, 3), dtype=self._dtype,
+                                         device=self.device).permute(0, 3, 1, 2)
+                    for _ in range(WARM_UP):
+                        self._run(pixels)
+                self.stream.synchronize()
+                torch.cuda.empty_cache()  # the graph allocates from a pool of its own
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=self._pool, stream=self.stream,
+                                      capture_error_mode="thread_local"):
+                    scores, maps, weights = self._run(pixels)
+        except torch.cuda.OutOfMemoryError:
+            return None
+        return _Bucket(graph, pixels, scores, maps, weights)
+
+
+def pieces(count: int, buckets: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """How `count` images are scored: (first, how many, bucket), each bucket at least as large.
+
+    As many of the largest bucket as there are, and the rest in the smallest that holds it.
+    """
+    for first in range(0, count, max(buckets)):
+        size = min(max(buckets), count - first)
+        yield first, size, min(b for b in buckets if b >= size)
+
+
+class PendingCuda:
+    """Scores on their way from the GPU into page-locked memory."""
+
+    def __init__(self, scores: Tensor, maps: Tensor | None, weights: Tensor,
+                 finished: torch.cuda.Event) -> None:
+        self._results, self._finished = (scores, maps, weights), finished
+
+    def done(self) -> bool:
+        """Whether `get` would not wait."""
+        return self._finished.query()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait this long at most; whether it is done."""
+        end = time.monotonic() + seconds
+        while not self.done():
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(left, _POLL_SECONDS))
+        return True
+
+    def get(self) -> Scores:
+        """(scores (N,), maps (N, S, S) or None, scale weights (N, 3)); waits for them.
+
+        Raises NotFiniteError naming the first image on which the network overflows.
+        """
+        self._finished.synchronize()
+        scores, maps, weights = self._results
+        bad = (~scores.isfinite()).nonzero()
+        if len(bad):
+            raise NotFiniteError(f"batch: the network's output for image {int(bad[0])} is not"
+                                 " finite; it overflows on this image")
+        return scores.numpy(), None if maps is None else maps.numpy(), weights.numpy()
+
+
+class CudaScorer:
+    """Images in, scores and maps out, through a captured network. Any thread may submit."""
+
+    def __init__(self, network: CapturedNetwork) -> None:
+        self._network: CapturedNetwork | None = network
+        self._lock = Lock()
+        self._process = os.getpid()
+
+    def close(self) -> None:
+        """Finish what was submitted, then let go of the network."""
+        if self._process != os.getpid():
+            return  # a fork has no use of its parent's GPU memory, and none to give back
+        with self._lock:
+            if self._network is not None:
+                self._network.stream.synchronize()
+            self._network = None
+
+    def submit(self, batch: Any, maps: bool) -> PendingCuda:
+        """Enqueue a batch and return: a tensor (N, H, W[, 3]) on the CPU or this GPU, an array,
+        or a list of images of different sizes. Images on the CPU are copied before it returns.
+
+        Raises InputError, ClosedError, and DeviceMemoryError, after which it can still be used.
+        """
+        if self._process != os.getpid():
+            raise ClosedError("scorer: expected the process that made it, got a fork of it; load"
+                              " the engine in the process that uses it")
+        # Looking for NaN in images on the GPU would wait for it; the scores tell later.
+        images = check_images(batch, "batch", wait=False)
+        with self._lock:
+            network = self._network
+            if network is None:
+                raise ClosedError("scorer: expected an open one, got one after close()")
+            _check_devices(images, network.device)
+            try:
+                return _enqueue(network, images, maps)
+            except torch.cuda.OutOfMemoryError as error:
+                raise DeviceMemoryError(
+                    f"batch: expected images that fit into the free memory of {network.device},"
+                    f" got {_megabytes(images):.0f} MB; score fewer or smaller ones at a time"
+                ) from error
+
+
+def _check_devices(images: Tensor | list[Tensor], device: torch.device) -> None:
+    """Raise InputError unless all images are on one device, the CPU or `device`."""
+    tensors, names = ([images], ["batch"]) if isinstance(images, Tensor) else (
+        images, [f"batch[{i}]" for i in range(len(images))])
+    for name, tensor in zip(names, tensors, strict=True):
+        check_device(name, tensor, names[0], tensors[0].device)
+    first = tensors[0].device
+    expect(first.type == "cpu" or first == device, names[0], f"a tensor on {device} or the CPU",
+           f"one on {first}")
+
+
+def _megabytes(images: Tensor | list[Tensor]) -> float:
+    tensors = [images] if isinstance(images, Tensor) else images
+    return sum(t.nbytes for t in tensors) / 2**20
+
+
+def _enqueue(network: CapturedNetwork, images: Tensor | list[Tensor], maps: bool) -> PendingCuda:
+    n, side = len(images), network.spec.input_size
+    with torch.no_grad(), torch.cuda.device(network.device):
+        caller = torch.cuda.current_stream()
+        if (images if isinstance(images, Tensor) else images[0]).is_cuda:
+            network.stream.wait_stream(caller)  # what makes the images may still be under way
+        with torch.cuda.stream(network.stream):
+            scores, weights = _page_locked(n), _page_locked(n, 3)
+            all_maps = _page_locked(n, side, side) if maps else None
+            for first, size, chosen in pieces(n, list(network.buckets)):
+                bucket, part = network.buckets[chosen], slice(first, first + size)
+                # What lies behind `size` is left from another batch, and never read.
+                _load(network, images[part], bucket.pixels[:size])
+                bucket.graph.replay()
+                scores[part].copy_(bucket.scores[:size], non_blocking=True)
+                weights[part].copy_(bucket.scale_weights[:size], non_blocking=True)
+                if all_maps is not None:
+                    all_maps[part].copy_(bucket.maps[:size], non_blocking=True)
+            finished = torch.cuda.Event()
+            finished.record()
+    return PendingCuda(scores, all_maps, weights, finished)
+
+
+def _page_locked(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Host memory that the GPU copies to and from by itself; PyTorch keeps it for reuse."""
+    return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+
+def _load(network: CapturedNetwork, images: Tensor | list[Tensor], pixels: Tensor) -> None:
+    """Images of one size, or a list, -> their rows of the static buffer (n, 3, S, S)."""
+    batches = [(images, pixels)] if isinstance(images, Tensor) else [
+        (image[None], pixels[i : i + 1]) for i, image in enumerate(images)]
+    for batch, rows in batches:
+        if batch.is_cuda:
+            batch.record_stream(network.stream)
+        else:
+            staged = _page_locked(*batch.shape, dtype=batch.dtype).copy_(batch)
+            batch = staged.to(network.device, non_blocking=True)
+        spec = network.spec
+        preprocess_into(batch, rows, spec.mean, spec.std, FULL_SCALE[batch.dtype])

@@ -1,0 +1,215 @@
+"""The portable graph's network in PyTorch: node by node, on a CPU or captured on a GPU."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import helper, numpy_helper
+from torch import Tensor
+
+from scrd_fast.engine.graph import NETWORK_INPUT, network_graph
+from scrd_fast.ops.preprocess import normalise
+from scrd_fast.spec import ScoringSpec
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+Attributes = dict[str, Any]
+
+
+def _sides(a: Attributes) -> tuple[list[int], list[int]]:
+    """Strides and paddings of a convolution."""
+    return a.get("strides", [1, 1]), a.get("pads", [0, 0])[:2]
+
+
+def _conv(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    strides, pads = _sides(a)
+    return F.conv2d(x, weight, bias, stride=strides, padding=pads)
+
+
+def _conv_relu(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if not x.is_cuda:
+        return torch.relu(_conv(a, x, weight, bias))
+    strides, pads = _sides(a)
+    return torch.cudnn_convolution_relu(x, weight, bias, strides, pads, [1, 1], 1)
+
+
+def _conv_add_relu(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor, z: Tensor) -> Tensor:
+    if not x.is_cuda:
+        return torch.relu(_conv(a, x, weight, bias) + z)
+    strides, pads = _sides(a)
+    return torch.cudnn_convolution_add_relu(x, weight, z, 1.0, bias, strides, pads, [1, 1], 1)
+
+
+def _max_pool(a: Attributes, x: Tensor) -> Tensor:
+    return F.max_pool2d(x, a["kernel_shape"], a["strides"], a["pads"][:2])
+
+
+def _depth_to_space(a: Attributes, x: Tensor) -> Tensor:
+    """Channels (row, column, c) of a channels-last tensor to space: whole vectors of c move."""
+    n, channels, height, width = x.shape
+    side = a["blocksize"]
+    c = channels // side**2
+    x = x.permute(0, 2, 3, 1).reshape(n, height, width, side, side, c)
+    x = x.permute(0, 1, 3, 2, 4, 5).reshape(n, height * side, width * side, c)
+    return x.permute(0, 3, 1, 2)
+
+
+# Every operator that engine.graph writes into the network and its distances, and what `_fuse` makes
+# of them.
+_OPERATORS: dict[str, Callable[..., Tensor]] = {
+    "Conv": _conv,
+    "ConvRelu": _conv_relu,
+    "ConvAddRelu": _conv_add_relu,
+    "MaxPool": _max_pool,
+    "Relu": lambda a, x: torch.relu(x),
+    "Add": lambda a, x, y: x + y,
+    "Sub": lambda a, x, y: x - y,
+    "Mul": lambda a, x, y: x * y,
+    "Div": lambda a, x, y: x / y,
+    "Max": lambda a, x, y: torch.maximum(x, y),
+    "Sqrt": lambda a, x: torch.sqrt(x),
+    "Softmax": lambda a, x: torch.softmax(x, a["axis"]),
+    "Concat": lambda a, *xs: torch.cat(xs, a["axis"]),
+    "DepthToSpace": lambda a, x: F.pixel_shuffle(x, a["blocksize"]),
+    "VectorsToSpace": _depth_to_space,
+    "ReduceSum": lambda a, x, axes: x.sum(axes.tolist(), keepdim=bool(a["keepdims"])),
+    "ReduceMax": lambda a, x, axes: x.amax(axes.tolist(), keepdim=bool(a["keepdims"])),
+}
+
+
+@dataclass(frozen=True)
+class _Node:
+    operator: str
+    inputs: tuple[str, ...]
+    output: str
+    name: str
+    dtype: torch.dtype
+    attributes: Attributes = field(default_factory=dict)
+
+
+def _read_node(node: onnx.NodeProto, dtype: torch.dtype) -> _Node:
+    return _Node(node.op_type, tuple(node.input), node.output[0], node.name,
+                 dtype if node.name.startswith("network/") else torch.float32,
+                 {a.name: helper.get_attribute_value(a) for a in node.attribute})
+
+
+def _by_vectors(weight: Tensor) -> Tensor:
+    """Outputs of a convolution before DepthToSpace: (c, row, column) to (row, column, c)."""
+    return weight.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1)
+
+
+def _fuse(nodes: list[_Node], weights: dict[str, Tensor], outputs: list[str]) -> list[_Node]:
+    """The same network in fewer passes over memory, as cuDNN can run it: bias, residual sum and
+    ReLU inside the convolution, and DepthToSpace that moves whole vectors."""
+    uses = Counter([*outputs, *(name for node in nodes for name in node.inputs)])
+    made = {node.output: node for node in nodes}
+    fused: dict[str, _Node | None] = {}  # output -> what takes its node's place
+
+    def only(name: str, operator: str) -> _Node | None:
+        node = made.get(name)
+        return node if node and node.operator == operator and uses[name] == 1 else None
+
+    for node in nodes:
+        if node.operator == "DepthToSpace" and (conv := only(node.inputs[0], "Conv")):
+            for name in conv.inputs[1:]:
+                weights[name] = _by_vectors(weights[name])
+            fused[node.output] = replace(node, operator="VectorsToSpace")
+        elif node.operator == "Relu":
+            source = node.inputs[0]
+            if conv := only(source, "Conv"):
+                fused[source] = None
+                fused[node.output] = replace(conv, operator="ConvRelu", output=node.output)
+            elif (shuffle := only(source, "DepthToSpace")) and (
+                    conv := only(shuffle.inputs[0], "Conv")):
+                # A ReLU before the shuffle is the same as one after it.
+                fused[conv.output] = replace(conv, operator="ConvRelu")
+                fused[source] = None
+                fused[node.output] = replace(shuffle, operator="VectorsToSpace",
+                                             output=node.output)
+            elif add := only(source, "Add"):
+                for first, second in (add.inputs, add.inputs[::-1]):
+                    if conv := only(first, "Conv"):
+                        fused[conv.output] = fused[source] = None
+                        fused[node.output] = replace(
+                            conv, operator="ConvAddRelu", inputs=(*conv.inputs, second),
+                            output=node.output)
+                        break
+    chosen = (fused.get(node.output, node) for node in nodes)
+    return [node for node in chosen if node is not None]
+
+
+class TorchNetwork:
+    """The network graph in PyTorch: "network/" nodes in the precision, "tail/" in float32."""
+
+    def __init__(self, proto: onnx.ModelProto, precision: str, *,
+                 device: torch.device | None = None, fuse: bool = False) -> None:
+        """proto: what engine.graph.network_graph gives. Raises KeyError for an operator that is
+        not known."""
+        unknown = sorted({node.op_type for node in proto.graph.node} - set(_OPERATORS))
+        if unknown:
+            raise KeyError(f"operators {unknown} are not known to this backend")
+        dtype = DTYPES[precision]
+        device = device or torch.device("cpu")
+        self.precision = precision
+        self._outputs = [output.name for output in proto.graph.output]
+        nodes = [_read_node(node, dtype) for node in proto.graph.node]
+        weights = {t.name: torch.from_numpy(np.array(numpy_helper.to_array(t)))
+                   for t in proto.graph.initializer}
+        self._nodes = _fuse(nodes, weights, self._outputs) if fuse else nodes
+        in_network = {name for node in nodes if node.dtype == dtype for name in node.inputs}
+        for name, weight in weights.items():
+            if weight.is_floating_point():  # integers are axes, which Python reads
+                weight = weight.to(device, dtype if name in in_network else torch.float32)
+            if weight.ndim == 4:
+                weight = weight.contiguous(memory_format=torch.channels_last)
+            weights[name] = weight
+        self._weights = weights
+        self._last_use = {name: i for i, node in enumerate(self._nodes) for name in node.inputs}
+
+    def values(self, pixels: Tensor) -> Iterator[tuple[str, str, Tensor]]:
+        """Run the graph and yield (node name, output name, value) after every node."""
+        alive = {NETWORK_INPUT: pixels.contiguous(memory_format=torch.channels_last)}
+        for i, node in enumerate(self._nodes):
+            operands = [self._weights[n] if n in self._weights else alive[n] for n in node.inputs]
+            operands = [o.to(node.dtype) if o.is_floating_point() else o for o in operands]
+            alive[node.output] = _OPERATORS[node.operator](node.attributes, *operands)
+            yield node.name, node.output, alive[node.output]
+            for n in node.inputs:
+                if self._last_use[n] == i:
+                    alive.pop(n, None)
+
+    @torch.no_grad()
+    def run(self, pixels: Tensor) -> list[Tensor]:
+        """Normalised (N, 3, S, S) -> the outputs of the graph, in their order."""
+        kept = {o: v for _, o, v in self.values(pixels) if o in self._outputs}
+        return [kept[name] for name in self._outputs]
+
+    def precision_used(self) -> dict[str, Any]:
+        """How many convolutions and how many nodes after them compute in which precision."""
+        counts: dict[str, Counter[str]] = {"convolutions": Counter(), "tail": Counter()}
+        for node in self._nodes:
+            if node.operator.startswith("Conv"):
+                counts["convolutions"][_NAMES[node.dtype]] += 1
+            elif node.name.startswith("tail/"):
+                counts["tail"][_NAMES[node.dtype]] += 1
+        return {group: dict(count) for group, count in counts.items()}
+
+
+@torch.no_grad()
+def first_nonfinite(
+    proto: onnx.ModelProto, spec: ScoringSpec, pixels: Tensor, precision: str
+) -> str | None:
+    """The name of the first node whose output is not finite in a precision, or None.
+
+    proto: what engine.graph.build_graph gives; pixels: (N, 3, S, S) in [0, 1].
+    """
+    network = TorchNetwork(network_graph(proto, spec), precision)
+    for name, _, value in network.values(normalise(pixels, spec)):
+        if not bool(torch.isfinite(value).all()):
+            return name
+    return None

@@ -1,0 +1,117 @@
+"""The choice of a backend, the network in PyTorch, and how batches are cut: no GPU is needed."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import scrd_fast
+from scrd_fast.engine.backends.runner import choose_backend, cuda_missing
+from scrd_fast.engine.backends.torch_network import TorchNetwork
+from scrd_fast.engine.graph import build_graph, network_graph
+from scrd_fast.errors import BackendUnavailable, InputError
+from scrd_fast.model.scrd import SCRD
+from scrd_fast.spec import ScoringSpec
+from tests.engine.conftest import pictures
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+
+
+@without_gpu
+@pytest.mark.parametrize(("backend", "device", "what"), [
+    ("auto", "cuda", "device 'cuda'"), ("auto", "cuda:3", "device 'cuda:3'"),
+    ("torch_cuda", "cuda", "device 'cuda'"), ("torch_cuda", None, "backend 'torch_cuda'")])
+def test_a_gpu_that_is_not_there(small_path, tmp_path, backend, device, what):
+    missing = cuda_missing(device)
+    assert missing is not None
+    assert re.search("built without CUDA; install a CUDA build|finds no NVIDIA GPU", missing)
+    with pytest.raises(BackendUnavailable, match=f"^{what}: {re.escape(missing)}$"):
+        choose_backend(backend, device)
+    with pytest.raises(BackendUnavailable, match=f"^{what}: "):
+        scrd_fast.build_engine(small_path, tmp_path / "m.scrd", backend=backend, device=device)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("backend", "device", "message"), [
+    ("auto", "gpu", "device: expected None, 'cpu', 'cuda' or 'cuda:<index>', got 'gpu'"),
+    ("auto", "cuda:-1", "device: expected None, 'cpu', 'cuda' or 'cuda:<index>', got 'cuda:-1'"),
+    ("openvino", "cuda", "device: expected cpu with backend 'openvino', got 'cuda'"),
+    ("torch_eager", "cuda:0", "device: expected cpu with backend 'torch_eager', got 'cuda:0'"),
+    ("torch_cuda", "cpu", "device: expected a GPU with backend 'torch_cuda', got 'cpu'")])
+def test_devices_that_do_not_fit(backend, device, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        choose_backend(backend, device)
+
+
+def test_the_cpu_can_be_asked_for():
+    assert choose_backend("auto", "cpu") in ("openvino", "torch_eager")
+
+
+@without_gpu
+def test_an_engine_file_made_for_a_gpu(small_path, tmp_path):
+    """It says what is missing here, before anything is compiled."""
+    from dataclasses import replace
+
+    from scrd_fast.engine.file import read_engine_file, write_engine_file
+
+    path = tmp_path / "m.scrd"
+    scrd_fast.build_engine(small_path, path, device="cpu", precision="fp32").close()
+    manifest, members = read_engine_file(path)
+    write_engine_file(path, replace(manifest, backend="torch_cuda", precision="fp16"), members)
+    with pytest.raises(BackendUnavailable, match=r"^backend 'torch_cuda': PyTorch "):
+        scrd_fast.load_engine(path)
+
+
+@pytest.mark.parametrize("features", [False, True])
+@pytest.mark.parametrize("backbone", ["resnet18", "wide_resnet50_2"])
+def test_the_fused_network_is_the_network(backbone, features):
+    """Fusing is what a GPU gets; its order of sums is the same here, but for rounding."""
+    torch.manual_seed(5)
+    model, spec = SCRD(backbone).eval(), ScoringSpec(input_size=64)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as after training: no two channels alike
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.uniform_(-0.5, 0.5)
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 1.5)
+    graph = network_graph(build_graph(model, spec), spec, features=features)
+    plain, fused = TorchNetwork(graph, "fp32"), TorchNetwork(graph, "fp32", fuse=True)
+    pixels = torch.randn(2, 3, 64, 64)
+    for ours, theirs in zip(fused.run(pixels), plain.run(pixels), strict=True):
+        assert ours.shape == theirs.shape
+        assert float((ours - theirs).abs().max()) <= 1e-5 * float(theirs.abs().max())
+    steps = [name for name, _, _ in fused.values(pixels)]
+    assert len(steps) < 0.75 * len([name for name, _, _ in plain.values(pixels)])
+    assert fused.precision_used() == plain.precision_used()
+    assert all(not name.endswith(".add") for name in steps if name.startswith("network/"))
+
+
+@pytest.mark.parametrize(("count", "buckets", "expected"), [
+    (1, (1, 8, 32), [(0, 1, 1)]),
+    (2, (1, 8, 32), [(0, 2, 8)]),
+    (8, (1, 8, 32), [(0, 8, 8)]),
+    (9, (1, 8, 32), [(0, 9, 32)]),
+    (70, (1, 8, 32), [(0, 32, 32), (32, 32, 32), (64, 6, 8)]),
+    (3, (1,), [(0, 1, 1), (1, 1, 1), (2, 1, 1)])])
+def test_pieces_of_a_batch(count, buckets, expected):
+    pytest.importorskip("triton", reason="the GPU backends need Triton")
+    from scrd_fast.engine.backends.cuda import pieces
+
+    assert list(pieces(count, buckets)) == expected
+
+
+def test_a_layer_that_overflows_in_half_precision(small):
+    """fp16 ends at 65504: the layer is named in the precision that was asked for."""
+    from scrd_fast.engine.backends.torch_network import first_nonfinite
+
+    graph = build_graph(small.model, small.spec)
+    for tensor in graph.graph.initializer:
+        if tensor.name.startswith("teacher.layer2.0.conv1"):
+            weight = np.frombuffer(tensor.raw_data, np.float32) * 3e6
+            tensor.raw_data = weight.astype(np.float32).tobytes()
+    pixels = torch.from_numpy(pictures(1, 64)).permute(0, 3, 1, 2) / 255
+    assert first_nonfinite(graph, small.spec, pixels, "fp32") is None
+    layer = first_nonfinite(graph, small.spec, pixels, "fp16")
+    assert layer is not None
+    assert layer.startswith("network/teacher.layer2.0.conv1")
