@@ -211,8 +211,9 @@ def _cosine_distances(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> l
         tile = meta["SLOW"] if meta["LAST"] else meta["FAST"]
         return (n * sum(triton.cdiv(p, tile) for p in pixels),)
 
-    wrap_triton(distances_kernel)[grid](*teacher, *student, *distances, n, *channels, *pixels,
-                                        LAST=last)
+    with torch.cuda.device_of(teacher[0]):  # Triton launches on the current device
+        wrap_triton(distances_kernel)[grid](*teacher, *student, *distances, n, *channels, *pixels,
+                                            LAST=last)
     return distances
 
 
@@ -285,10 +286,12 @@ def _combine(distances: Sequence[Tensor], weights: Tensor | None, bands: Tensor,
         tiles = triton.cdiv(size, meta["TILE"]) ** 2 if maps or largest else 0
         return (n * (1 + tiles),)
 
-    wrap_triton(combine_kernel)[grid](
-        *distances, d0 if weights is None else weights, bands, starts, columns, total, mean,
-        highest, n, size, *(d.shape[1] for d in distances), *windows,
-        WEIGHTED=weights is not None, MAPS=maps, LARGEST=largest, BLOCK=BLOCK, CHUNK=MEAN_CHUNK)
+    with torch.cuda.device_of(d0):
+        wrap_triton(combine_kernel)[grid](
+            *distances, d0 if weights is None else weights, bands, starts, columns, total, mean,
+            highest, n, size, *(d.shape[1] for d in distances), *windows,
+            WEIGHTED=weights is not None, MAPS=maps, LARGEST=largest, BLOCK=BLOCK,
+            CHUNK=MEAN_CHUNK)
     return total, mean, highest
 
 
