@@ -38,7 +38,7 @@ _LARGEST_FLOAT = tl.constexpr(float(np.finfo(np.float32).max))
 _DISTANCE_CONFIGS = [
     triton.Config({"FAST": 128, "SLOW": 16}, num_warps=4),
     triton.Config({"FAST": 256, "SLOW": 8}, num_warps=4),
-    triton.Config({"FAST": 64, "SLOW": 16}, num_warps=4),
+    triton.Config({"FAST": 128, "SLOW": 8}, num_warps=2),
     triton.Config({"FAST": 256, "SLOW": 16}, num_warps=8),
 ]
 # Sides of a map tile, divisors of BLOCK: large ones multiply less, small ones fill the GPU with one
@@ -47,55 +47,57 @@ _MAP_CONFIGS = [triton.Config({"TILE": 64}, num_warps=8), triton.Config({"TILE":
 
 
 @triton.jit
-def _scale_distances(teacher, student, distance, image, tile, CHANNELS: tl.constexpr,
-                     PIXELS: tl.constexpr, LAST: tl.constexpr, FAST: tl.constexpr,
-                     SLOW: tl.constexpr):
+def _scale_distances(teacher, student, distance, image, tile, channels, pixels,
+                     LAST: tl.constexpr, FAST: tl.constexpr, SLOW: tl.constexpr):
     """Distances of one tile of pixels of one scale."""
     BLOCK_P: tl.constexpr = SLOW if LAST else FAST
     BLOCK_C: tl.constexpr = FAST if LAST else SLOW
     pixel = tile * BLOCK_P + tl.arange(0, BLOCK_P)
-    origin = image.to(tl.int64) * (CHANNELS * PIXELS)
+    origin = image.to(tl.int64) * channels * pixels
     dot = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     of_teacher, of_student = dot, dot
-    for first in range(0, CHANNELS, BLOCK_C):
+    first = 0
+    while first < channels:  # Triton 3.6 interprets no range of run-time values under NumPy 2.4
         channel = first + tl.arange(0, BLOCK_C)
         if LAST:
-            offset = pixel[:, None] * CHANNELS + channel[None, :]
+            offset = pixel[:, None] * channels + channel[None, :]
         else:
-            offset = pixel[:, None] + channel[None, :] * PIXELS
-        inside = (pixel[:, None] < PIXELS) & (channel[None, :] < CHANNELS)
+            offset = pixel[:, None] + channel[None, :] * pixels
+        inside = (pixel[:, None] < pixels) & (channel[None, :] < channels)
         t = tl.load(teacher + origin + offset, inside, 0.0).to(tl.float32)
         s = tl.load(student + origin + offset, inside, 0.0).to(tl.float32)
         dot += t * s
         of_teacher += t * t
         of_student += s * s
+        first += BLOCK_C
     square_t, square_s = tl.sum(of_teacher, 1), tl.sum(of_student, 1)
     cosine = tl.div_rn(tl.sum(dot, 1), tl.maximum(tl.sqrt_rn(square_t), _EPS))
     cosine = tl.div_rn(cosine, tl.maximum(tl.sqrt_rn(square_s), _EPS))
     # A square that overflows would give the distance 1, as if all were well.
     finite = (square_t <= _LARGEST_FLOAT) & (square_s <= _LARGEST_FLOAT)
-    tl.store(distance + image.to(tl.int64) * PIXELS + pixel,
-             tl.where(finite, 1 - cosine, float("nan")), pixel < PIXELS)
+    tl.store(distance + image.to(tl.int64) * pixels + pixel,
+             tl.where(finite, 1 - cosine, float("nan")), pixel < pixels)
 
 
-@autotune(_DISTANCE_CONFIGS, key=["images", "C0", "P0", "LAST"])
+@autotune(_DISTANCE_CONFIGS, key=["images", "c1", "p1", "LAST"])
 @triton.jit
-def distances_kernel(t0, t1, t2, s0, s1, s2, d0, d1, d2, images, C0: tl.constexpr,
-                     C1: tl.constexpr, C2: tl.constexpr, P0: tl.constexpr, P1: tl.constexpr,
-                     P2: tl.constexpr, LAST: tl.constexpr, FAST: tl.constexpr,
-                     SLOW: tl.constexpr):
-    """Programs (images * tiles of all scales,): one reads its pixels of both networks once."""
+def distances_kernel(t1, t2, t3, s1, s2, s3, d1, d2, d3, images, c1, c2, c3, p1, p2, p3,
+                     LAST: tl.constexpr, FAST: tl.constexpr, SLOW: tl.constexpr):
+    """Programs (images * tiles of all scales,): one reads its pixels of both networks once.
+
+    c1, c2, c3: channels; p1, p2, p3: pixels; LAST: whether the channels lie side by side.
+    """
     TILE: tl.constexpr = SLOW if LAST else FAST
-    n0, n1, n2 = tl.cdiv(P0, TILE), tl.cdiv(P1, TILE), tl.cdiv(P2, TILE)
-    tiles = n0 + n1 + n2
+    n1, n2, n3 = tl.cdiv(p1, TILE), tl.cdiv(p2, TILE), tl.cdiv(p3, TILE)
+    tiles = n1 + n2 + n3
     image = tl.program_id(0) // tiles
     tile = tl.program_id(0) % tiles
-    if tile < n0:
-        _scale_distances(t0, s0, d0, image, tile, C0, P0, LAST, FAST, SLOW)
-    elif tile < n0 + n1:
-        _scale_distances(t1, s1, d1, image, tile - n0, C1, P1, LAST, FAST, SLOW)
+    if tile < n1:
+        _scale_distances(t1, s1, d1, image, tile, c1, p1, LAST, FAST, SLOW)
+    elif tile < n1 + n2:
+        _scale_distances(t2, s2, d2, image, tile - n1, c2, p2, LAST, FAST, SLOW)
     else:
-        _scale_distances(t2, s2, d2, image, tile - n0 - n1, C2, P2, LAST, FAST, SLOW)
+        _scale_distances(t3, s3, d3, image, tile - n1 - n2, c3, p3, LAST, FAST, SLOW)
 
 
 @triton.jit
@@ -104,23 +106,25 @@ def _weight(weights, image, scale: tl.constexpr, WEIGHTED: tl.constexpr):
 
 
 @triton.jit
-def _scale_mean(distance, columns, image, SIDE: tl.constexpr, CHUNK: tl.constexpr):
+def _scale_mean(distance, columns, image, side, CHUNK: tl.constexpr):
     """u^T M u of one scale; columns: u, the column means of U."""
-    PIXELS: tl.constexpr = SIDE * SIDE
+    pixels = side * side
     total = tl.zeros([CHUNK], tl.float32)
-    for first in range(0, PIXELS, CHUNK):
+    first = 0
+    while first < pixels:
         pixel = first + tl.arange(0, CHUNK)
-        inside = pixel < PIXELS
-        row = tl.load(columns + pixel // SIDE, inside, 0.0)
-        column = tl.load(columns + pixel % SIDE, inside, 0.0)
-        m = tl.load(distance + image.to(tl.int64) * PIXELS + pixel, inside, 0.0)
+        inside = pixel < pixels
+        row = tl.load(columns + pixel // side, inside, 0.0)
+        column = tl.load(columns + pixel % side, inside, 0.0)
+        m = tl.load(distance + image.to(tl.int64) * pixels + pixel, inside, 0.0)
         total += row * m * column
+        first += CHUNK
     return tl.sum(total, 0)
 
 
 @triton.jit
-def _scale_tile(distance, bands, starts, image, row_tile, column_tile, scale: tl.constexpr,
-                SIDE: tl.constexpr, WINDOW: tl.constexpr, SKIP: tl.constexpr,
+def _scale_tile(distance, bands, starts, image, row_tile, column_tile, side,
+                scale: tl.constexpr, WINDOW: tl.constexpr, SKIP: tl.constexpr,
                 WINDOWS: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
     """U_k M_k U_k^T of one scale on one tile of the map.
 
@@ -134,60 +138,62 @@ def _scale_tile(distance, bands, starts, image, row_tile, column_tile, scale: tl
     columns = bands + (column_tile * TILE + within)[None, :] * WINDOWS + SKIP + step[:, None]
     top = tl.load(starts + row_tile * TILE // BLOCK * 3 + scale) + step
     left = tl.load(starts + column_tile * TILE // BLOCK * 3 + scale) + step
-    m = distance + image.to(tl.int64) * (SIDE * SIDE)
+    m = distance + image.to(tl.int64) * side * side
     total = tl.zeros([TILE, TILE], tl.float32)
     for right in range(0, WINDOW, STEP):
         x = left + right
         half = tl.zeros([TILE, STEP], tl.float32)
         for down in range(0, WINDOW, STEP):
             y = top + down
-            part = tl.load(m + y[:, None] * SIDE + x[None, :],
-                           (y[:, None] < SIDE) & (x[None, :] < SIDE), 0.0)
+            part = tl.load(m + y[:, None] * side + x[None, :],
+                           (y[:, None] < side) & (x[None, :] < side), 0.0)
             # Three TF32 products keep float32's accuracy; one would keep 11 bits.
             half += tl.dot(tl.load(rows + down), part, input_precision="tf32x3")
         total += tl.dot(half, tl.load(columns + right), input_precision="tf32x3")
     return total
 
 
-@autotune(_MAP_CONFIGS, key=["images", "SIZE", "MAPS", "LARGEST"])
+@autotune(_MAP_CONFIGS, key=["images", "size", "MAPS", "LARGEST"])
 @triton.jit
-def combine_kernel(d0, d1, d2, weights, bands, starts, columns, map_out, mean_out, largest_out,
-                   images, SIZE: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr,
-                   S2: tl.constexpr, W0: tl.constexpr, W1: tl.constexpr, W2: tl.constexpr,
-                   WEIGHTED: tl.constexpr, MAPS: tl.constexpr, LARGEST: tl.constexpr,
-                   BLOCK: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr):
+def combine_kernel(d1, d2, d3, weights, bands, starts, columns, map_out, mean_out, largest_out,
+                   images, size, side1, side2, side3, W1: tl.constexpr, W2: tl.constexpr,
+                   W3: tl.constexpr, WEIGHTED: tl.constexpr, MAPS: tl.constexpr,
+                   LARGEST: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+                   TILE: tl.constexpr):
     """Programs (images * (1 + tiles),): the first of an image computes its mean in closed form,
     each other one tile of its map, which it writes (MAPS) and takes the maximum of (LARGEST).
 
     Without map and maximum there is the first program only, so that the mean has the same bits.
     """
-    TILES: tl.constexpr = (SIZE + TILE - 1) // TILE
-    PROGRAMS: tl.constexpr = 1 + TILES * TILES if MAPS or LARGEST else 1
-    image = tl.program_id(0) // PROGRAMS
-    program = tl.program_id(0) % PROGRAMS
-    w0 = _weight(weights, image, 0, WEIGHTED)
-    w1 = _weight(weights, image, 1, WEIGHTED)
-    w2 = _weight(weights, image, 2, WEIGHTED)
+    tiles = tl.cdiv(size, TILE)
+    programs = 1
+    if MAPS or LARGEST:
+        programs += tiles * tiles
+    image = tl.program_id(0) // programs
+    program = tl.program_id(0) % programs
+    w1 = _weight(weights, image, 0, WEIGHTED)
+    w2 = _weight(weights, image, 1, WEIGHTED)
+    w3 = _weight(weights, image, 2, WEIGHTED)
     if program == 0:
-        mean = w0 * _scale_mean(d0, columns, image, S0, CHUNK)
-        mean += w1 * _scale_mean(d1, columns + S0, image, S1, CHUNK)
-        mean += w2 * _scale_mean(d2, columns + S0 + S1, image, S2, CHUNK)
+        mean = w1 * _scale_mean(d1, columns, image, side1, CHUNK)
+        mean += w2 * _scale_mean(d2, columns + side1, image, side2, CHUNK)
+        mean += w3 * _scale_mean(d3, columns + side1 + side2, image, side3, CHUNK)
         tl.store(mean_out + image, mean)
     elif MAPS or LARGEST:
-        row_tile = (program - 1) // TILES
-        column_tile = (program - 1) % TILES
-        WINDOWS: tl.constexpr = W0 + W1 + W2
-        total = w0 * _scale_tile(d0, bands, starts, image, row_tile, column_tile, 0, S0, W0, 0,
+        row_tile = (program - 1) // tiles
+        column_tile = (program - 1) % tiles
+        WINDOWS: tl.constexpr = W1 + W2 + W3
+        total = w1 * _scale_tile(d1, bands, starts, image, row_tile, column_tile, side1, 0, W1, 0,
                                  WINDOWS, BLOCK, TILE)
-        total += w1 * _scale_tile(d1, bands, starts, image, row_tile, column_tile, 1, S1, W1, W0,
-                                  WINDOWS, BLOCK, TILE)
-        total += w2 * _scale_tile(d2, bands, starts, image, row_tile, column_tile, 2, S2, W2,
-                                  W0 + W1, WINDOWS, BLOCK, TILE)
+        total += w2 * _scale_tile(d2, bands, starts, image, row_tile, column_tile, side2, 1, W2,
+                                  W1, WINDOWS, BLOCK, TILE)
+        total += w3 * _scale_tile(d3, bands, starts, image, row_tile, column_tile, side3, 2, W3,
+                                  W1 + W2, WINDOWS, BLOCK, TILE)
         y = row_tile * TILE + tl.arange(0, TILE)
         x = column_tile * TILE + tl.arange(0, TILE)
-        inside = (y[:, None] < SIZE) & (x[None, :] < SIZE)
+        inside = (y[:, None] < size) & (x[None, :] < size)
         if MAPS:
-            tl.store(map_out + image.to(tl.int64) * (SIZE * SIZE) + y[:, None] * SIZE + x[None, :],
+            tl.store(map_out + image.to(tl.int64) * size * size + y[:, None] * size + x[None, :],
                      total, inside)
         if LARGEST:
             # The order of maxima does not change their result, unlike that of sums.

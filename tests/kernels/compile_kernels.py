@@ -20,8 +20,9 @@ from triton.compiler import ASTSource
 CAPABILITIES = (80, 90, 100)
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 
-# A string is the type of a run-time argument ("*fp16", "i32"), anything else the value of a
-# compile-time one. The compile-time arguments of the autotuner's configurations are added.
+# A string is the type of a run-time argument ("*fp16", "i32", or "i32:16", a multiple of 16, for
+# which Triton compiles another kernel), anything else the value of a compile-time one. The
+# compile-time arguments of the autotuner's configurations are added.
 Arguments = dict[str, Any]
 
 
@@ -53,18 +54,21 @@ def compile_case(kernel: Any, arguments: Arguments, capability: int) -> Iterator
     function = getattr(kernel, "fn", kernel) if hasattr(kernel, "configs") else kernel
     for config in configurations:
         constants = {n: v for n, v in arguments.items() if not isinstance(v, str)} | config.kwargs
-        signature = {n: "constexpr" if n in constants else arguments[n]
+        signature = {n: "constexpr" if n in constants else arguments[n].removesuffix(":16")
                      for n in function.arg_names}
-        # As torch allocates: aligned to 16 bytes.
+        # Pointers as torch allocates: aligned to 16 bytes.
         aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(function.arg_names)
-                   if signature[n].startswith("*")}
+                   if signature[n].startswith("*") or str(arguments.get(n)).endswith(":16")}
         compiled = triton.compile(
             ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned),
             target=GPUTarget("cuda", capability, 32),
             options={"num_warps": config.num_warps, "num_stages": config.num_stages})
         cubin = compiled.asm["cubin"]
         # Both compilers may fuse a product and a sum.
-        fused = compiled.asm["ptx"].count("fma.rn.f64") + dumped(cubin, "--dump-sass").count("DFMA")
+        fused = 0
+        if ".f64" in compiled.asm["ptx"]:
+            fused = compiled.asm["ptx"].count("fma.rn.f64") + dumped(cubin, "--dump-sass").count(
+                "DFMA")
         yield {"config": str(config), "shared": compiled.metadata.shared, "fma_f64": fused,
                **resources(cubin)}
 
