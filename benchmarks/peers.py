@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import openvino
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -83,6 +82,52 @@ class PublishedStep:
         return loss.detach()
 
 
+class PublishedTail(torch.nn.Module):
+    """The published post-processing where the features are: `published_map` of a batch, the blur
+    as two convolutions with the borders repeated as SciPy does."""
+
+    def __init__(self, spec: ScoringSpec, device: torch.device) -> None:
+        super().__init__()
+        self.side = spec.input_size
+        radius = int(4 * spec.blur_sigma + 0.5)
+        weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / spec.blur_sigma) ** 2)
+        self.kernel = (weights / weights.sum()).view(1, 1, -1, 1).to(device)
+        within = np.pad(np.arange(self.side), radius, mode="symmetric")
+        self.padded = torch.from_numpy(within).to(device)
+
+    def forward(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
+        """Three feature maps (N, C, h, w) twice -> maps (N, S, S), float32."""
+        total = torch.zeros((), device=self.kernel.device)
+        for t, s in zip(teacher, student, strict=True):
+            distance = 1 - F.cosine_similarity(t.float(), s.float())
+            total = total + F.interpolate(distance[:, None], size=self.side, mode="bilinear",
+                                          align_corners=True)
+        padded = total[:, :, self.padded][:, :, :, self.padded]
+        blurred = F.conv2d(F.conv2d(padded, self.kernel), self.kernel.transpose(2, 3))
+        return blurred[:, 0]
+
+
+class PublishedOnGpu(torch.nn.Module):
+    """The published model and its post-processing on a GPU, in one dtype, channels-last."""
+
+    def __init__(self, model: SCRD, spec: ScoringSpec, dtype: torch.dtype,
+                 device: torch.device) -> None:
+        super().__init__()
+        self.model = model.eval().to(device, dtype)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.tail = PublishedTail(spec, device)
+        self.mean, self.std = (torch.tensor(v, device=device).view(1, 3, 1, 1)
+                               for v in (spec.mean, spec.std))
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (N, S, S, 3) of the network's size -> scores (N,) and maps (N, S, S)."""
+        pixels = (images.permute(0, 3, 1, 2) / 255 - self.mean) / self.std
+        features = self.model(pixels.to(self.dtype, memory_format=torch.channels_last))
+        maps = self.tail(features.teacher, features.student)
+        return maps.mean(dim=(1, 2)), maps
+
+
 class _WholeModel(torch.nn.Module):
     """Normalised pixels -> score and map, for a converter to trace."""
 
@@ -115,6 +160,8 @@ class PlainOpenVino:
     VARIANTS = ("converted", "dynamic", "static")
 
     def __init__(self, model: SCRD, spec: ScoringSpec, variant: str, precision: str) -> None:
+        import openvino
+
         shape = [1, 3, spec.input_size, spec.input_size]
         core = openvino.Core()
         if variant == "converted":

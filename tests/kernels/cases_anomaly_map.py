@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from scrd_fast.kernels.anomaly_map import BLOCK, MEAN_CHUNK
 from tests.kernels.compile_kernels import Arguments
 
+
 def cases() -> Iterator[tuple[str, Arguments]]:
     sizes = {f"{name}{k}": "i32:16" for name in "cp" for k in (1, 2, 3)}
     for dtype in ("fp32", "fp16", "bf16"):
