@@ -5,7 +5,7 @@ OUT ?= demo-results
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all check csrc-test csrc-tsan bench clean
+.PHONY: demo test test-all check csrc-test csrc-tsan bench gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/scrd-fast demo --out $(OUT)
@@ -20,6 +20,11 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CSRC) $(CSRC_TESTS)
+
+# For a machine with an NVIDIA GPU: uses what $(PYTHON) has installed and downloads nothing.
+gpu-check:
+	$(PYTHON) setup.py -q build_ext --inplace
+	$(PYTHON) -m benchmarks.gpu_check
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks -s --benchmark-columns=min,median,max,rounds

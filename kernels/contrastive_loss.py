@@ -11,8 +11,8 @@ with the last term 0 where s = 0: as torch.cosine_similarity has it, whose norm 
 derivative where it is clamped. A second pass writes the gradient. Source: arXiv 2503.13828,
 section 3.2. Distances whose squares overflow are NaN.
 
-No float is added atomically: equal input gives equal bits for as long as the process keeps its
-autotuned configurations.
+No float is added atomically: equal input gives equal bits, as long as the autotuned configuration
+is the same.
 """
 
 from collections.abc import Sequence
@@ -215,7 +215,7 @@ def _terms(
     partials = student[0].new_empty((5, programs), dtype=dtype)
     terms = student[0].new_empty((2, images, 3), dtype=dtype)
     factors = student[0].new_empty((images, 3, 4), dtype=dtype)
-    with torch.cuda.device_of(partials):
+    with torch.cuda.device_of(partials):  # Triton launches on the current device
         wrap_triton(partial_sums_kernel)[(programs,)](
             *clean, *noisy, *student, partials, *sizes, CHUNK=CHUNK)
         wrap_triton(loss_terms_kernel)[(3 * images,)](
@@ -235,7 +235,7 @@ def _terms_backward(
     def grid(config: dict[str, int]) -> tuple[int]:
         return (_programs(images, sizes, config["BLOCK"]),)
 
-    with torch.cuda.device_of(factors):
+    with torch.cuda.device_of(factors):  # as above
         wrap_triton(student_gradient_kernel)[grid](
             *clean, *noisy, *student, *gradients, grad_terms.contiguous(), factors, images, *sizes)
     return gradients

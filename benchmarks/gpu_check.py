@@ -1,0 +1,106 @@
+"""Runs everything that needs a GPU, in under 8 minutes: python -m benchmarks.gpu_check
+
+First the tests marked gpu, then the benchmarks, those that compile for minutes last and only for as
+long as there is time. Writes benchmarks/results/<device>/<date>.json and prints a short table.
+Downloads nothing.
+"""
+
+import datetime
+import json
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scrd_fast.engine.backends.runner import cuda_missing
+from scrd_fast.files import atomic_write
+
+SECONDS = 450
+RESULTS = Path(__file__).parent / "results"
+TESTS = [
+    "tests/kernels", *(f"tests/ops/test_{name}.py" for name in (
+        "anomaly_map", "simplex_noise", "add_noise", "preprocess", "contrastive_loss")),
+    *(f"tests/engine/test_{name}.py" for name in ("torch_cuda", "engine", "scorer")),
+    "tests/training/test_gpu.py",
+]
+BENCHMARKS = sorted(str(p) for p in Path(__file__).parent.glob("test_bench_*_cuda.py"))
+
+
+def run_pytest(arguments: list[str], seconds: float) -> tuple[str, dict[str, Any]]:
+    """"passed", "failed" or "out of time", and what pytest-benchmark stored."""
+    with tempfile.TemporaryDirectory() as folder:
+        stored = Path(folder) / "benchmarks.json"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+                   f"--benchmark-json={stored}", *arguments]
+        try:
+            code = subprocess.run(command, timeout=max(seconds, 1), check=False).returncode
+        except subprocess.TimeoutExpired:
+            return "out of time", {}
+        text = stored.read_text() if stored.exists() else ""
+        return ("failed" if code else "passed"), json.loads(text) if text else {}
+
+
+def environment() -> dict[str, Any]:
+    import triton
+
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": properties.name, "compute_capability": [properties.major, properties.minor],
+        "multiprocessors": properties.multi_processor_count,
+        "memory_gib": properties.total_memory / 2**30, "torch": torch.__version__,
+        "triton": triton.__version__, "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(), "python": platform.python_version(),
+    }
+
+
+def table(figures: list[dict[str, Any]]) -> str:
+    """A line for each benchmark that wants something, with whether it got it."""
+    lines = []
+    for figure in figures:
+        if "wanted" in figure:
+            relation, _, limit = figure["wanted"].rpartition(" ")
+            kept = (figure["ratio"] <= float(limit) if relation == "at most"
+                    else figure["ratio"] >= float(limit))
+            lines.append(f"{figure['name']:<48} {figure['ratio']:>10.2f}  {figure['wanted']:<14}"
+                         f" {'kept' if kept else 'MISSED'}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    if missing := cuda_missing(None):
+        print(f"gpu-check: {missing}", file=sys.stderr)
+        return 2
+    began = time.monotonic()
+
+    def left() -> float:
+        return SECONDS - (time.monotonic() - began)
+
+    steps, figures = {}, []
+    for name, arguments in {
+        "tests": ["-m", "gpu", *TESTS],
+        "benchmarks": ["-s", "-m", "gpu and not slow", *BENCHMARKS],
+        "benchmarks that compile": ["-s", "-m", "gpu and slow", *BENCHMARKS],
+    }.items():
+        print(f"gpu-check: {name}, {left():.0f} s left", flush=True)
+        steps[name], stored = run_pytest(arguments, left())
+        figures += [{"name": b["name"], **b["extra_info"]} for b in stored.get("benchmarks", [])]
+    where = environment()
+    folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", where["gpu"].lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    out = folder / f"{datetime.date.today()}.json"
+    result = {"environment": where, "seconds": SECONDS - left(), "steps": steps,
+              "figures": figures}
+    with atomic_write(out) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"\n{table(figures)}\n{steps}\n{out}")
+    return 0 if set(steps.values()) == {"passed"} else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
