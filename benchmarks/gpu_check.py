@@ -83,7 +83,7 @@ def main() -> int:
 
     steps, figures = {}, []
     for name, arguments in {
-        "tests": ["-m", "gpu", *TESTS],
+        "tests": ["-m", "gpu and not slow", *TESTS],
         "benchmarks": ["-s", "-m", "gpu and not slow", *BENCHMARKS],
         "benchmarks that compile": ["-s", "-m", "gpu and slow", *BENCHMARKS],
     }.items():

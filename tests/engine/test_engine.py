@@ -125,7 +125,7 @@ def test_threads_may_share_an_engine(small_engine):
 
 
 def test_every_kind_of_batch_gives_the_same_score(small_engine, tmp_path):
-    import cv2
+    cv2 = pytest.importorskip("cv2")
 
     grey = pictures(2, 64)[..., 0]
     expected = small_engine.score(grey).scores
@@ -147,7 +147,7 @@ def test_images_of_other_sizes(small_engine, small):
 
 
 def test_unreadable_files_are_named_and_the_rest_is_scored(small_engine, tmp_path):
-    import cv2
+    cv2 = pytest.importorskip("cv2")
 
     good, bad, gone = tmp_path / "good.png", tmp_path / "bad.png", tmp_path / "gone.png"
     cv2.imwrite(str(good), pictures(1, 64)[0])

@@ -286,7 +286,7 @@ def test_two_threads_wait_for_one_result_each_with_its_own_patience():
 
 
 def test_files_that_cannot_be_scored_are_named(engine, tmp_path, monkeypatch):
-    import cv2
+    cv2 = pytest.importorskip("cv2")
 
     paths = [tmp_path / f"{i}.png" for i in range(11)]
     for i, path in enumerate(paths):
