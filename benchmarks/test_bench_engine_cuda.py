@@ -131,3 +131,31 @@ def test_against_torch_compile(benchmark: Any, engine: Engine, checkpoint: Path,
                              "compiling_s": compiling}
     benchmark.pedantic(ours, rounds=10)
     judge(benchmark, ratio, WANTED_RATIO, gpu=True)
+
+
+@pytest.mark.slow
+def test_the_network_compiled(benchmark: Any, checkpoint: Path) -> None:
+    """Printed only: the engine's network, with cuDNN's fused convolutions, against the same one
+    through torch.compile(max-autotune); both captured with the kernels behind them."""
+    from benchmarks.cuda_timing import in_turn
+    from scrd_fast.engine.backends.cuda import CapturedNetwork
+    from scrd_fast.engine.backends.torch_network import TorchNetwork
+    from scrd_fast.engine.graph import build_graph, network_graph
+
+    loaded, device = load_checkpoint(checkpoint), torch.device("cuda", 0)
+    spec = loaded.spec
+    graph = network_graph(build_graph(loaded.model, spec), spec, features=True)
+    fused, plain = (TorchNetwork(graph, "fp16", device=device, fuse=fuse).run
+                    for fuse in (True, False))
+    compiled = torch.compile(plain, mode="max-autotune-no-cudagraphs", dynamic=False)
+    for n in (1, BATCH):
+        networks = [CapturedNetwork(network, spec, torch.float16, [n], device)
+                    for network in (fused, plain, compiled)]
+        fused_ms, plain_ms, compiled_ms = np.median(
+            in_turn([c.buckets[n].graph.replay for c in networks], rounds=10), axis=0)
+        print(f"\nbatch {n}, graph alone: fused {fused_ms:.3f} ms, not fused {plain_ms:.3f},"
+              f" compiled {compiled_ms:.3f}")
+        benchmark.extra_info |= {f"fused_ms_{n}": float(fused_ms),
+                                 f"plain_ms_{n}": float(plain_ms),
+                                 f"compiled_ms_{n}": float(compiled_ms)}
+    benchmark.pedantic(networks[0].buckets[BATCH].graph.replay, rounds=10)

@@ -77,8 +77,8 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Concat": lambda a, *xs: torch.cat(xs, a["axis"]),
     "DepthToSpace": lambda a, x: F.pixel_shuffle(x, a["blocksize"]),
     "VectorsToSpace": _depth_to_space,
-    "ReduceSum": lambda a, x, axes: x.sum(axes.tolist(), keepdim=bool(a["keepdims"])),
-    "ReduceMax": lambda a, x, axes: x.amax(axes.tolist(), keepdim=bool(a["keepdims"])),
+    "ReduceSum": lambda a, x: x.sum(a["axes"], keepdim=bool(a["keepdims"])),
+    "ReduceMax": lambda a, x: x.amax(a["axes"], keepdim=bool(a["keepdims"])),
 }
 
 
@@ -92,10 +92,13 @@ class _Node:
     attributes: Attributes = field(default_factory=dict)
 
 
-def _read_node(node: onnx.NodeProto, dtype: torch.dtype) -> _Node:
-    return _Node(node.op_type, tuple(node.input), node.output[0], node.name,
-                 dtype if node.name.startswith("network/") else torch.float32,
-                 {a.name: helper.get_attribute_value(a) for a in node.attribute})
+def _read_node(node: onnx.NodeProto, dtype: torch.dtype, weights: dict[str, Tensor]) -> _Node:
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    inputs = list(node.input)
+    if node.op_type.startswith("Reduce"):  # ONNX has the axes as an input, of integers
+        attributes["axes"] = weights[inputs.pop()].tolist()
+    return _Node(node.op_type, tuple(inputs), node.output[0], node.name,
+                 dtype if node.name.startswith("network/") else torch.float32, attributes)
 
 
 def _by_vectors(weight: Tensor) -> Tensor:
@@ -157,13 +160,13 @@ class TorchNetwork:
         device = device or torch.device("cpu")
         self.precision = precision
         self._outputs = [output.name for output in proto.graph.output]
-        nodes = [_read_node(node, dtype) for node in proto.graph.node]
         weights = {t.name: torch.from_numpy(np.array(numpy_helper.to_array(t)))
                    for t in proto.graph.initializer}
+        nodes = [_read_node(node, dtype, weights) for node in proto.graph.node]
         self._nodes = _fuse(nodes, weights, self._outputs) if fuse else nodes
         in_network = {name for node in nodes if node.dtype == dtype for name in node.inputs}
         for name, weight in weights.items():
-            if weight.is_floating_point():  # integers are axes, which Python reads
+            if weight.is_floating_point():
                 weight = weight.to(device, dtype if name in in_network else torch.float32)
             if weight.ndim == 4:
                 weight = weight.contiguous(memory_format=torch.channels_last)
@@ -176,7 +179,7 @@ class TorchNetwork:
         alive = {NETWORK_INPUT: pixels.contiguous(memory_format=torch.channels_last)}
         for i, node in enumerate(self._nodes):
             operands = [self._weights[n] if n in self._weights else alive[n] for n in node.inputs]
-            operands = [o.to(node.dtype) if o.is_floating_point() else o for o in operands]
+            operands = [operand.to(node.dtype) for operand in operands]
             alive[node.output] = _OPERATORS[node.operator](node.attributes, *operands)
             yield node.name, node.output, alive[node.output]
             for n in node.inputs:
