@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from scrd_fast.engine.backends.runner import cuda_missing
+from scrd_fast.engine.backends.choice import cuda_missing
 from scrd_fast.files import atomic_write
 
 SECONDS = 450

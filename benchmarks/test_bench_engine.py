@@ -23,15 +23,11 @@ from numpy.typing import NDArray
 import scrd_fast
 from benchmarks.judge import judge
 from benchmarks.peers import PlainOpenVino, PublishedLoop
-from scrd_fast.engine.backends.runner import native_precisions
+from scrd_fast.engine.backends.choice import native_precisions
 from scrd_fast.engine.fidelity import Limits
 from scrd_fast.model.checkpoint import (
-    Checkpoint,
-    ModelConfig,
     load_checkpoint,
-    save_checkpoint,
 )
-from scrd_fast.model.scrd import SCRD
 from scrd_fast.ops.preprocess import preprocess
 from scrd_fast.spec import ScoringSpec
 
@@ -96,14 +92,6 @@ def images() -> NDArray[np.uint8]:
     coarse = torch.from_numpy(rng.uniform(0, 255, (4, 3, 12, 12)))
     smooth = torch.nn.functional.interpolate(coarse, (256, 256), mode="bicubic").numpy()
     return np.clip(smooth, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1).copy()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    config = ModelConfig("wide_resnet50_2", "random")
-    path = tmp_path_factory.mktemp("bench") / "model.safetensors"
-    return save_checkpoint(Checkpoint(SCRD("wide_resnet50_2"), ScoringSpec(), config), path)
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,7 @@ from benchmarks.judge import judge
 from benchmarks.peers import PublishedOnGpu
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.fidelity import Limits
-from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, load_checkpoint, save_checkpoint
-from scrd_fast.model.scrd import SCRD
-from scrd_fast.spec import ScoringSpec
+from scrd_fast.model.checkpoint import load_checkpoint
 
 BATCH = 64
 WANTED_MS, WANTED_PER_S, WANTED_RATIO = 1.5, 4000.0, 1.2
@@ -35,14 +33,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    config = ModelConfig("wide_resnet50_2", "random")
-    path = tmp_path_factory.mktemp("bench") / "model.safetensors"
-    return save_checkpoint(Checkpoint(SCRD("wide_resnet50_2"), ScoringSpec(), config), path)
 
 
 @pytest.fixture(scope="module")

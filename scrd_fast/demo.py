@@ -19,7 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from scrd_fast.data.demo_brain import DemoImages, make_images
-from scrd_fast.engine.backends.runner import check_precision, choose_backend
+from scrd_fast.engine.backends.choice import check_precision, choose_backend
 from scrd_fast.engine.build import build_engine
 from scrd_fast.engine.measure import latency_ms
 from scrd_fast.files import atomic_write

@@ -20,17 +20,16 @@ from safetensors.torch import save as save_tensors
 from scrd_fast import _current
 from scrd_fast.data.images import is_paths, read_images
 from scrd_fast.engine import fidelity
-from scrd_fast.engine.backends.runner import (
+from scrd_fast.engine.backends.choice import (
     BACKENDS,
     GPU_BACKENDS,
     PRECISIONS,
-    Runner,
-    Scorer,
     check_precision,
     choose_backend,
     make_runner,
     native_precisions,
 )
+from scrd_fast.engine.backends.runner import Runner, Scorer
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.file import (
     GOLDEN,

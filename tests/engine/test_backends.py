@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast.engine.backends.runner import choose_backend, cuda_missing
+from scrd_fast.engine.backends.choice import choose_backend, cuda_missing
 from scrd_fast.engine.backends.torch_network import TorchNetwork
 from scrd_fast.engine.graph import build_graph, network_graph
 from scrd_fast.errors import BackendUnavailable, InputError

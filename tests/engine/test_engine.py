@@ -11,7 +11,7 @@ import torch
 
 import scrd_fast
 from scrd_fast import _current
-from scrd_fast.engine.backends.runner import native_precisions
+from scrd_fast.engine.backends.choice import native_precisions
 from scrd_fast.engine.fidelity import Limits
 from scrd_fast.engine.file import read_engine_file, write_engine_file
 from scrd_fast.errors import (

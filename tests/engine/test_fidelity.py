@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scrd_fast.engine.backends.runner import PRECISIONS
+from scrd_fast.engine.backends.choice import PRECISIONS
 from scrd_fast.engine.build import PROBE_COUNT
 from scrd_fast.engine.fidelity import (
     JUDGED_FROM,

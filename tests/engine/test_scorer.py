@@ -16,7 +16,7 @@ import pytest
 import scrd_fast
 from scrd_fast import _native
 from scrd_fast.data.images import read_image
-from scrd_fast.engine.backends.runner import choose_backend
+from scrd_fast.engine.backends.choice import choose_backend
 from scrd_fast.engine.engine import Pending
 from scrd_fast.errors import BackendUnavailable, ClosedError, InputError, NotFiniteError
 from scrd_fast.ops.anomaly_map import native_tail

@@ -1,0 +1,114 @@
+"""Which backend, precision and mode: what there is, what can run here, and making its runner."""
+
+import re
+from importlib.util import find_spec
+
+import onnx
+import torch
+
+from scrd_fast.engine.backends.runner import Runner
+from scrd_fast.errors import BackendUnavailable, expect
+from scrd_fast.ops.implementations import no_triton
+from scrd_fast.spec import ScoringSpec
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+BACKENDS = ("openvino", "torch_eager", "torch_cuda")
+GPU_BACKENDS = ("torch_cuda",)
+MODES = ("latency", "throughput")
+
+
+def check_precision(backend: str, precision: str) -> None:
+    """Raise unless `precision` is "auto" or one that the backend offers on this machine."""
+    choices = ("auto", *PRECISIONS)
+    expect(precision in choices, "precision", f"one of {choices}", repr(precision))
+    offered = native_precisions(backend)
+    if precision != "auto" and precision not in offered:
+        raise BackendUnavailable(
+            f"precision {precision!r}: this machine does not compute in it natively through"
+            f" {backend}; it offers {offered}"
+        )
+
+
+def choose_backend(backend: str, device: str | None) -> str:
+    """The backend to use for "auto", or the forced one; raises where it cannot run here.
+
+    device: "cpu", "cuda" or "cuda:<index>"; None means a GPU where one can be used.
+    """
+    expect(backend in ("auto", *BACKENDS), "backend", f"one of {('auto', *BACKENDS)}",
+           repr(backend))
+    expect(device is None or re.fullmatch(r"cpu|cuda(:\d+)?", device) is not None, "device",
+           "None, 'cpu', 'cuda' or 'cuda:<index>'", repr(device))
+    on_gpu = device is not None and device.startswith("cuda")
+    if backend == "auto":
+        if on_gpu or (device is None and cuda_missing(None) is None):
+            backend = "torch_cuda"
+        else:
+            backend = "torch_eager" if _openvino_missing() else "openvino"
+    fits = device is None or on_gpu == (backend in GPU_BACKENDS)
+    expect(fits, "device", f"{'a GPU' if backend in GPU_BACKENDS else 'cpu'} with backend"
+           f" {backend!r}", repr(device))
+    if backend == "openvino" and (missing := _openvino_missing()):
+        raise BackendUnavailable(f"backend 'openvino': {missing}, or choose backend='torch_eager'")
+    if backend in GPU_BACKENDS and (missing := cuda_missing(device)):
+        what = f"backend {backend!r}" if device is None else f"device {device!r}"
+        raise BackendUnavailable(f"{what}: {missing}")
+    return backend
+
+
+def cuda_missing(device: str | None) -> str | None:
+    """Why a GPU cannot be used through PyTorch, and what to do; None where it can."""
+    if torch.version.cuda is None:
+        return (f"PyTorch {torch.__version__} was built without CUDA; install a CUDA build from"
+                " pytorch.org")
+    if not torch.cuda.is_available():
+        return "PyTorch finds no NVIDIA GPU; `nvidia-smi` shows whether the driver does"
+    index = int(device.partition(":")[2] or 0) if device else 0
+    if index >= torch.cuda.device_count():
+        return f"expected an index below {torch.cuda.device_count()}, the number of GPUs"
+    return no_triton()
+
+
+def _openvino_missing() -> str | None:
+    """Why OpenVINO cannot be used, and what to do; None where it can."""
+    if not find_spec("openvino"):
+        return "the openvino package is not installed; pip install openvino"
+    if not find_spec("scrd_fast._openvino"):
+        return ("scrd_fast was installed where OpenVINO was not, without the runner for it;"
+                " install scrd_fast again")
+    return None
+
+
+def native_precisions(backend: str) -> list[str]:
+    """The precisions that `backend` computes in natively on this machine, the last to be tried
+    first (fp16 before bf16, which is as fast and coarser, before fp32)."""
+    if backend == "openvino":
+        from scrd_fast.engine.backends.openvino import precisions
+    elif backend == "torch_cuda":
+        from scrd_fast.engine.backends.torch_cuda import precisions
+    else:
+        from scrd_fast.engine.backends.torch_eager import precisions
+    return precisions()
+
+
+def make_runner(
+    backend: str, proto: onnx.ModelProto, spec: ScoringSpec, precision: str,
+    buckets: tuple[int, ...], mode: str = "latency", device: str | None = None,
+) -> Runner:
+    """Compile the network in `proto` for a backend; raises BackendUnavailable.
+
+    proto: what engine.graph.build_graph gives; buckets: batch sizes rising from 1; mode:
+    "latency" (one stream, all cores) or "throughput" (several streams, where the backend has
+    them); device: which GPU, for a backend that runs on one.
+    """
+    check_precision(backend, precision)
+    expect(mode in MODES, "mode", f"one of {MODES}", repr(mode))
+    if backend == "torch_cuda":
+        from scrd_fast.engine.backends.torch_cuda import make as make_on_gpu
+
+        return make_on_gpu(proto, spec, precision, buckets, mode,
+                           torch.device(device or "cuda"))
+    if backend == "openvino":
+        from scrd_fast.engine.backends.openvino import make
+    else:
+        from scrd_fast.engine.backends.torch_eager import make
+    return make(proto, spec, precision, buckets, mode)
