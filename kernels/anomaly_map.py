@@ -153,7 +153,8 @@ def _scale_tile(distance, bands, starts, image, row_tile, column_tile, side,
     return total
 
 
-@autotune(_MAP_CONFIGS, key=["images", "size", "MAPS", "LARGEST"])
+# Tiles of another side round otherwise: with and without a map the maximum takes the same ones.
+@autotune(_MAP_CONFIGS, key=["images", "size", "LARGEST"], restore=["largest_out"])
 @triton.jit
 def combine_kernel(d1, d2, d3, weights, bands, starts, columns, map_out, mean_out, largest_out,
                    images, size, side1, side2, side3, W1: tl.constexpr, W2: tl.constexpr,

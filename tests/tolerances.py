@@ -92,6 +92,8 @@ TOLERANCES: dict[tuple[str, str, str], tuple[float, str]] = {
     ("engine_score", "float32", "engine"): (1e-4, "relative: as the map"),
     ("engine_neighbours", "float32", "engine"): (
         1e-6, "relative: a batch of another size may sum in another order"),
+    ("engine_neighbours", "float32", "torch_cuda"): (
+        1e-5, "as above; cuDNN may choose another algorithm, and a maximum averages nothing out"),
 }
 
 

@@ -49,8 +49,7 @@ from scrd_fast.spec import ScoringSpec
 GOLDEN_COUNT = 8
 BATCH = 8
 LARGEST_BATCH = 1024
-# Rounding-only precisions need no ranks: a few images show the largest error.
-PROBE_COUNT = {"fp32": 24, "bf16": fidelity.JUDGED_FROM, "fp16": fidelity.JUDGED_FROM}
+FEW_IMAGES = 24  # of the probe set, where no ranks are judged: they show the largest error
 GPU_BUCKETS = (1, 8, 32)
 Progress = Callable[[int, int, str], None]
 
@@ -86,13 +85,14 @@ def _are_buckets(value: Any) -> bool:
 
 def _measure(
     runner: Runner, proto: onnx.ModelProto, checkpoint: Checkpoint, precision: str, images: Any,
-    progress: Progress,
+    limits: fidelity.Limits, progress: Progress,
 ) -> fidelity.Report:
     """The fidelity report of one runner; raises FidelityError on values that are not finite."""
     from scrd_fast.engine.backends.torch_network import first_nonfinite
 
     spec = checkpoint.spec
-    probe = fidelity.make_probe(spec, images, PROBE_COUNT[precision])
+    probe = fidelity.make_probe(
+        spec, images, fidelity.JUDGED_FROM if limits.need_ranks() else FEW_IMAGES)
     n, done = len(probe.pixels), 0
 
     def step(count: int) -> None:
@@ -190,7 +190,7 @@ def build_engine(
             runner = make_runner(name, proto, loaded.spec, candidate, (1,))
         allowed = limits or fidelity.LIMITS[candidate]
         try:
-            report = _measure(runner, proto, loaded, candidate, probe_images, progress)
+            report = _measure(runner, proto, loaded, candidate, probe_images, allowed, progress)
         except FidelityError as error:
             misses.append(str(error))
             continue

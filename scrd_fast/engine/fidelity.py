@@ -32,6 +32,10 @@ class Limits:
     auroc_change: float | None = None
     flipped: float | None = None
 
+    def need_ranks(self) -> bool:
+        """Whether they can only be judged on many images."""
+        return self.rank_correlation is not None or self.auroc_change is not None
+
 
 # Few bits of mantissa in every layer: values move, their order must not.
 _ROUNDED = Limits(rank_correlation=0.999, auroc_change=0.002, flipped=0.002)

@@ -87,6 +87,20 @@ def test_the_fused_network_is_the_network(backbone, features):
     assert all(not name.endswith(".add") for name in steps if name.startswith("network/"))
 
 
+def test_a_fused_network_is_tried_before_it_is_taken(small):
+    """On the CPU the fused operations are plain ones, which run and keep NaN."""
+    pytest.importorskip("triton", reason="the GPU backends need Triton")
+    from scrd_fast.engine.backends.torch_cuda import _unusable
+
+    graph = network_graph(build_graph(small.model, small.spec), small.spec, features=True)
+    fused = TorchNetwork(graph, "bf16", fuse=True)
+    assert _unusable(fused, 64, torch.device("cpu")) is None
+    broken = [t for t in fused._weights.values() if t.ndim == 4][5]
+    broken.resize_(0)
+    assert "does not run its fused convolutions in bf16" in _unusable(fused, 64,
+                                                                      torch.device("cpu"))
+
+
 @pytest.mark.parametrize(("count", "buckets", "expected"), [
     (1, (1, 8, 32), [(0, 1, 1)]),
     (2, (1, 8, 32), [(0, 2, 8)]),

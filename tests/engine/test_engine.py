@@ -28,7 +28,6 @@ from tests.tolerances import allowed
 
 MAP = allowed("engine_map", "float32", "engine")
 SCORE = allowed("engine_score", "float32", "engine")
-NEIGHBOUR = allowed("engine_neighbours", "float32", "engine")
 
 
 def check_against_reference(engine, checkpoint, images):
@@ -67,6 +66,8 @@ def large_engine(large_path):
 
 def test_score_does_not_depend_on_neighbours(large_engine, small_engine):
     for engine, side in ((large_engine, 256), (small_engine, 64)):
+        on_gpu = engine.manifest.backend == "torch_cuda"
+        tolerance = allowed("engine_neighbours", "float32", "torch_cuda" if on_gpu else "engine")
         images = pictures(7, side)
         together = engine.score(images).scores
         others = pictures(7, side, seed=9)
@@ -74,7 +75,7 @@ def test_score_does_not_depend_on_neighbours(large_engine, small_engine):
         swapped = engine.score(others).scores[3]
         alone = engine.score(images[3:4]).scores[0]
         for score in (swapped, alone):
-            assert abs(score - together[3]) <= NEIGHBOUR * abs(together[3])
+            assert abs(score - together[3]) <= tolerance * abs(together[3])
 
 
 @pytest.mark.parametrize("backend", EACH_BACKEND)
@@ -194,8 +195,6 @@ def test_bad_build_arguments(small_path, tmp_path):
         scrd_fast.build_engine(small_path, out, precision="int3")
     with pytest.raises(InputError, match="buckets"):
         scrd_fast.build_engine(small_path, out, buckets=(8, 1))
-    with pytest.raises(BackendUnavailable, match="device 'cuda'"):
-        scrd_fast.build_engine(small_path, out, device="cuda")
     with pytest.raises(CheckpointError, match="gone"):
         scrd_fast.build_engine(tmp_path / "gone.safetensors", out)
     with pytest.raises(EngineFileError, match="gone"):

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from scrd_fast.engine.backends.choice import PRECISIONS
-from scrd_fast.engine.build import PROBE_COUNT
 from scrd_fast.engine.fidelity import (
     JUDGED_FROM,
     LIMITS,
@@ -156,7 +155,7 @@ def test_texts_of_broken_limits():
 
 
 def test_every_precision_has_limits():
-    assert set(LIMITS) == set(PRECISIONS) == set(PROBE_COUNT)
+    assert set(LIMITS) == set(PRECISIONS)
 
 
 def test_probe_without_images():

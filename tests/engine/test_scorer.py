@@ -395,6 +395,6 @@ pending = [engine.submit(np.zeros((2, 64, 64), np.uint8)) for _ in range(20)]
 ])
 def test_without_openvino_auto_takes_pytorch(hidden, message, monkeypatch):
     monkeypatch.setitem(sys.modules, hidden, None)
-    assert choose_backend("auto", None) == "torch_eager"
+    assert choose_backend("auto", "cpu") == "torch_eager"
     with pytest.raises(BackendUnavailable, match=f"^backend 'openvino': {message}"):
         choose_backend("openvino", None)

@@ -14,6 +14,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -71,14 +72,22 @@ class CapturedNetwork:
         self._pool = torch.cuda.graph_pool_handle()
         for n in sorted(buckets, reverse=True):  # smaller graphs find room in the larger ones'
             bucket = self._captured(n)
+            if bucket is None and self.buckets:  # the larger ones hold what it needs
+                larger, self.buckets = list(self.buckets), {}
+                self._leave_out(larger)
+                bucket = self._captured(n)
             if bucket is None:
-                torch.cuda.empty_cache()
-                warnings.warn(f"a batch of {n} does not fit into the memory of {device}; larger"
-                              " batches are split", stacklevel=2)
+                self._leave_out([n])
             else:
                 self.buckets = {n: bucket, **self.buckets}
         if not self.buckets:
             raise no_room(device)
+
+    def _leave_out(self, buckets: Sequence[int]) -> None:
+        torch.cuda.empty_cache()
+        for n in buckets:
+            warnings.warn(f"a batch of {n} does not fit into the memory of {self.device}; larger"
+                          " batches are split", stacklevel=3)
 
     def _run(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         *features, weights = self._network(pixels)
@@ -95,10 +104,7 @@ class CapturedNetwork:
         """The graph for a batch of n; None where the memory is too small."""
         side = self.spec.input_size
         try:
-            # The algorithms that heuristics choose are the same each time, TF32 would keep 11
-            # bits of fp32.
-            with torch.no_grad(), torch.cuda.device(self.device), torch.backends.cudnn.flags(
-                    enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            with torch.no_grad(), torch.cuda.device(self.device), exact_convolutions():
                 with torch.cuda.stream(self.stream):
                     pixels = torch.zeros((n, side, side, 3), dtype=self._dtype,
                                          device=self.device).permute(0, 3, 1, 2)
@@ -112,7 +118,19 @@ class CapturedNetwork:
                     scores, maps, weights = self._run(pixels)
         except torch.cuda.OutOfMemoryError:
             return None
+        except RuntimeError as error:
+            # What cuDNN says where no algorithm's workspace fits.
+            if "unable to find an engine" not in str(error):
+                raise
+            return None
         return _Bucket(graph, pixels, scores, maps, weights)
+
+
+def exact_convolutions() -> AbstractContextManager[None]:
+    """cuDNN with float32 products of float32 (TF32 keeps 11 bits), and with the algorithms that its
+    heuristics choose, which are the same each time."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True,
+                                      allow_tf32=False, fp32_precision="ieee")
 
 
 def pieces(count: int, buckets: Sequence[int]) -> Iterator[tuple[int, int, int]]:
@@ -131,9 +149,16 @@ class PendingCuda:
     def __init__(self, scores: Tensor, maps: Tensor | None, weights: Tensor,
                  finished: torch.cuda.Event) -> None:
         self._results, self._finished = (scores, maps, weights), finished
+        self._process = os.getpid()
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            raise ClosedError("result: expected the process that submitted the batch, got a fork"
+                              " of it")
 
     def done(self) -> bool:
         """Whether `get` would not wait."""
+        self._check_process()
         return self._finished.query()
 
     def wait(self, seconds: float) -> bool:
@@ -151,6 +176,7 @@ class PendingCuda:
 
         Raises NotFiniteError naming the first image on which the network overflows.
         """
+        self._check_process()
         self._finished.synchronize()
         scores, maps, weights = self._results
         bad = (~scores.isfinite()).nonzero()

@@ -1,5 +1,7 @@
 """PyTorch and Triton on an NVIDIA GPU: the network in cuDNN's convolutions, the rest in ours."""
 
+import warnings
+
 import onnx
 import torch
 import triton
@@ -19,16 +21,46 @@ def make(
     one_stream("torch_cuda", mode)
     if device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    # cuDNN fuses what follows a convolution in half precision.
-    try:
-        network = TorchNetwork(network_graph(proto, spec, features=True), precision,
-                               device=device, fuse=precision != "fp32")
-    except torch.cuda.OutOfMemoryError as error:
-        raise no_room(device) from error
-    captured = CapturedNetwork(network.run, spec, DTYPES[precision], buckets, device)
+    graph = network_graph(proto, spec, features=True)
+    with torch.inference_mode(False):  # its weights and buffers outlive the caller's mode
+        try:
+            network = _network(graph, spec, precision, device)
+        except torch.cuda.OutOfMemoryError as error:
+            raise no_room(device) from error
+        captured = CapturedNetwork(network.run, spec, DTYPES[precision], buckets, device)
     version = f"{torch.__version__}, Triton {triton.__version__}"
     return Runner("torch_cuda", version, tuple(captured.buckets), lambda: CudaScorer(captured),
                   lambda batch, name: batch, network.precision_used)
+
+
+def _network(
+    graph: onnx.ModelProto, spec: ScoringSpec, precision: str, device: torch.device
+) -> TorchNetwork:
+    """The network with bias, residual sum and ReLU inside cuDNN's convolutions, where it has such
+    ones: in half precision."""
+    if precision != "fp32":
+        fused = TorchNetwork(graph, precision, device=device, fuse=True)
+        if (reason := _unusable(fused, spec.input_size, device)) is None:
+            return fused
+        warnings.warn(f"cuDNN {torch.backends.cudnn.version()} {reason}; the network runs with"
+                      " plain convolutions, which are slower", stacklevel=2)
+    return TorchNetwork(graph, precision, device=device)
+
+
+def _unusable(fused: TorchNetwork, side: int, device: torch.device) -> str | None:
+    """Why a fused network cannot be taken, or None where it can."""
+    pixels = torch.full((1, 3, side, side), float("nan"), dtype=DTYPES[fused.precision],
+                        device=device)
+    try:
+        outputs = fused.run(pixels)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        return f"does not run its fused convolutions in {fused.precision} ({error})"
+    # Some releases have a ReLU that makes 0 of NaN: an overflow would become a score.
+    if any(bool(output.isfinite().all()) for output in outputs):
+        return f"loses what is not finite in its fused convolutions in {fused.precision}"
+    return None
 
 
 def precisions() -> list[str]:
