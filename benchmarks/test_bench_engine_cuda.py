@@ -127,7 +127,7 @@ def test_the_network_compiled(benchmark: Any, checkpoint: Path) -> None:
     """Printed only: the engine's network, with cuDNN's fused convolutions, against the same one
     through torch.compile(max-autotune); both captured with the kernels behind them."""
     from benchmarks.cuda_timing import in_turn
-    from scrd_fast.engine.backends.cuda import CapturedNetwork
+    from scrd_fast.engine.backends.cuda import CapturedNetwork, with_tail
     from scrd_fast.engine.backends.torch_network import TorchNetwork
     from scrd_fast.engine.graph import build_graph, network_graph
 
@@ -138,7 +138,8 @@ def test_the_network_compiled(benchmark: Any, checkpoint: Path) -> None:
                     for fuse in (True, False))
     compiled = torch.compile(plain, mode="max-autotune-no-cudagraphs", dynamic=False)
     for n in (1, BATCH):
-        networks = [CapturedNetwork(network, spec, torch.float16, [n], device)
+        networks = [CapturedNetwork(with_tail(network, spec, device), spec, [n], device,
+                                    torch.float16, channels_last=True)
                     for network in (fused, plain, compiled)]
         fused_ms, plain_ms, compiled_ms = np.median(
             in_turn([c.buckets[n].graph.replay for c in networks], rounds=10), axis=0)

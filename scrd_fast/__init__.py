@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scrd_fast._current import score
-    from scrd_fast.engine.build import build_engine, export_onnx, load_engine, verify_engine
+    from scrd_fast.engine.backends.plan import TensorRtOptions
+    from scrd_fast.engine.build import build_engine, export_onnx
     from scrd_fast.engine.engine import Engine, Result
+    from scrd_fast.engine.load import load_engine, rebuild_engine, verify_engine
     from scrd_fast.errors import ScrdError
     from scrd_fast.model.published_pickle import convert_published
     from scrd_fast.spec import ScoringSpec
@@ -25,8 +27,10 @@ _HOMES = {
     "score": "_current",
     "build_engine": "engine.build",
     "export_onnx": "engine.build",
-    "load_engine": "engine.build",
-    "verify_engine": "engine.build",
+    "TensorRtOptions": "engine.backends.plan",
+    "load_engine": "engine.load",
+    "rebuild_engine": "engine.load",
+    "verify_engine": "engine.load",
     "Engine": "engine.engine",
     "Result": "engine.engine",
     "ScrdError": "errors",
@@ -39,9 +43,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "Engine", "PretrainConfig", "Result", "ScoringSpec", "ScrdError", "TrainConfig",
-    "build_engine", "convert_published", "export_onnx", "load_engine", "pretrain_teacher",
-    "score", "train", "verify_engine",
+    "Engine", "PretrainConfig", "Result", "ScoringSpec", "ScrdError",
+    "TensorRtOptions", "TrainConfig", "build_engine", "convert_published", "export_onnx",
+    "load_engine", "pretrain_teacher", "rebuild_engine", "score", "train", "verify_engine",
 ]
 
 

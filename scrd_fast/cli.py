@@ -19,6 +19,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+Trust = Annotated[bool, typer.Option(
+    help="Also run a TensorRT plan that you did not build; a plan is code.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 Backbone = Annotated[str, typer.Option(
     help="resnet18, resnet34, resnet50 or wide_resnet50_2.")]
@@ -26,8 +28,8 @@ InputSize = Annotated[int, typer.Option(help="Side of the network input, divisib
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Autocast = Annotated[str, typer.Option(help="fp32, or autocast to bf16 or fp16.")]
 Precision = Annotated[str, typer.Option(
-    help="auto, fp32, bf16 or fp16 (on a GPU); auto is the fastest that the machine computes in and"
-         " for which the fidelity limits hold.")]
+    help="auto, fp32, bf16, fp16 (on a GPU), int8 or fp8 (TensorRT, with --images); auto is the"
+         " fastest that the machine computes in and for which the fidelity limits hold.")]
 
 
 @contextmanager
@@ -159,32 +161,55 @@ def convert(
 
 @app.command(epilog=_example("scrd-fast build model.safetensors --images normals/"))
 def build(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint (.safetensors).")],
+    checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint (.safetensors).")] = None,
     out: Annotated[Path | None, typer.Option(help="Engine file; beside it by default.")] = None,
+    again: Annotated[Path | None, typer.Option(
+        "--from", help="Instead of a checkpoint: compile this engine file again, for this machine,"
+                       " with its own backend and precision.")] = None,
     backend: Annotated[str, typer.Option(
-        help="auto, openvino, torch_eager or torch_cuda.")] = "auto",
+        help="auto, openvino, torch_eager, tensorrt or torch_cuda.")] = "auto",
     precision: Precision = "auto",
     device: Annotated[str | None, typer.Option(
         help="cpu, cuda or cuda:<index>; by default a GPU where one can be used.")] = None,
     images: Annotated[Path | None, typer.Option(
         help="Folder of normal images to judge fidelity on; they are not kept.")] = None,
+    workspace_gb: Annotated[float | None, typer.Option(
+        help="TensorRT: the most scratch memory of a layer.")] = None,
+    level: Annotated[int, typer.Option(
+        help="TensorRT: 0 builds fast, 5 builds the fastest plan.")] = 3,
+    stripped: Annotated[bool, typer.Option(
+        help="TensorRT: a plan without weights; loading puts them back.")] = False,
+    tail: Annotated[str, typer.Option(
+        help="TensorRT: onnx, or plugin for the distances by our own kernel.")] = "onnx",
     quiet: Quiet = False,
 ) -> None:
     """Compile a checkpoint into one engine file for this machine."""
     from rich.console import Console
     from rich.progress import Progress
 
+    from scrd_fast.engine.backends.plan import TensorRtOptions
     from scrd_fast.engine.build import build_engine
+    from scrd_fast.engine.load import rebuild_engine
 
+    if (checkpoint is None) == (again is None):
+        raise typer.BadParameter("expected a checkpoint or --from ENGINE, and not both")
     console = Console(stderr=True)
     hidden = quiet or not console.is_terminal
     with Progress(console=console, disable=hidden, transient=True) as bar:
         task = bar.add_task("loading")
-        engine = build_engine(
-            checkpoint, out, backend=backend, precision=precision, device=device,
-            images=None if images is None else str(images),
-            progress=lambda done, total, what: bar.update(
-                task, completed=done, total=total, description=what))
+
+        def shown(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what)
+
+        if again is not None:
+            engine = rebuild_engine(again, out, device=device, progress=shown)
+        else:
+            assert checkpoint is not None
+            engine = build_engine(
+                checkpoint, out, backend=backend, precision=precision, device=device,
+                images=None if images is None else str(images), progress=shown,
+                tensorrt=TensorRtOptions(workspace_gb=workspace_gb, level=level,
+                                         stripped=stripped, tail=tail))
     fidelity = engine.manifest.fidelity
     typer.echo(f"{engine.path}: {engine.manifest.backend} {engine.manifest.precision},"
                f" score error {fidelity['score_error']:.1e}, map error"
@@ -199,16 +224,17 @@ def score(
     images: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
     out: Annotated[Path | None, typer.Option(help="CSV file instead of standard output.")] = None,
     overlays: Annotated[Path | None, typer.Option(help="Folder for heat-map PNGs.")] = None,
+    trust: Trust = False,
 ) -> None:
     """Score images; unreadable ones are named, the rest is scored (exit code 1 then)."""
     from scrd_fast.data.images import list_images
-    from scrd_fast.engine.build import load_engine
+    from scrd_fast.engine.load import load_engine
     from scrd_fast.report.scores import score_files
 
     paths = [path for place in images for path in (
         list_images(place) if place.is_dir() else [place])]
     with _busy("loading"):
-        loaded = load_engine(engine)
+        loaded = load_engine(engine, trust=trust)
     failed = score_files(loaded, paths, out=out, overlays=overlays)
     for message in failed:
         typer.echo(f"not scored: {message}", err=True)
@@ -231,22 +257,35 @@ def export(
 
 
 @app.command(epilog=_example("scrd-fast info model.scrd"))
-def info(engine: Annotated[Path, typer.Argument(help="Engine file (.scrd).")]) -> None:
+def info(
+    engine: Annotated[Path, typer.Argument(help="Engine file (.scrd).")],
+    layers: Annotated[bool, typer.Option(
+        help="Also load it and list its compiled layers with precisions and times (TensorRT).",
+    )] = False,
+    trust: Trust = False,
+) -> None:
     """Print what an engine file says of itself, as JSON."""
     import json
 
     from scrd_fast.engine.file import describe
+    from scrd_fast.engine.load import load_engine
 
-    typer.echo(json.dumps(describe(engine), indent=1))
+    told = describe(engine)
+    if layers:
+        with _busy("timing layers"), load_engine(engine, trust=trust) as loaded:
+            told["layers"] = loaded.layers()
+    typer.echo(json.dumps(told, indent=1))
 
 
 @app.command(epilog=_example("scrd-fast verify model.scrd"))
-def verify(engine: Annotated[Path, typer.Argument(help="Engine file (.scrd).")]) -> None:
+def verify(
+    engine: Annotated[Path, typer.Argument(help="Engine file (.scrd).")], trust: Trust = False,
+) -> None:
     """Replay the golden images on this machine; exit code 2 where the scores differ."""
-    from scrd_fast.engine.build import verify_engine
+    from scrd_fast.engine.load import verify_engine
 
     with _busy("verifying"):
-        figures = verify_engine(engine)
+        figures = verify_engine(engine, trust=trust)
     shown = "  ".join(f"{name} {value:.1e}" for name, value in figures.items())
     typer.echo(f"{engine}: reproduces its golden images  {shown}")
 

@@ -35,6 +35,10 @@ class EngineFileError(ScrdError):
     """An engine file (.scrd) is missing, damaged, or of a version this package does not know."""
 
 
+class EngineBuildError(ScrdError):
+    """A compiler refused a network; the message says which part, and why."""
+
+
 class BackendUnavailable(ScrdError):
     """A backend or precision was asked for that this machine cannot run."""
 

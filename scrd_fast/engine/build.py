@@ -1,9 +1,10 @@
-"""build_engine, load_engine, verify_engine, export_onnx: from a checkpoint to scores."""
+"""build_engine, export_onnx: from a checkpoint to an engine file, judged before it is written."""
 
+import hashlib
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -12,22 +13,25 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from scrd_fast import _current
 from scrd_fast.data.images import is_paths, read_images
 from scrd_fast.engine import fidelity
 from scrd_fast.engine.backends.choice import (
-    BACKENDS,
     GPU_BACKENDS,
-    PRECISIONS,
+    QUANTISED,
     check_precision,
     choose_backend,
     make_runner,
     native_precisions,
+)
+from scrd_fast.engine.backends.plan import (
+    PLAN,
+    TensorRtOptions,
+    plan_fingerprint,
+    remember_plan,
 )
 from scrd_fast.engine.backends.runner import Runner, Scorer
 from scrd_fast.engine.engine import Engine
@@ -35,12 +39,11 @@ from scrd_fast.engine.file import (
     GOLDEN,
     NETWORK,
     Manifest,
-    read_engine_file,
     write_engine_file,
 )
 from scrd_fast.engine.golden import golden_images
 from scrd_fast.engine.graph import build_graph
-from scrd_fast.errors import EngineFileError, FidelityError, InputError, NotFiniteError, expect
+from scrd_fast.errors import FidelityError, InputError, NotFiniteError, expect
 from scrd_fast.files import atomic_write
 from scrd_fast.model.checkpoint import Checkpoint, load_checkpoint
 from scrd_fast.model.reference import score_images, score_pixels
@@ -54,7 +57,7 @@ GPU_BUCKETS = (1, 8, 32)
 Progress = Callable[[int, int, str], None]
 
 
-def _silent(done: int, total: int, what: str) -> None:
+def silent(done: int, total: int, what: str) -> None:
     return None
 
 
@@ -76,7 +79,7 @@ def fingerprint(device: torch.device | None = None) -> dict[str, Any]:
     return machine
 
 
-def _are_buckets(value: Any) -> bool:
+def are_buckets(value: Any) -> bool:
     """Whether these are batch sizes rising from 1."""
     return (isinstance(value, tuple | list) and all(type(b) is int for b in value)
             and list(value[:1]) == [1] and list(value) == sorted(set(value))
@@ -150,25 +153,28 @@ def build_engine(
     images: Any = None,
     buckets: tuple[int, ...] | None = None,
     limits: fidelity.Limits | None = None,
-    progress: Progress = _silent,
+    tensorrt: TensorRtOptions | None = None,
+    progress: Progress = silent,
 ) -> Engine:
     """Compile a checkpoint into one engine file for this machine, and load it.
 
     checkpoint: a .safetensors file of this package. out: the engine file, `<checkpoint>.scrd`
-    beside it by default. backend: "auto", "openvino", "torch_eager" or "torch_cuda". precision:
-    "fp32", "bf16", "fp16" (on a GPU), or "auto": the fastest that the machine computes in
-    natively and that keeps the fidelity limits. device: "cpu", "cuda" or "cuda:<index>"; by
+    beside it by default. backend: "auto", "openvino", "torch_eager", "tensorrt" or "torch_cuda".
+    precision: "fp32", "bf16", "fp16" (on a GPU), "int8" or "fp8" (TensorRT; they need `images` to
+    calibrate on), or "auto": the fastest that the machine computes in natively and that keeps the
+    fidelity limits, without quantisation. device: "cpu", "cuda" or "cuda:<index>"; by
     default a GPU where one can be used. images: normal images (array, folder or paths) to judge
     fidelity on; their pictures are not kept. buckets: batch sizes rising from 1, each compiled on
     its own; by default 1, 8 and 32 on a GPU, else single images, and batches of 8 where those are
     measured to be faster. On a GPU a batch between two buckets is padded, and a bucket that does
     not fit into its memory is left out with a warning. limits: fidelity limits instead of the
-    table's (engine.fidelity). progress: called with (done, total, what).
+    table's (engine.fidelity). tensorrt: how a plan is built. progress: called with (done, total,
+    what).
 
-    Raises CheckpointError, BackendUnavailable, DeviceMemoryError, FidelityError (with the figures),
-    OutputError.
+    Raises CheckpointError, BackendUnavailable, DeviceMemoryError, EngineBuildError, FidelityError
+    (with the figures), OutputError.
     """
-    expect(buckets is None or _are_buckets(buckets), "buckets",
+    expect(buckets is None or are_buckets(buckets), "buckets",
            f"integers that rise from 1 to {LARGEST_BATCH} at most", buckets)
     name = choose_backend(backend, device)
     check_precision(name, precision)
@@ -178,14 +184,23 @@ def build_engine(
     probe_images = read_images(images) if is_paths(images) else images
     proto = build_graph(loaded.model, loaded.spec)
 
-    candidates = native_precisions(name)[::-1] if precision == "auto" else [precision]
+    candidates = [precision] if precision != "auto" else [
+        p for p in native_precisions(name)[::-1] if p not in QUANTISED]
+    expect(probe_images is not None or not set(candidates) & set(QUANTISED), "images",
+           f"normal images to calibrate {precision} on", "none")
+    options = tensorrt or TensorRtOptions()
     misses: list[str] = []
     for candidate in candidates:
         progress(0, 1, f"compiling {name} {candidate}")
         on_gpu = name in GPU_BACKENDS
         usual = GPU_BUCKETS if on_gpu else (1, BATCH)
+        of_tensorrt: dict[str, Any] = {}
+        if name == "tensorrt":
+            of_tensorrt = {"options": options, "progress": progress}
+            if candidate in QUANTISED:
+                of_tensorrt["ranges"] = None
         runner = make_runner(name, proto, loaded.spec, candidate, tuple(buckets or usual),
-                             device=device)
+                             device=device, **of_tensorrt)
         if buckets is None and not on_gpu and not _faster_in_batches(runner, loaded.spec):
             runner = make_runner(name, proto, loaded.spec, candidate, (1,))
         allowed = limits or fidelity.LIMITS[candidate]
@@ -213,7 +228,8 @@ def build_engine(
         precision=candidate,
         precision_used=runner.precision_used(),
         buckets=runner.buckets,
-        fingerprint=fingerprint(torch.device(device or "cuda") if on_gpu else None),
+        fingerprint=fingerprint_of(runner, torch.device(device or "cuda") if on_gpu else None,
+                                   options),
         versions={"torch": str(torch.__version__), "onnx": onnx.__version__,
                   name: runner.version},
         fidelity={"precision": candidate, "probe": "images" if images is not None else "golden",
@@ -221,87 +237,28 @@ def build_engine(
                   "rejected": misses, **report.to_dict()},
     )
     members = {NETWORK: proto.SerializeToString(), GOLDEN: save_tensors(tensors)}
-    write_engine_file(target, manifest, members)
+    write_built(target, manifest, members, runner)
     return _current.use(Engine(manifest, runner, target))
 
 
-def load_engine(
-    path: str | os.PathLike[str], *, verify: bool = False, mode: str = "latency",
-    device: str | None = None,
-) -> Engine:
-    """Load an engine file; it becomes the engine of `scrd_fast.score`.
-
-    mode: "latency" (one stream, all cores: the shortest time per batch) or "throughput" (several
-    streams that share out the cores: the most images per second of many batches; CPUs only).
-    device: "cuda:<index>" for an engine that runs on a GPU, by default the current one. verify:
-    replay the golden images first and raise FidelityError where this machine does not keep the
-    limits.
-    Raises EngineFileError, BackendUnavailable, DeviceMemoryError.
-    """
-    engine, golden = _open(path, mode, device)
-    if verify:
-        replay_golden(engine, golden)
-    return _current.use(engine)
+def fingerprint_of(
+    runner: Runner, device: torch.device | None, options: TensorRtOptions
+) -> dict[str, Any]:
+    """The machine, and what a plan of the runner is tied to."""
+    machine = fingerprint(device)
+    if PLAN in runner.compiled:
+        machine["plan"] = plan_fingerprint(runner.version, options)
+    return machine
 
 
-def _open(
-    path: str | os.PathLike[str], mode: str = "latency", device: str | None = None
-) -> tuple[Engine, bytes]:
-    """The compiled engine of a file, and its golden images."""
-    manifest, members = read_engine_file(path)
-    for name in (NETWORK, GOLDEN):
-        if name not in members:
-            raise EngineFileError(f"{path}: expected a member {name}, got none")
-    if manifest.backend not in BACKENDS or manifest.precision not in PRECISIONS:
-        raise EngineFileError(f"{path}: expected a backend of {BACKENDS} and a precision of"
-                              f" {PRECISIONS}, got {manifest.backend!r} and {manifest.precision!r}")
-    if not _are_buckets(manifest.buckets):
-        raise EngineFileError(f"{path}: expected buckets of integers that rise from 1, got"
-                              f" {manifest.buckets}")
-    choose_backend(manifest.backend, device)
-    try:
-        proto = onnx.load_model_from_string(members[NETWORK])
-        if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
-            raise EngineFileError(f"{path}: expected all weights inside the file, got a reference"
-                                  " to another one")
-        runner = make_runner(manifest.backend, proto, manifest.scoring_spec(), manifest.precision,
-                             manifest.buckets, mode, device)
-    except (DecodeError, KeyError, RuntimeError) as error:  # RuntimeError: what OpenVINO throws
-        reason = str(error).strip().splitlines()
-        raise EngineFileError(f"{path}: {NETWORK} cannot be compiled:"
-                              f" {reason[-1] if reason else type(error).__name__}") from error
-    return Engine(manifest, runner, Path(path)), members[GOLDEN]
-
-
-def replay_golden(engine: Engine, golden: bytes) -> dict[str, float]:
-    """Score the golden images; returns the figures, raises FidelityError where they miss."""
-    tensors = load_tensors(golden)
-    count = sum(name.startswith("image") for name in tensors)
-    images = [tensors[f"image{i}"].numpy() for i in range(count)]
-    result = engine.score(images)
-    reference, maps = tensors["scores"], tensors["maps"]
-    assert result.maps is not None
-    spread = float(maps.max() - maps.min()) or 1.0
-    figures = {
-        "score_error": fidelity.relative_error(torch.from_numpy(result.scores), reference),
-        "map_error": float((torch.from_numpy(result.maps) - maps).abs().max()) / spread,
-    }
-    # Eight images cannot judge ranks: a reduced precision may move as far as it did at build.
-    built = engine.manifest.fidelity
-    limits = fidelity.Limits(**built["limits"])
-    for name, figure in figures.items():
-        limit = getattr(limits, name) or 2 * max(float(built[name]), 1e-3)
-        if not figure <= limit:
-            raise FidelityError(
-                f"{engine.path}: this machine does not reproduce the golden images:"
-                f" {name} expected <= {limit:.3g}, got {figure:.3g}"
-            )
-    return figures
-
-
-def verify_engine(path: str | os.PathLike[str]) -> dict[str, float]:
-    """Replay the golden images of an engine file on this machine; returns the figures."""
-    return replay_golden(*_open(path))
+def write_built(
+    path: Path, manifest: Manifest, members: Mapping[str, bytes], runner: Runner
+) -> None:
+    """Write an engine file with what its runner compiled, which is then known as this user's."""
+    everything = {**members, **runner.compiled}
+    write_engine_file(path, manifest, everything)
+    if PLAN in everything:
+        remember_plan(hashlib.sha256(everything[PLAN]).hexdigest())
 
 
 def export_onnx(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:

@@ -17,7 +17,7 @@ from scrd_fast import _current
 from scrd_fast.data.images import read_image
 from scrd_fast.engine.backends.runner import PendingScores, Runner
 from scrd_fast.engine.file import Manifest
-from scrd_fast.errors import DataError, InputError, ScrdError, expect
+from scrd_fast.errors import BackendUnavailable, DataError, InputError, ScrdError, expect
 
 _LATE = "result: expected scores within {} s, got none yet"
 FILES = 8  # read and scored together, of a list of paths
@@ -100,7 +100,7 @@ class Engine:
         self.manifest = manifest
         self.spec = manifest.scoring_spec()
         self.path = path
-        self._inputs = runner.inputs
+        self._inputs, self._layers = runner.inputs, runner.layers
         self._scorer = runner.scorer()
         # At the interpreter's end at the latest: a thread that outlived it would crash.
         self._close = weakref.finalize(self, self._scorer.close)
@@ -115,9 +115,17 @@ class Engine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def layers(self) -> list[dict[str, Any]]:
+        """Name, type, output precisions and milliseconds of each compiled layer (TensorRT)."""
+        if self._layers is None:
+            raise BackendUnavailable(f"backend {self.manifest.backend!r}: it does not tell of its"
+                                     " compiled layers; TensorRT does")
+        return self._layers()
+
     def close(self) -> None:
         """Finish what was submitted and let go of threads and network; scoring ends here."""
         _current.forget(self)
+        self._layers = None
         self._close()
         self._scorer.close()  # another thread may have begun it: wait for its end, too
 

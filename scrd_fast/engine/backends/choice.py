@@ -2,6 +2,7 @@
 
 import re
 from importlib.util import find_spec
+from typing import Any
 
 import onnx
 import torch
@@ -11,9 +12,10 @@ from scrd_fast.errors import BackendUnavailable, expect
 from scrd_fast.ops.implementations import no_triton
 from scrd_fast.spec import ScoringSpec
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-BACKENDS = ("openvino", "torch_eager", "torch_cuda")
-GPU_BACKENDS = ("torch_cuda",)
+QUANTISED = ("int8", "fp8")
+PRECISIONS = ("fp32", "bf16", "fp16", *QUANTISED)
+BACKENDS = ("openvino", "torch_eager", "tensorrt", "torch_cuda")
+GPU_BACKENDS = ("tensorrt", "torch_cuda")
 MODES = ("latency", "throughput")
 
 
@@ -41,7 +43,7 @@ def choose_backend(backend: str, device: str | None) -> str:
     on_gpu = device is not None and device.startswith("cuda")
     if backend == "auto":
         if on_gpu or (device is None and cuda_missing(None) is None):
-            backend = "torch_cuda"
+            backend = "torch_cuda" if tensorrt_missing() else "tensorrt"
         else:
             backend = "torch_eager" if _openvino_missing() else "openvino"
     fits = device is None or on_gpu == (backend in GPU_BACKENDS)
@@ -52,7 +54,23 @@ def choose_backend(backend: str, device: str | None) -> str:
     if backend in GPU_BACKENDS and (missing := cuda_missing(device)):
         what = f"backend {backend!r}" if device is None else f"device {device!r}"
         raise BackendUnavailable(f"{what}: {missing}")
+    if backend == "tensorrt" and (missing := tensorrt_missing()):
+        raise BackendUnavailable(f"backend 'tensorrt': {missing}, or choose backend='torch_cuda'")
     return backend
+
+
+def tensorrt_missing() -> str | None:
+    """Why TensorRT cannot be used, and what to do; None where it can."""
+    if not find_spec("tensorrt"):
+        return "the tensorrt package is not installed; pip install tensorrt-cu13"
+    try:
+        import tensorrt
+    except (ImportError, OSError) as error:  # its libraries are packages of their own
+        return f"the tensorrt package cannot be imported ({error})"
+    version = tuple(int(part) for part in tensorrt.__version__.split(".")[:2])
+    if version < (10, 13):
+        return f"TensorRT 10.13 or later is needed, {tensorrt.__version__} is installed"
+    return None
 
 
 def cuda_missing(device: str | None) -> str | None:
@@ -80,11 +98,14 @@ def _openvino_missing() -> str | None:
 
 def native_precisions(backend: str) -> list[str]:
     """The precisions that `backend` computes in natively on this machine, the last to be tried
-    first (fp16 before bf16, which is as fast and coarser, before fp32)."""
+    first (fp16 before bf16, which is as fast and coarser, before fp32); QUANTISED ones, which only
+    a caller asks for, come before all."""
     if backend == "openvino":
         from scrd_fast.engine.backends.openvino import precisions
     elif backend == "torch_cuda":
         from scrd_fast.engine.backends.torch_cuda import precisions
+    elif backend == "tensorrt":
+        from scrd_fast.engine.backends.tensorrt import precisions
     else:
         from scrd_fast.engine.backends.torch_eager import precisions
     return precisions()
@@ -93,20 +114,26 @@ def native_precisions(backend: str) -> list[str]:
 def make_runner(
     backend: str, proto: onnx.ModelProto, spec: ScoringSpec, precision: str,
     buckets: tuple[int, ...], mode: str = "latency", device: str | None = None,
+    **of_tensorrt: Any,
 ) -> Runner:
     """Compile the network in `proto` for a backend; raises BackendUnavailable.
 
     proto: what engine.graph.build_graph gives; buckets: batch sizes rising from 1; mode:
     "latency" (one stream, all cores) or "throughput" (several streams, where the backend has
-    them); device: which GPU, for a backend that runs on one.
+    them); device: which GPU, for a backend that runs on one; of_tensorrt: what
+    backends.tensorrt.make takes besides.
     """
     check_precision(backend, precision)
     expect(mode in MODES, "mode", f"one of {MODES}", repr(mode))
-    if backend == "torch_cuda":
+    if backend in GPU_BACKENDS:
+        place = torch.device(device or "cuda")
+        if backend == "tensorrt":
+            from scrd_fast.engine.backends.tensorrt import make as make_plan
+
+            return make_plan(proto, spec, precision, buckets, mode, place, **of_tensorrt)
         from scrd_fast.engine.backends.torch_cuda import make as make_on_gpu
 
-        return make_on_gpu(proto, spec, precision, buckets, mode,
-                           torch.device(device or "cuda"))
+        return make_on_gpu(proto, spec, precision, buckets, mode, place)
     if backend == "openvino":
         from scrd_fast.engine.backends.openvino import make
     else:

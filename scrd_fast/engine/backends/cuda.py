@@ -1,8 +1,8 @@
 """Networks on NVIDIA GPUs: static buffers, one CUDA graph per batch size, and their scorer.
 
-Shared by the GPU backends. A backend gives a function that enqueues its network; here it is
-captured once per batch size ("bucket") together with the cosine distances, the map and the score,
-from normalised pixels in a static buffer to static results:
+Shared by the GPU backends. A backend gives a function that enqueues its network and tail; here it
+is captured once per batch size ("bucket"), from normalised pixels in a static buffer to static
+results:
 
     images -> staging -> preprocess_into(pixels) -> [graph: network, distances, map] -> results
 
@@ -31,9 +31,9 @@ from scrd_fast.ops.implementations import check_device
 from scrd_fast.ops.preprocess import FULL_SCALE, check_images
 from scrd_fast.spec import ScoringSpec
 
-# Enqueues the network on the current stream: normalised pixels (n, 3, S, S), channels-last, ->
-# three teacher maps, three student maps, float32 scale weights (n, 3).
-Network = Callable[[Tensor], Sequence[Tensor]]
+# Enqueues the network and its tail on the current stream: normalised pixels (n, 3, S, S) -> float32
+# scores (n,), NaN where something is not finite, maps (n, S, S) and scale weights (n, 3).
+Scoring = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 WARM_UP = 3  # runs before a capture: libraries choose algorithms, kernels are compiled and tuned
 _POLL_SECONDS = 2e-4
 
@@ -49,7 +49,7 @@ class _Bucket:
     """A captured graph with the buffers that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
-    pixels: Tensor  # (n, 3, S, S), channels-last
+    pixels: Tensor  # (n, 3, S, S)
     scores: Tensor  # (n,)
     maps: Tensor  # (n, S, S)
     scale_weights: Tensor  # (n, 3)
@@ -58,16 +58,15 @@ class _Bucket:
 class CapturedNetwork:
     """A network from normalised pixels to scores and maps, captured for each of its buckets."""
 
-    def __init__(self, network: Network, spec: ScoringSpec, dtype: torch.dtype,
-                 buckets: Sequence[int], device: torch.device) -> None:
-        """A bucket that does not fit into the GPU's memory is left out with a warning; raises
-        DeviceMemoryError where not even a single image fits."""
+    def __init__(self, scoring: Scoring, spec: ScoringSpec, buckets: Sequence[int],
+                 device: torch.device, dtype: torch.dtype, *, channels_last: bool) -> None:
+        """dtype, channels_last: of the pixels that `scoring` takes. A bucket that does not fit
+        into the GPU's memory is left out with a warning; raises DeviceMemoryError where not even
+        a single image fits."""
         self.spec, self.device = spec, device
         self.stream = torch.cuda.Stream(device)
         self.buckets: dict[int, _Bucket] = {}
-        sides = tuple(spec.input_size // stride for stride in STRIDES)
-        self._network, self._dtype = network, dtype
-        self._tail = tail(spec, (sides[0], sides[1], sides[2]), device)
+        self._scoring, self._dtype, self._channels_last = scoring, dtype, channels_last
         # One pool: graphs of one stream never run at a time, and their results stay allocated.
         self._pool = torch.cuda.graph_pool_handle()
         for n in sorted(buckets, reverse=True):  # smaller graphs find room in the larger ones'
@@ -89,33 +88,24 @@ class CapturedNetwork:
             warnings.warn(f"a batch of {n} does not fit into the memory of {self.device}; larger"
                           " batches are split", stacklevel=3)
 
-    def _run(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        *features, weights = self._network(pixels)
-        distances = cosine_distances(features[:3], features[3:])
-        maps, mean, largest = combine_distances(distances, weights, self._tail)
-        assert maps is not None
-        assert largest is not None
-        if self.spec.reduction == "mean":
-            return mean, maps, weights
-        # A maximum passes over what is not a number, a mean does not.
-        return torch.where(mean.isfinite(), largest, mean), maps, weights
-
     def _captured(self, n: int) -> _Bucket | None:
         """The graph for a batch of n; None where the memory is too small."""
         side = self.spec.input_size
         try:
             with torch.no_grad(), torch.cuda.device(self.device), exact_convolutions():
                 with torch.cuda.stream(self.stream):
-                    pixels = torch.zeros((n, side, side, 3), dtype=self._dtype,
-                                         device=self.device).permute(0, 3, 1, 2)
+                    pixels = torch.zeros((n, 3, side, side), dtype=self._dtype,
+                                         device=self.device)
+                    if self._channels_last:
+                        pixels = pixels.contiguous(memory_format=torch.channels_last)
                     for _ in range(WARM_UP):
-                        self._run(pixels)
+                        self._scoring(pixels)
                 self.stream.synchronize()
                 torch.cuda.empty_cache()  # the graph allocates from a pool of its own
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=self._pool, stream=self.stream,
                                       capture_error_mode="thread_local"):
-                    scores, maps, weights = self._run(pixels)
+                    scores, maps, weights = self._scoring(pixels)
         except torch.cuda.OutOfMemoryError:
             return None
         except RuntimeError as error:
@@ -124,6 +114,28 @@ class CapturedNetwork:
                 raise
             return None
         return _Bucket(graph, pixels, scores, maps, weights)
+
+
+def with_tail(
+    network: Callable[[Tensor], Sequence[Tensor]], spec: ScoringSpec, device: torch.device
+) -> Scoring:
+    """A network that gives three teacher maps, three student maps and float32 scale weights, with
+    the kernels for distances and map behind it."""
+    side = spec.input_size
+    of_map = tail(spec, (side // STRIDES[0], side // STRIDES[1], side // STRIDES[2]), device)
+
+    def run(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        *features, weights = network(pixels)
+        distances = cosine_distances(features[:3], features[3:])
+        maps, mean, largest = combine_distances(distances, weights, of_map)
+        assert maps is not None
+        assert largest is not None
+        if spec.reduction == "mean":
+            return mean, maps, weights
+        # A maximum passes over what is not a number, a mean does not.
+        return torch.where(mean.isfinite(), largest, mean), maps, weights
+
+    return run
 
 
 def exact_convolutions() -> AbstractContextManager[None]:

@@ -6,7 +6,7 @@ import onnx
 import torch
 import triton
 
-from scrd_fast.engine.backends.cuda import CapturedNetwork, CudaScorer, no_room
+from scrd_fast.engine.backends.cuda import CapturedNetwork, CudaScorer, no_room, with_tail
 from scrd_fast.engine.backends.runner import Runner, one_stream
 from scrd_fast.engine.backends.torch_network import DTYPES, TorchNetwork
 from scrd_fast.engine.graph import network_graph
@@ -27,7 +27,8 @@ def make(
             network = _network(graph, spec, precision, device)
         except torch.cuda.OutOfMemoryError as error:
             raise no_room(device) from error
-        captured = CapturedNetwork(network.run, spec, DTYPES[precision], buckets, device)
+        captured = CapturedNetwork(with_tail(network.run, spec, device), spec, buckets, device,
+                                   DTYPES[precision], channels_last=True)
     version = f"{torch.__version__}, Triton {triton.__version__}"
     return Runner("torch_cuda", version, tuple(captured.buckets), lambda: CudaScorer(captured),
                   lambda batch, name: batch, network.precision_used)

@@ -1,0 +1,93 @@
+"""A TensorRT plan as the rest of the engine sees it: its options, what it is tied to, and trust.
+
+Needs no TensorRT. A plan is tied to the TensorRT release and the GPU it was built for, and it is
+code: the digests of the plans that a user builds are kept, and another one is refused unless the
+caller says that it can be trusted.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scrd_fast.errors import expect
+
+PLAN = "tensorrt.plan"
+
+
+@dataclass(frozen=True)
+class TensorRtOptions:
+    """How a plan is built.
+
+    workspace_gb: the most memory that layers may take for scratch, None for all of the GPU's.
+    level: builder optimisation level, 0 (fast build) to 5 (fastest plan). version_compatible: the
+    plan also runs on later minor versions of TensorRT. hardware_compatible: also on other GPUs
+    from Ampere on. stripped: leave the weights out of the plan; loading puts them back from the
+    portable graph. tail: "onnx", or "plugin": the distances by our Triton kernel inside the plan.
+    """
+
+    workspace_gb: float | None = None
+    level: int = 3
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    stripped: bool = False
+    tail: str = "onnx"
+
+    def __post_init__(self) -> None:
+        good = self.workspace_gb is None or self.workspace_gb > 0
+        expect(good, "tensorrt.workspace_gb", "None or a number above 0", self.workspace_gb)
+        expect(self.level in range(6), "tensorrt.level", "an integer from 0 to 5", self.level)
+        expect(self.tail in ("onnx", "plugin"), "tensorrt.tail", "'onnx' or 'plugin'", self.tail)
+
+
+def plan_fingerprint(version: str, options: TensorRtOptions) -> dict[str, Any]:
+    """What a plan is tied to besides the GPU; `version` is TensorRT's."""
+    driver = Path("/proc/driver/nvidia/version")
+    found = re.search(r"\d+\.\d+(\.\d+)?", driver.read_text()) if driver.exists() else None
+    return {"tensorrt": version, "driver": found.group() if found else None,
+            "options": asdict(options)}
+
+
+def plan_differences(
+    fingerprint: Mapping[str, Any], version: str, capability: tuple[int, int]
+) -> list[str]:
+    """How this machine differs from the one that a plan was built on, as far as it matters.
+
+    fingerprint: of the engine file; version: of the TensorRT here; capability: of the GPU here.
+    """
+    plan = fingerprint["plan"]
+    built, options = str(plan["tensorrt"]), TensorRtOptions(**plan["options"])
+    differences = []
+    ours, theirs = (tuple(int(part) for part in v.split(".")[:2]) for v in (version, built))
+    later = options.version_compatible and ours[0] == theirs[0] and ours >= theirs
+    if version != built and not later:
+        differences.append(f"it was built by TensorRT {built}, this is {version}")
+    major, minor = fingerprint["compute_capability"]
+    anywhere = options.hardware_compatible and min(capability, (major, minor)) >= (8, 0)
+    if capability != (major, minor) and not anywhere:
+        differences.append(f"it was built for compute capability {major}.{minor}"
+                           f" ({fingerprint['gpu']}), this GPU has"
+                           f" {capability[0]}.{capability[1]}")
+    return differences
+
+
+def _record() -> Path:
+    root = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return root / "scrd_fast" / "built-plans"
+
+
+def remember_plan(digest: str) -> None:
+    """Add the SHA-256 (hexadecimal) of a plan that was built here; only this user may read it."""
+    path = _record()
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with os.fdopen(handle, "a") as file:  # one short write: lines of two processes do not mix
+        file.write(f"{digest}\n")
+
+
+def is_own_plan(digest: str) -> bool:
+    """Whether this user built the plan with this SHA-256."""
+    path = _record()
+    return path.exists() and digest in path.read_text().split()

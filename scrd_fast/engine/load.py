@@ -1,0 +1,197 @@
+"""load_engine, rebuild_engine, verify_engine: from an engine file to an engine."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from google.protobuf.message import DecodeError
+from safetensors.torch import load as load_tensors
+
+from scrd_fast import _current
+from scrd_fast.engine import fidelity
+from scrd_fast.engine.backends.choice import (
+    BACKENDS,
+    GPU_BACKENDS,
+    PRECISIONS,
+    choose_backend,
+    make_runner,
+)
+from scrd_fast.engine.backends.plan import (
+    PLAN,
+    TensorRtOptions,
+    is_own_plan,
+    plan_differences,
+)
+from scrd_fast.engine.backends.runner import Runner
+from scrd_fast.engine.build import Progress, are_buckets, fingerprint_of, silent, write_built
+from scrd_fast.engine.engine import Engine
+from scrd_fast.engine.file import GOLDEN, NETWORK, Manifest, read_engine_file
+from scrd_fast.errors import EngineFileError, FidelityError
+
+
+def load_engine(
+    path: str | os.PathLike[str], *, verify: bool = False, mode: str = "latency",
+    device: str | None = None, trust: bool = False,
+) -> Engine:
+    """Load an engine file; it becomes the engine of `scrd_fast.score`.
+
+    mode: "latency" (one stream, all cores: the shortest time per batch) or "throughput" (several
+    streams that share out the cores: the most images per second of many batches; CPUs only).
+    device: "cuda:<index>" for an engine that runs on a GPU, by default the current one. verify:
+    replay the golden images first and raise FidelityError where this machine does not keep the
+    limits. trust: also run a TensorRT plan that this user did not build; a plan is code.
+    Raises EngineFileError, BackendUnavailable, DeviceMemoryError.
+    """
+    engine, golden = _open(path, mode, device, trust)
+    if verify:
+        replay_golden(engine, golden)
+    return _current.use(engine)
+
+
+def _open(
+    path: str | os.PathLike[str], mode: str = "latency", device: str | None = None,
+    trust: bool = False,
+) -> tuple[Engine, bytes]:
+    """The compiled engine of a file, and its golden images."""
+    manifest, members = _read(path)
+    of_tensorrt: dict[str, Any] = {}
+    choose_backend(manifest.backend, device)
+    if manifest.backend == "tensorrt":
+        check_plan(Path(path), manifest, import_module("tensorrt").__version__,
+                   torch.cuda.get_device_capability(torch.device(device or "cuda")), trust=trust)
+        of_tensorrt = {"compiled": members,
+                       "options": TensorRtOptions(**manifest.fingerprint["plan"]["options"])}
+    runner = _make_runner(path, manifest, members, mode, device, **of_tensorrt)
+    return Engine(manifest, runner, Path(path)), members[GOLDEN]
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest and members of an engine file, which this package can make a runner of."""
+    manifest, members = read_engine_file(path)
+    for name in (NETWORK, GOLDEN):
+        if name not in members:
+            raise EngineFileError(f"{path}: expected a member {name}, got none")
+    if manifest.backend not in BACKENDS or manifest.precision not in PRECISIONS:
+        raise EngineFileError(f"{path}: expected a backend of {BACKENDS} and a precision of"
+                              f" {PRECISIONS}, got {manifest.backend!r} and {manifest.precision!r}")
+    if not are_buckets(manifest.buckets):
+        raise EngineFileError(f"{path}: expected buckets of integers that rise from 1, got"
+                              f" {manifest.buckets}")
+    return manifest, members
+
+
+def check_plan(
+    path: Path, manifest: Manifest, version: str, capability: tuple[int, int], *, trust: bool
+) -> None:
+    """Raise EngineFileError unless the file's plan may and can run here.
+
+    version, capability: of the TensorRT and the GPU here. trust: as in `load_engine`.
+    """
+    again = f"; build it again: scrd-fast build --from {path}"
+    if PLAN not in manifest.members:
+        raise EngineFileError(f"{path}: expected a member {PLAN}, got none{again}")
+    try:
+        differences = plan_differences(manifest.fingerprint, version, capability)
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineFileError(f"{path}: manifest.fingerprint does not tell what its plan was built"
+                              f" for ({error}){again}") from error
+    if differences:
+        raise EngineFileError(f"{path}: its TensorRT plan does not fit this machine:"
+                              f" {'; '.join(differences)}{again}")
+    if not (trust or is_own_plan(manifest.members[PLAN])):
+        raise EngineFileError(f"{path}: refused: its TensorRT plan is code that this user did not"
+                              " build; load it with trust=True (--trust) only if you trust where it"
+                              f" comes from{again}")
+
+
+def _make_runner(
+    path: str | os.PathLike[str], manifest: Manifest, members: Mapping[str, bytes], mode: str,
+    device: str | None, **of_tensorrt: Any,
+) -> Runner:
+    try:
+        proto = onnx.load_model_from_string(members[NETWORK])
+        if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
+            raise EngineFileError(f"{path}: expected all weights inside the file, got a reference"
+                                  " to another one")
+        return make_runner(manifest.backend, proto, manifest.scoring_spec(), manifest.precision,
+                           manifest.buckets, mode, device, **of_tensorrt)
+    except (DecodeError, KeyError, RuntimeError) as error:  # RuntimeError: what OpenVINO throws
+        reason = str(error).strip().splitlines()
+        raise EngineFileError(f"{path}: {NETWORK} cannot be compiled:"
+                              f" {reason[-1] if reason else type(error).__name__}") from error
+
+
+def rebuild_engine(
+    path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, *,
+    device: str | None = None, progress: Progress = silent,
+) -> Engine:
+    """Compile an engine file's portable graph again, for this machine, and load it.
+
+    For a file that another machine or release compiled. Backend, precision and buckets stay as
+    they were. out: the file to write, by default `path` itself. The golden images decide whether
+    the result may be written: raises FidelityError where it does not reproduce them, and what
+    `load_engine` and `build_engine` raise.
+    """
+    manifest, members = _read(path)
+    choose_backend(manifest.backend, device)
+    options = TensorRtOptions(**manifest.fingerprint.get("plan", {}).get("options", {}))
+    of_tensorrt: dict[str, Any] = {}
+    if manifest.backend == "tensorrt":
+        kept = {name: data for name, data in members.items() if name != PLAN}
+        of_tensorrt = {"compiled": kept, "options": options, "progress": progress}
+    runner = _make_runner(path, manifest, members, "latency", device, **of_tensorrt)
+    on_gpu = manifest.backend in GPU_BACKENDS
+    manifest = replace(
+        manifest, buckets=runner.buckets, precision_used=runner.precision_used(),
+        fingerprint=fingerprint_of(runner, torch.device(device or "cuda") if on_gpu else None,
+                                   options),
+        versions={"torch": str(torch.__version__), "onnx": onnx.__version__,
+                  manifest.backend: runner.version})
+    target = Path(out) if out is not None else Path(path)
+    engine = Engine(manifest, runner, target)
+    try:
+        replay_golden(engine, members[GOLDEN])
+        write_built(target, manifest, {n: members[n] for n in (NETWORK, GOLDEN)}, runner)
+    except BaseException:
+        engine.close()
+        raise
+    return _current.use(engine)
+
+
+def replay_golden(engine: Engine, golden: bytes) -> dict[str, float]:
+    """Score the golden images; returns the figures, raises FidelityError where they miss."""
+    tensors = load_tensors(golden)
+    count = sum(name.startswith("image") for name in tensors)
+    images = [tensors[f"image{i}"].numpy() for i in range(count)]
+    result = engine.score(images)
+    reference, maps = tensors["scores"], tensors["maps"]
+    assert result.maps is not None
+    spread = float(maps.max() - maps.min()) or 1.0
+    figures = {
+        "score_error": fidelity.relative_error(torch.from_numpy(result.scores), reference),
+        "map_error": float((torch.from_numpy(result.maps) - maps).abs().max()) / spread,
+    }
+    # Eight images cannot judge ranks: a reduced precision may move as far as it did at build.
+    built = engine.manifest.fidelity
+    limits = fidelity.Limits(**built["limits"])
+    for name, figure in figures.items():
+        limit = getattr(limits, name) or 2 * max(float(built[name]), 1e-3)
+        if not figure <= limit:
+            raise FidelityError(
+                f"{engine.path}: this machine does not reproduce the golden images:"
+                f" {name} expected <= {limit:.3g}, got {figure:.3g}"
+            )
+    return figures
+
+
+def verify_engine(path: str | os.PathLike[str], *, trust: bool = False) -> dict[str, float]:
+    """Replay the golden images of an engine file on this machine; returns the figures.
+
+    trust: as in `load_engine`.
+    """
+    return replay_golden(*_open(path, trust=trust))

@@ -1,0 +1,151 @@
+"""TensorRT plans in engine files: what they are tied to, and whose they are. Needs no TensorRT."""
+
+import hashlib
+import re
+import stat
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+import scrd_fast
+from scrd_fast.engine.backends.choice import choose_backend, tensorrt_missing
+from scrd_fast.engine.backends.plan import (
+    PLAN,
+    TensorRtOptions,
+    is_own_plan,
+    plan_differences,
+    plan_fingerprint,
+    remember_plan,
+)
+from scrd_fast.engine.file import read_engine_file, write_engine_file
+from scrd_fast.engine.load import check_plan
+from scrd_fast.errors import BackendUnavailable, EngineFileError, InputError
+
+BYTES = b"a plan"
+DIGEST = hashlib.sha256(BYTES).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def own_record(tmp_path, monkeypatch) -> Path:
+    """No test reads or writes the record of the user who runs it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state" / "scrd_fast" / "built-plans"
+
+
+def built(options: TensorRtOptions | None = None, version: str = "10.16.1.11") -> dict:
+    return {"compute_capability": [9, 0], "gpu": "H100",
+            "plan": plan_fingerprint(version, options or TensorRtOptions())}
+
+
+@pytest.fixture(scope="module")
+def engine_file(small_path, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("plan") / "m.scrd"
+    scrd_fast.build_engine(small_path, path, device="cpu", precision="fp32", buckets=(1,)).close()
+    return path
+
+
+@pytest.fixture
+def planned(engine_file, tmp_path):
+    """An engine file with a plan in it, and its manifest."""
+    path = tmp_path / "m.scrd"
+    manifest, members = read_engine_file(engine_file)
+    manifest = replace(manifest, backend="tensorrt", fingerprint=manifest.fingerprint | built())
+    write_engine_file(path, manifest, {**members, PLAN: BYTES})
+    return path, read_engine_file(path)[0]
+
+
+def test_a_plan_is_this_users_once_it_was_built(own_record):
+    assert not is_own_plan(DIGEST)
+    remember_plan("0" * 64)
+    remember_plan(DIGEST)
+    assert is_own_plan(DIGEST)
+    assert not is_own_plan(DIGEST[:-1])
+    assert stat.S_IMODE(own_record.stat().st_mode) == 0o600
+
+
+def test_a_plan_of_somebody_else_is_refused(planned):
+    path, manifest = planned
+    here = ("10.16.1.11", (9, 0))
+    with pytest.raises(EngineFileError, match=r"refused: its TensorRT plan is code .*trust=True"):
+        check_plan(path, manifest, *here, trust=False)
+    check_plan(path, manifest, *here, trust=True)
+    remember_plan(DIGEST)
+    check_plan(path, manifest, *here, trust=False)
+
+
+@pytest.mark.parametrize(("version", "capability", "options", "difference"), [
+    ("10.16.1.11", (9, 0), {}, None),
+    ("11.4.0.106", (9, 0), {}, "it was built by TensorRT 10.16.1.11, this is 11.4.0.106"),
+    ("10.16.2.0", (9, 0), {}, "it was built by TensorRT 10.16.1.11, this is 10.16.2.0"),
+    ("10.17.0.1", (9, 0), {"version_compatible": True}, None),
+    ("10.13.0.1", (9, 0), {"version_compatible": True}, "it was built by TensorRT 10.16.1.11"),
+    ("11.0.0.1", (9, 0), {"version_compatible": True}, "it was built by TensorRT 10.16.1.11"),
+    ("10.16.1.11", (10, 0), {},
+     "it was built for compute capability 9.0 (H100), this GPU has 10.0"),
+    ("10.16.1.11", (8, 0), {"hardware_compatible": True}, None),
+    ("10.16.1.11", (7, 5), {"hardware_compatible": True}, "this GPU has 7.5"),
+])
+def test_what_a_plan_is_tied_to(version, capability, options, difference, planned):
+    fingerprint = built(TensorRtOptions(**options))
+    found = plan_differences(fingerprint, version, capability)
+    assert len(found) == (difference is not None)
+    if difference is None:
+        return
+    assert difference in found[0]
+    path, manifest = planned
+    with pytest.raises(EngineFileError, match=re.escape(difference)) as caught:
+        check_plan(path, replace(manifest, fingerprint=fingerprint), version, capability,
+                   trust=True)
+    assert "scrd-fast build --from" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("broken", [
+    {}, {"plan": 3}, {"plan": {}}, built() | {"compute_capability": "9"},
+    built() | {"plan": {"tensorrt": "ten", "options": asdict(TensorRtOptions())}},
+    built() | {"plan": {"tensorrt": "10.16", "options": {"magic": 1}}}])
+def test_a_fingerprint_that_tells_nothing(planned, broken):
+    path, manifest = planned
+    with pytest.raises(EngineFileError, match=r"manifest\.fingerprint does not tell"):
+        check_plan(path, replace(manifest, fingerprint=broken), "10.16.1.11", (9, 0), trust=True)
+
+
+def test_a_file_without_its_plan(planned):
+    path, manifest = planned
+    with pytest.raises(EngineFileError, match=f"expected a member {PLAN}, got none"):
+        check_plan(path, replace(manifest, members={}), "10.16.1.11", (9, 0), trust=True)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"workspace_gb": 0}, "tensorrt.workspace_gb: expected None or a number above 0, got 0"),
+    ({"level": 6}, "tensorrt.level: expected an integer from 0 to 5, got 6"),
+    ({"tail": "magic"}, "tensorrt.tail: expected 'onnx' or 'plugin', got magic")])
+def test_bad_options(options, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        TensorRtOptions(**options)
+
+
+@pytest.mark.skipif(tensorrt_missing() is None, reason="TensorRT is installed")
+def test_tensorrt_that_is_not_there(planned, small_path, tmp_path):
+    """What is missing is said before anything is compiled or loaded."""
+    message = "^backend 'tensorrt': "
+    with pytest.raises(BackendUnavailable, match=message):
+        choose_backend("tensorrt", None)
+    with pytest.raises(BackendUnavailable, match=message):
+        scrd_fast.build_engine(small_path, tmp_path / "other.scrd", backend="tensorrt")
+    for call in (scrd_fast.load_engine, scrd_fast.rebuild_engine, scrd_fast.verify_engine):
+        with pytest.raises(BackendUnavailable, match=message):
+            call(planned[0])
+    assert not (tmp_path / "other.scrd").exists()
+
+
+def test_an_engine_file_is_compiled_again(engine_file, tmp_path):
+    """For CPU backends, too: the golden images decide."""
+    out = tmp_path / "again.scrd"
+    first, _ = read_engine_file(engine_file)
+    with scrd_fast.rebuild_engine(engine_file, out) as engine:
+        assert engine.path == out
+        assert engine.manifest.fidelity == first.fidelity
+    with scrd_fast.load_engine(out, verify=True) as engine:
+        assert engine.manifest.backend == first.backend
