@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from scrd_fast.engine.backends.choice import tensorrt_missing
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
@@ -11,7 +12,10 @@ from tests.published import published_model
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 on_gpu = (pytest.mark.gpu, needs_gpu)
-EACH_BACKEND = ("openvino", "torch_eager", pytest.param("torch_cuda", marks=on_gpu))
+needs_tensorrt = pytest.mark.skipif(tensorrt_missing() is not None,
+                                    reason=f"TensorRT: {tensorrt_missing()}")
+EACH_BACKEND = ("openvino", "torch_eager", pytest.param("torch_cuda", marks=on_gpu),
+                pytest.param("tensorrt", marks=(*on_gpu, needs_tensorrt)))
 
 
 def pictures(count: int, side: int, seed: int = 0) -> np.ndarray:
