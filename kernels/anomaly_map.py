@@ -79,14 +79,10 @@ def _scale_distances(teacher, student, distance, image, tile, channels, pixels,
              tl.where(finite, 1 - cosine, float("nan")), pixel < pixels)
 
 
-@autotune(_DISTANCE_CONFIGS, key=["images", "c1", "p1", "LAST"])
 @triton.jit
-def distances_kernel(t1, t2, t3, s1, s2, s3, d1, d2, d3, images, c1, c2, c3, p1, p2, p3,
-                     LAST: tl.constexpr, FAST: tl.constexpr, SLOW: tl.constexpr):
-    """Programs (images * tiles of all scales,): one reads its pixels of both networks once.
-
-    c1, c2, c3: channels; p1, p2, p3: pixels; LAST: whether the channels lie side by side.
-    """
+def _program_distances(t1, t2, t3, s1, s2, s3, d1, d2, d3, c1, c2, c3, p1, p2, p3,
+                       LAST: tl.constexpr, FAST: tl.constexpr, SLOW: tl.constexpr):
+    """What one program of the two kernels below does: one tile of pixels of one image."""
     TILE: tl.constexpr = SLOW if LAST else FAST
     n1, n2, n3 = tl.cdiv(p1, TILE), tl.cdiv(p2, TILE), tl.cdiv(p3, TILE)
     tiles = n1 + n2 + n3
@@ -98,6 +94,31 @@ def distances_kernel(t1, t2, t3, s1, s2, s3, d1, d2, d3, images, c1, c2, c3, p1,
         _scale_distances(t2, s2, d2, image, tile - n1, c2, p2, LAST, FAST, SLOW)
     else:
         _scale_distances(t3, s3, d3, image, tile - n1 - n2, c3, p3, LAST, FAST, SLOW)
+
+
+@autotune(_DISTANCE_CONFIGS, key=["images", "c1", "p1", "LAST"])
+@triton.jit
+def distances_kernel(t1, t2, t3, s1, s2, s3, d1, d2, d3, images, c1, c2, c3, p1, p2, p3,
+                     LAST: tl.constexpr, FAST: tl.constexpr, SLOW: tl.constexpr):
+    """Programs (images * tiles of all scales,): one reads its pixels of both networks once.
+
+    c1, c2, c3: channels; p1, p2, p3: pixels; LAST: whether the channels lie side by side.
+    """
+    _program_distances(t1, t2, t3, s1, s2, s3, d1, d2, d3, c1, c2, c3, p1, p2, p3,
+                       LAST, FAST, SLOW)
+
+
+# TensorRT passes a plugin's kernel its tensors; scalars besides have not worked everywhere, and
+# here need not: a plan is compiled for one network.
+@autotune(_DISTANCE_CONFIGS, key=["C1", "P1", "LAST"])
+@triton.jit
+def plugin_distances_kernel(t1, t2, t3, s1, s2, s3, d1, d2, d3,
+                            C1: tl.constexpr, C2: tl.constexpr, C3: tl.constexpr,
+                            P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr,
+                            LAST: tl.constexpr, FAST: tl.constexpr, SLOW: tl.constexpr):
+    """`distances_kernel` for one network; its configurations are the plugin's tactics."""
+    _program_distances(t1, t2, t3, s1, s2, s3, d1, d2, d3, C1, C2, C3, P1, P2, P3,
+                       LAST, FAST, SLOW)
 
 
 @triton.jit

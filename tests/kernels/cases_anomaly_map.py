@@ -13,6 +13,12 @@ def cases() -> Iterator[tuple[str, Arguments]]:
             yield "distances_kernel", {
                 **{f"{name}{k}": f"*{dtype}" for name in "ts" for k in (1, 2, 3)},
                 **{f"d{k}": "*fp32" for k in (1, 2, 3)}, "images": "i32", **sizes, "LAST": last}
+    # All dtypes of this one are compiled in tests/tensorrt/test_plugin.py.
+    for last in (True, False):
+        yield "plugin_distances_kernel", {
+            **{f"{name}{k}": "*fp16" for name in "ts" for k in (1, 2, 3)},
+            **{f"d{k}": "*fp32" for k in (1, 2, 3)}, "C1": 256, "C2": 512, "C3": 1024,
+            "P1": 4096, "P2": 1024, "P3": 256, "LAST": last}
     # Windows of sigma 4 and of sigma 16.
     for windows in ((32, 16, 16), (64, 32, 16)):
         for weighted, maps, largest in ((True, True, True), (False, True, True),
