@@ -3,7 +3,6 @@
 import os
 import platform
 import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +39,7 @@ from scrd_fast.engine.file import (
 )
 from scrd_fast.engine.golden import golden_images
 from scrd_fast.engine.graph import build_graph
+from scrd_fast.engine.progress import Progress, silent
 from scrd_fast.errors import EngineFileError, FidelityError, InputError, NotFiniteError, expect
 from scrd_fast.files import atomic_write
 from scrd_fast.model.checkpoint import Checkpoint, load_checkpoint
@@ -51,12 +51,6 @@ BATCH = 8
 LARGEST_BATCH = 1024
 FEW_IMAGES = 24  # of the probe set, where no ranks are judged: they show the largest error
 GPU_BUCKETS = (1, 8, 32)
-Progress = Callable[[int, int, str], None]
-
-
-def _silent(done: int, total: int, what: str) -> None:
-    return None
-
 
 def fingerprint(device: torch.device | None = None) -> dict[str, Any]:
     """The machine: what decides which compiled code runs; device: the GPU, where one is used."""
@@ -150,7 +144,7 @@ def build_engine(
     images: Any = None,
     buckets: tuple[int, ...] | None = None,
     limits: fidelity.Limits | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Engine:
     """Compile a checkpoint into one engine file for this machine, and load it.
 

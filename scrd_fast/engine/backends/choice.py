@@ -11,7 +11,7 @@ from scrd_fast.errors import BackendUnavailable, expect
 from scrd_fast.ops.implementations import no_triton
 from scrd_fast.spec import ScoringSpec
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
 BACKENDS = ("openvino", "torch_eager", "torch_cuda")
 GPU_BACKENDS = ("torch_cuda",)
 MODES = ("latency", "throughput")
