@@ -184,7 +184,7 @@ def _tail(g: _Graph, spec: ScoringSpec, teacher: list[str], student: list[str],
         if spec.weighting == "scale":
             index = g.constant(f"scale{k}", np.array([k], np.int64))
             column = g.add("Gather", [weights, index], f"weight{k}", axis=1)
-            three = g.constant("weight_shape", np.array([-1, 1, 1], np.int64))
+            three = g.constant("weight_shape", np.array([0, 1, 1], np.int64))
             column = g.add("Reshape", [column, three], f"weight{k}.column")
             distance = g.add("Mul", [distance, column], f"weighted{k}")
         matrix = upsample_blur_matrix(spec.input_size, spec.input_size // stride,

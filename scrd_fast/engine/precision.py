@@ -22,6 +22,7 @@ _ONNX_TYPES = {
     torch.int8: TensorProto.INT8,
     torch.float8_e4m3fn: TensorProto.FLOAT8E4M3FN,
 }
+_BF16_OPSET = 22  # the first whose convolutions and maximum pools know bfloat16
 
 
 def is_network(node: onnx.NodeProto) -> bool:
@@ -114,6 +115,8 @@ def in_precision(proto: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     for weight in graph.initializer:
         if weight.name in operands and weight.data_type == TensorProto.FLOAT:
             weight.CopyFrom(_rounded(weight, precision))
+    if precision == "bf16":
+        made.opset_import[0].version = _BF16_OPSET
     nodes: list[onnx.NodeProto] = []
     casts: dict[tuple[bool, str], str] = {}
     for node in graph.node:
