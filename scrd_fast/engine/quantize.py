@@ -33,6 +33,9 @@ from scrd_fast.ops.preprocess import normalise
 from scrd_fast.spec import ScoringSpec
 
 KINDS = ("int8", "fp8")
+# 2 % of the arithmetic. Quantised too, the rank correlation of the network in _Histogram.clip falls
+# from 0.99955 to 0.99926, and the largest error of a score rises from 1.5 % to 2.5 %. Runtimes with
+# float8 convolutions have none of three channels.
 STEM = frozenset({"network/teacher.conv1"})
 _TYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 _LARGEST = {"int8": 127.0, "fp8": 448.0}
@@ -51,7 +54,8 @@ class Ranges:
 
     def of(self, kind: str) -> dict[str, float]:
         """The magnitudes that the greatest number of a kind stands for. float8 keeps the relative
-        precision of small values under any scale, so it need not clip."""
+        precision of small values under any scale, so it need not clip: by int8's ranges the rank
+        correlation of the network below is 0.9983, by the maximum 0.9987."""
         return self.clipped if kind == "int8" else self.largest
 
 
@@ -76,7 +80,12 @@ class _Histogram:
         self.counts += torch.histc(magnitudes, _BINS, 0, self.top)
 
     def clip(self) -> float:
-        """The range of int8 with the smallest mean square error."""
+        """The range of int8 with the smallest mean square error.
+
+        Of a ResNet-18 trained for 250 steps at 64 px, rank correlation with the reference over 320
+        images: 0.99955 this way; 0.99932 by the maximum, 0.99941 and 0.9984 by the percentiles
+        99.99 and 99.9.
+        """
         middles = (torch.arange(_BINS, dtype=torch.float64) + 0.5) * (self.top / _BINS)
         candidates = self.largest * torch.linspace(0.05, 1, 96, dtype=torch.float64)[:, None]
         step = candidates / _LARGEST["int8"]

@@ -76,8 +76,8 @@ def trained(tmp_path_factory) -> tuple[Checkpoint, np.ndarray]:
     try:
         checkpoint = scrd_fast.train(
             normals, tmp_path_factory.mktemp("trained") / "model.safetensors", backbone="resnet18",
-            teacher="random", input_size=64, weighting="scale", steps=60, batch_size=8,
-            validate_every=60, progress=False, device="cpu",
+            teacher="random", input_size=64, weighting="scale", steps=120, batch_size=8,
+            validate_every=120, schedule="cosine", progress=False, device="cpu",
             noise=NoiseConfig(strength=0.5, min_side=6, max_share=0.25, channels="shared"))
     finally:
         torch.set_num_threads(threads)
