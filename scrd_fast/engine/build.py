@@ -4,7 +4,7 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +43,8 @@ from scrd_fast.engine.file import (
 )
 from scrd_fast.engine.golden import golden_images
 from scrd_fast.engine.graph import build_graph
+from scrd_fast.engine.progress import Progress, silent
+from scrd_fast.engine.quantize import calibrate, calibration_pixels
 from scrd_fast.errors import FidelityError, InputError, NotFiniteError, expect
 from scrd_fast.files import atomic_write
 from scrd_fast.model.checkpoint import Checkpoint, load_checkpoint
@@ -54,12 +56,6 @@ BATCH = 8
 LARGEST_BATCH = 1024
 FEW_IMAGES = 24  # of the probe set, where no ranks are judged: they show the largest error
 GPU_BUCKETS = (1, 8, 32)
-Progress = Callable[[int, int, str], None]
-
-
-def silent(done: int, total: int, what: str) -> None:
-    return None
-
 
 def fingerprint(device: torch.device | None = None) -> dict[str, Any]:
     """The machine: what decides which compiled code runs; device: the GPU, where one is used."""
@@ -198,7 +194,8 @@ def build_engine(
         if name == "tensorrt":
             of_tensorrt = {"options": options, "progress": progress}
             if candidate in QUANTISED:
-                of_tensorrt["ranges"] = None
+                pixels = calibration_pixels(loaded.spec, probe_images)
+                of_tensorrt["ranges"] = calibrate(proto, loaded.spec, pixels, progress=progress)
         runner = make_runner(name, proto, loaded.spec, candidate, tuple(buckets or usual),
                              device=device, **of_tensorrt)
         if buckets is None and not on_gpu and not _faster_in_batches(runner, loaded.spec):

@@ -29,6 +29,7 @@ NETWORK_INPUT = "network_input"
 OUTPUTS = ("score", "map", "scale_weights")
 NETWORK_OUTPUTS = ("distance0", "distance1", "distance2", "scale_weights")
 _SPEC_KEY = "scrd_fast.spec"
+Shape = list[int | str | None]
 
 
 class _Graph:
@@ -183,7 +184,7 @@ def _tail(g: _Graph, spec: ScoringSpec, teacher: list[str], student: list[str],
         if spec.weighting == "scale":
             index = g.constant(f"scale{k}", np.array([k], np.int64))
             column = g.add("Gather", [weights, index], f"weight{k}", axis=1)
-            three = g.constant("weight_shape", np.array([-1, 1, 1], np.int64))
+            three = g.constant("weight_shape", np.array([0, 1, 1], np.int64))
             column = g.add("Reshape", [column, three], f"weight{k}.column")
             distance = g.add("Mul", [distance, column], f"weighted{k}")
         matrix = upsample_blur_matrix(spec.input_size, spec.input_size // stride,
@@ -214,17 +215,53 @@ def build_graph(model: SCRD, spec: ScoringSpec) -> onnx.ModelProto:
     with torch.no_grad():
         teacher, student, weights = _network(g, model, _preprocess(g, spec))
     _tail(g, spec, teacher, student, weights)
-    side = spec.input_size
     images = helper.make_tensor_value_info(
         "images", TensorProto.UINT8, ["batch", "height", "width", 3])
-    shapes: list[list[str | int | None]] = [["batch"], ["batch", side, side], ["batch", 3]]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-               for name, shape in zip(OUTPUTS, shapes, strict=True)]
-    graph = helper.make_graph(g.nodes, "scrd", [images], outputs, list(g.weights.values()))
+    graph = helper.make_graph(g.nodes, "scrd", [images], _value_infos(output_shapes(spec)),
+                              list(g.weights.values()))
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)],
                               producer_name="scrd_fast", ir_version=10)
     helper.set_model_props(proto, {_SPEC_KEY: json.dumps(spec.to_dict())})
     return proto
+
+
+def output_shapes(spec: ScoringSpec) -> dict[str, Shape]:
+    """The outputs of the whole graph and their shapes."""
+    side = spec.input_size
+    return dict(zip(OUTPUTS, (["batch"], ["batch", side, side], ["batch", 3]), strict=True))
+
+
+def _value_infos(shapes: dict[str, Shape]) -> list[onnx.ValueInfoProto]:
+    return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            for name, shape in shapes.items()]
+
+
+def cut_graph(
+    proto: onnx.ModelProto, spec: ScoringSpec, name: str, outputs: dict[str, Shape]
+) -> onnx.ModelProto:
+    """What of `proto` lies between the normalised input and `outputs`, as a graph of that name.
+
+    Input `network_input`: float32 (batch, 3, S, S); outputs: shapes of float32 tensors by name.
+    The metadata goes along. Raises KeyError where `proto` lacks an output.
+    """
+    producers = {output: node for node in proto.graph.node for output in node.output}
+    wanted, kept = [producers[output].output[0] for output in outputs], set()
+    while wanted:
+        node = producers.get(wanted.pop())
+        if node is not None and node.name not in kept and node.output[0] != NETWORK_INPUT:
+            kept.add(node.name)
+            wanted.extend(node.input)
+    nodes = [node for node in proto.graph.node if node.name in kept]
+    used = {operand for node in nodes for operand in node.input}
+    size = spec.input_size
+    graph = helper.make_graph(
+        nodes, name, _value_infos({NETWORK_INPUT: ["batch", 3, size, size]}),
+        _value_infos(outputs), [w for w in proto.graph.initializer if w.name in used],
+    )
+    cut = helper.make_model(graph, opset_imports=list(proto.opset_import),
+                            producer_name=proto.producer_name, ir_version=proto.ir_version)
+    cut.metadata_props.extend(proto.metadata_props)
+    return cut
 
 
 def network_graph(
@@ -241,9 +278,8 @@ def network_graph(
     Raises KeyError where `proto` is no such graph.
     """
     nodes_by_name = {node.name: node for node in proto.graph.node}
-    producers = {output: node for node in proto.graph.node for output in node.output}
     sides: list[int | str | None] = [spec.input_size // s for s in STRIDES]
-    shapes: dict[str, list[int | str | None]] = {}
+    shapes: dict[str, Shape] = {}
     if features:
         pairs = [nodes_by_name[f"tail/product{k}"].input for k in range(len(STRIDES))]
         for names in zip(*pairs, strict=True):
@@ -253,25 +289,7 @@ def network_graph(
         shapes |= {name: ["batch", side, side]
                    for name, side in zip(NETWORK_OUTPUTS[:-1], sides, strict=True)}
     shapes[NETWORK_OUTPUTS[-1]] = ["batch", 3]
-    wanted, kept = [producers[name].output[0] for name in shapes], set()
-    while wanted:
-        node = producers.get(wanted.pop())
-        if node is not None and node.name not in kept and node.output[0] != NETWORK_INPUT:
-            kept.add(node.name)
-            wanted.extend(node.input)
-    nodes = [node for node in proto.graph.node if node.name in kept]
-    used = {name for node in nodes for name in node.input}
-    size = spec.input_size
-    graph = helper.make_graph(
-        nodes, "network",
-        [helper.make_tensor_value_info(NETWORK_INPUT, TensorProto.FLOAT,
-                                       ["batch", 3, size, size])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-         for name, shape in shapes.items()],
-        [w for w in proto.graph.initializer if w.name in used],
-    )
-    return helper.make_model(graph, opset_imports=list(proto.opset_import),
-                             producer_name=proto.producer_name, ir_version=proto.ir_version)
+    return cut_graph(proto, spec, "network", shapes)
 
 
 def read_spec(proto: onnx.ModelProto) -> ScoringSpec:

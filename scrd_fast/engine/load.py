@@ -28,9 +28,10 @@ from scrd_fast.engine.backends.plan import (
     plan_differences,
 )
 from scrd_fast.engine.backends.runner import Runner
-from scrd_fast.engine.build import Progress, are_buckets, fingerprint_of, silent, write_built
+from scrd_fast.engine.build import are_buckets, fingerprint_of, write_built
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.file import GOLDEN, NETWORK, Manifest, read_engine_file
+from scrd_fast.engine.progress import Progress, silent
 from scrd_fast.errors import EngineFileError, FidelityError
 
 

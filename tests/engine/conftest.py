@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+import scrd_fast
 from scrd_fast.engine.backends.choice import tensorrt_missing
+from scrd_fast.engine.fidelity import Probe, make_probe
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
+from scrd_fast.training.noise import NoiseConfig
 from tests.published import published_model
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -50,3 +53,43 @@ def large():
 @pytest.fixture(scope="session")
 def large_path(large, tmp_path_factory):
     return save_checkpoint(large, tmp_path_factory.mktemp("large") / "model.safetensors")
+
+
+def organs(count: int, side: int, seed: int = 0) -> np.ndarray:
+    """Grey uint8 images (count, side, side): a body of varying shape and texture, dark inside."""
+    rng = np.random.default_rng(seed)
+    y, x = np.indices((side, side)) / side - 0.5
+    left, top = rng.normal(0, 0.03, (2, count, 1, 1))
+    width, height = rng.uniform(0.28, 0.4, (2, count, 1, 1))
+    x, y = x - left, y - top
+    body = 1 / (1 + np.exp(12 * ((x / width) ** 2 + (y / height) ** 2 - 1)))
+    coarse = torch.from_numpy(rng.normal(0, 1, (count, 1, 9, 9)))
+    texture = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic").numpy()[:, 0]
+    inside = np.exp(-((x / 0.12) ** 2 + (y / 0.08) ** 2))
+    image = 20 + body * (120 + 18 * texture - 70 * inside) + rng.normal(0, 4, (count, side, side))
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> tuple[Checkpoint, np.ndarray]:
+    """A resnet18 trained for a short while at 64 px, and its normal images: an untrained network
+    has scores that no 8 bits can rank."""
+    normals = organs(160, 64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a network gains nothing by more, and loses on busy cores
+    try:
+        checkpoint = scrd_fast.train(
+            normals, tmp_path_factory.mktemp("trained") / "model.safetensors", backbone="resnet18",
+            teacher="random", input_size=64, weighting="scale", steps=120, batch_size=8,
+            validate_every=120, schedule="cosine", progress=False, device="cpu",
+            noise=NoiseConfig(strength=0.5, min_side=6, max_share=0.25, channels="shared"))
+    finally:
+        torch.set_num_threads(threads)
+    return checkpoint, normals
+
+
+@pytest.fixture(scope="session")
+def probe(trained) -> Probe:
+    """Other normal images than those of the training, and the same with anomalies."""
+    checkpoint, _ = trained
+    return make_probe(checkpoint.spec, organs(120, 64, seed=5), 240)

@@ -8,8 +8,9 @@ that all GPU backends share: one execution context and one CUDA graph per batch 
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from scrd_fast.engine.backends.plan import PLAN, TensorRtOptions
 from scrd_fast.engine.backends.runner import Runner, one_stream
 from scrd_fast.engine.graph import NETWORK_INPUT, OUTPUTS
 from scrd_fast.engine.precision import explicit_graph, precision_counts
-from scrd_fast.engine.quantize import RANGES, Ranges, quantise
+from scrd_fast.engine.progress import Progress, silent
+from scrd_fast.engine.quantize import Ranges, quantise
 from scrd_fast.errors import EngineBuildError, EngineFileError
 from scrd_fast.files import atomic_write
 from scrd_fast.spec import ScoringSpec
 
-Progress = Callable[[int, int, str], None]
+RANGES = "ranges.json"
 
 
 class _Log(trt.ILogger):
@@ -153,6 +155,11 @@ def build_plan(
     network = builder.create_network(
         1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(network, graph, log)
+    if options.tail == "plugin":
+        from scrd_fast.engine.backends.tensorrt_plugin import insert
+
+        major, minor = torch.cuda.get_device_capability(device)
+        insert(network, graph, 10 * major + minor)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     config.set_flag(trt.BuilderFlag.STRICT_NANS)  # an overflow must not become a score
@@ -265,7 +272,7 @@ def make(
     proto: onnx.ModelProto, spec: ScoringSpec, precision: str, buckets: tuple[int, ...], mode: str,
     device: torch.device, *, options: TensorRtOptions, ranges: Ranges | None = None,
     compiled: Mapping[str, bytes] | None = None,
-    progress: Progress = lambda done, total, what: None,
+    progress: Progress = silent,
 ) -> Runner:
     """The network in `proto` (see engine.graph.build_graph) as a plan behind the shared scorer.
 
@@ -278,15 +285,10 @@ def make(
         device = torch.device("cuda", torch.cuda.current_device())
     if precision in QUANTISED:
         if ranges is not None:
-            members[RANGES] = json.dumps(ranges).encode()
-        graph = quantise(proto, spec, precision, json.loads(members[RANGES]), base="fp16")
+            members[RANGES] = json.dumps(asdict(ranges)).encode()
+        graph = quantise(proto, spec, precision, Ranges(**json.loads(members[RANGES])))
     else:
         graph = explicit_graph(proto, spec, precision)
-    if options.tail == "plugin":
-        from scrd_fast.engine.backends.tensorrt_plugin import register, with_plugin
-
-        register()
-        graph = with_plugin(graph)
     if PLAN not in members:
         members[PLAN] = build_plan(graph, spec, buckets, options, device, progress)
     with torch.inference_mode(False):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import onnx
 import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
@@ -16,6 +17,7 @@ from triton.compiler import ASTSource
 
 from scrd_fast.errors import BackendUnavailable, expect
 from scrd_fast.kernels.anomaly_map import plugin_distances_kernel
+from scrd_fast.ops.anomaly_map import STRIDES
 from scrd_fast.ops.implementations import interpreted
 
 NAMESPACE = "scrd_fast"
@@ -179,3 +181,34 @@ def register(capability: int) -> Callable[..., Any]:
         return kernel.name, kernel.ptx, launch, trtp.SymIntExprs(0)
 
     return getattr(getattr(trtp.op, NAMESPACE), name)
+
+
+def feature_names(graph: onnx.ModelProto) -> list[str]:
+    """Of a graph with explicit precisions, the tensors that the plugin reads: three teacher and
+    three student maps, before they are cast for the distances."""
+    made = {node.output[0]: node for node in graph.graph.node}
+    names = {node.name: node.input for node in graph.graph.node}
+
+    def before_casts(name: str) -> str:
+        while name in made and made[name].op_type == "Cast":
+            name = made[name].input[0]
+        return name
+
+    pairs = [names[f"tail/product{k}"] for k in range(len(STRIDES))]
+    return [before_casts(pair[side]) for side in range(2) for pair in pairs]
+
+
+def insert(network: Any, graph: onnx.ModelProto, capability: int) -> None:
+    """Put the plugin into a parsed network in the place of the distances in `graph`, whose nodes
+    then lead nowhere and are left out by TensorRT."""
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    made = {layer.get_output(i).name: layer.get_output(i)
+            for layer in layers for i in range(layer.num_outputs)}
+    plugin = network.add_plugin(register(capability)(*(made[n] for n in feature_names(graph))),
+                                aot=True)
+    distances = {f"distance{k}": plugin.get_output(k) for k in range(len(STRIDES))}
+    for layer in layers:
+        for i in range(layer.num_inputs):
+            tensor = layer.get_input(i)
+            if tensor is not None and tensor.name in distances:
+                layer.set_input(i, distances[tensor.name])

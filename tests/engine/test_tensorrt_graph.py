@@ -1,0 +1,37 @@
+"""What the TensorRT backend asks of an explicit graph; needs no TensorRT."""
+
+import pytest
+import torch
+
+from scrd_fast.engine.graph import build_graph, network_graph
+from scrd_fast.engine.precision import explicit_graph, precision_counts
+from scrd_fast.engine.quantize import calibrate, quantise
+
+pytest.importorskip("triton", reason="the plugin is made from a Triton kernel")
+
+
+@pytest.fixture(scope="module")
+def graphs(small):
+    proto = build_graph(small.model, small.spec)
+    ranges = calibrate(proto, small.spec, torch.rand(4, 3, 64, 64))
+    made = {p: explicit_graph(proto, small.spec, p) for p in ("fp32", "fp16", "bf16")}
+    return proto, made | {"int8": quantise(proto, small.spec, "int8", ranges)}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_the_plugin_reads_the_features(graphs, small, precision):
+    from scrd_fast.engine.backends.tensorrt_plugin import feature_names
+
+    proto, made = graphs
+    cut = network_graph(proto, small.spec, features=True)
+    assert feature_names(made[precision]) == [output.name for output in cut.graph.output][:6]
+
+
+@pytest.mark.parametrize(("precision", "convolutions"), [
+    ("fp32", {"f32": 38}), ("fp16", {"f16": 38}), ("bf16", {"bf16": 38}),
+    ("int8", {"i8": 37, "f16": 1})])
+def test_precisions_are_counted(graphs, precision, convolutions):
+    """All but the first of an int8 network."""
+    counts = precision_counts(graphs[1][precision])
+    assert counts["convolutions"] == convolutions
+    assert list(counts["tail"]) == ["f32"]
