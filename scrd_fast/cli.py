@@ -26,8 +26,8 @@ InputSize = Annotated[int, typer.Option(help="Side of the network input, divisib
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Autocast = Annotated[str, typer.Option(help="fp32, or autocast to bf16 or fp16.")]
 Precision = Annotated[str, typer.Option(
-    help="auto, fp32, bf16, fp16 (on a GPU), int8 or fp8 (through TensorRT); auto is the fastest that"
-         " the machine computes in and for which the fidelity limits hold.")]
+    help="auto, fp32, bf16, fp16 (on a GPU), int8 or fp8 (TensorRT); auto is the fastest that the"
+         " machine computes in and for which the fidelity limits hold.")]
 
 
 @contextmanager
