@@ -206,7 +206,7 @@ def test_scores_of_a_trained_model(trained, calibrated, probe, kind, base):
 
 def test_scores_in_openvino(trained, calibrated, probe):
     """It computes the quantised convolutions in integers, and ranks alike. With both readers of the
-    concatenation quantised OpenVINO 2026.4.1 departs from onnxruntime, to a correlation of 0.991."""
+    concatenation quantised OpenVINO 2026.4.1 departs from onnxruntime: a correlation of 0.991."""
     openvino = pytest.importorskip("openvino")
     checkpoint, _ = trained
     proto, ranges = calibrated
