@@ -196,12 +196,12 @@ def build_engine(
             if candidate in QUANTISED:
                 pixels = calibration_pixels(loaded.spec, probe_images)
                 of_tensorrt["ranges"] = calibrate(proto, loaded.spec, pixels, progress=progress)
-        runner = make_runner(name, proto, loaded.spec, candidate, tuple(buckets or usual),
-                             device=device, **of_tensorrt)
-        if buckets is None and not on_gpu and not _faster_in_batches(runner, loaded.spec):
-            runner = make_runner(name, proto, loaded.spec, candidate, (1,))
         allowed = limits or fidelity.LIMITS[candidate]
         try:
+            runner = make_runner(name, proto, loaded.spec, candidate, tuple(buckets or usual),
+                                 device=device, **of_tensorrt)
+            if buckets is None and not on_gpu and not _faster_in_batches(runner, loaded.spec):
+                runner = make_runner(name, proto, loaded.spec, candidate, (1,))
             report = _measure(runner, proto, loaded, candidate, probe_images, allowed, progress)
         except FidelityError as error:
             misses.append(str(error))

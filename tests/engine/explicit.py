@@ -4,7 +4,7 @@ from types import MappingProxyType
 
 import numpy as np
 import onnx
-import onnxruntime
+import pytest
 import torch
 from onnx import TensorProto, helper
 
@@ -12,6 +12,8 @@ from scrd_fast.engine.fidelity import Probe, Report, compare
 from scrd_fast.model.checkpoint import Checkpoint
 from scrd_fast.model.reference import score_pixels
 from scrd_fast.ops.preprocess import normalise
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the onnxruntime extra")
 
 # Of those that TensorRT's ONNX parser knows, what these graphs are made of.
 OPERATORS = frozenset({

@@ -205,11 +205,13 @@ def test_scores_of_a_trained_model(trained, calibrated, probe, kind, base):
 
 
 def test_scores_in_openvino(trained, calibrated, probe):
-    """It computes the quantised convolutions in integers, and ranks alike."""
+    """It computes the quantised convolutions in integers, and ranks alike. With both readers of the
+    concatenation quantised OpenVINO 2026.4.1 departs from onnxruntime: a correlation of 0.991."""
     openvino = pytest.importorskip("openvino")
     checkpoint, _ = trained
     proto, ranges = calibrated
-    graph = quantise(proto, checkpoint.spec, "int8", ranges, base="fp32")
+    keep = STEM | {"network/bottleneck.blocks.0.shortcut"}
+    graph = quantise(proto, checkpoint.spec, "int8", ranges, base="fp32", keep=keep)
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(graph.SerializeToString()), "CPU",
                                   {"INFERENCE_PRECISION_HINT": "f32"})
@@ -218,8 +220,8 @@ def test_scores_in_openvino(trained, calibrated, probe):
         info = node.get_rt_info()
         if info["layerType"].astype(str) == "Convolution":
             computed[info["runtimePrecision"].astype(str)] += 1
-    assert computed["f32"] == len(STEM)
-    assert computed["u8"] + computed["i8"] == sum(computed.values()) - len(STEM)
+    assert computed["f32"] == len(keep)
+    assert computed["u8"] + computed["i8"] == sum(computed.values()) - len(keep)
     inputs = explicit.normalised(checkpoint, probe)
     outputs = [compiled(part) for part in np.array_split(inputs, 16)]
     scores, maps = (np.concatenate([output[i] for output in outputs]) for i in (0, 1))
