@@ -21,6 +21,14 @@ EACH_BACKEND = ("openvino", "torch_eager", pytest.param("torch_cuda", marks=on_g
                 pytest.param("tensorrt", marks=(*on_gpu, needs_tensorrt)))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def state_of_its_own(tmp_path_factory):
+    """What a user built is recorded per user; a test run is another one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 def pictures(count: int, side: int, seed: int = 0) -> np.ndarray:
     """Smooth uint8 images (count, side, side, 3) with texture."""
     rng = np.random.default_rng(seed)
