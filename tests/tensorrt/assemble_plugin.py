@@ -1,0 +1,49 @@
+"""Compiles the plugin for every GPU generation, assembles its PTX, and prints what came, as JSON.
+
+In a process of its own, without TRITON_INTERPRET: python -m tests.tensorrt.assemble_plugin
+"""
+
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+import triton
+
+from scrd_fast.engine.backends.tensorrt_plugin import compile_ptx, tactics
+
+BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
+CHANNELS, PIXELS = (256, 512, 1024), (64 * 64, 32 * 32, 16 * 16)
+
+
+def assembled(ptx: str, capability: int) -> str:
+    """What ptxas says of registers and spills."""
+    ptxas = BIN / ("ptxas-blackwell" if capability >= 100 else "ptxas")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "plugin.ptx"
+        source.write_text(ptx)
+        target = f"sm_{capability}a" if f".target sm_{capability}a" in ptx else f"sm_{capability}"
+        done = subprocess.run([ptxas, "-v", f"--gpu-name={target}", source, "-o",
+                               source.with_suffix(".cubin")], capture_output=True, text=True,
+                              check=True)
+    return done.stderr
+
+
+def main() -> None:
+    for capability in (80, 90, 100):
+        for dtype in ("fp32", "fp16", "bf16"):
+            for last in (False, True):
+                for tactic in tactics():
+                    kernel = compile_ptx(capability, dtype, CHANNELS, PIXELS, last=last,
+                                         tactic=tactic)
+                    entry = kernel.ptx[kernel.ptx.index(".entry") :]
+                    print(json.dumps({
+                        "sm": capability, "dtype": dtype, "last": last, "tactic": tactic,
+                        "parameters": entry[: entry.index(")")].count(".param"),
+                        "shared": kernel.shared, "threads": kernel.threads,
+                        "named": f" {kernel.name}(" in kernel.ptx.replace("\n", " "),
+                        "ptxas": assembled(kernel.ptx, capability)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""What scrd_fast uses of TensorRT's objects, by class; module attributes are found in the source.
+
+A member that is set rather than called is listed too.
+"""
+
+OBJECTS = {
+    "Builder": ("build_serialized_network", "create_builder_config", "create_network",
+                "create_optimization_profile", "error_recorder"),
+    "INetworkDefinition": (),
+    "OnnxParser": ("parse", "num_errors", "get_error"),
+    "ParserError": ("node_name", "node_operator", "desc"),
+    "IBuilderConfig": ("add_optimization_profile", "builder_optimization_level", "clear_flag",
+                       "create_timing_cache", "get_timing_cache", "hardware_compatibility_level",
+                       "profiling_verbosity", "progress_monitor", "set_flag",
+                       "set_memory_pool_limit", "set_timing_cache"),
+    "ITimingCache": ("serialize",),
+    "IOptimizationProfile": ("set_shape",),
+    "Runtime": ("deserialize_cuda_engine", "error_recorder"),
+    "ICudaEngine": ("create_engine_inspector", "create_execution_context"),
+    "IExecutionContext": ("error_recorder", "execute_async_v3", "profiler", "set_input_shape",
+                          "set_optimization_profile_async", "set_tensor_address"),
+    "EngineInspector": ("get_engine_information",),
+    "Refitter": ("refit_cuda_engine",),
+    "OnnxParserRefitter": ("refit_from_bytes",),
+    # What the backend's own classes override.
+    "ILogger": ("log",),
+    "IErrorRecorder": ("clear", "get_error_code", "get_error_desc", "has_overflowed",
+                       "num_errors", "report_error"),
+    "IProgressMonitor": ("phase_finish", "phase_start", "step_complete"),
+    "IProfiler": ("report_layer_time",),
+}
