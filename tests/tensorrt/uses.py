@@ -6,7 +6,9 @@ A member that is set rather than called is listed too.
 OBJECTS = {
     "Builder": ("build_serialized_network", "create_builder_config", "create_network",
                 "create_optimization_profile", "error_recorder"),
-    "INetworkDefinition": (),
+    "INetworkDefinition": ("add_plugin", "get_layer", "num_layers"),
+    "ILayer": ("get_input", "get_output", "num_inputs", "num_outputs", "set_input"),
+    "ITensor": ("name",),
     "OnnxParser": ("parse", "num_errors", "get_error"),
     "ParserError": ("node_name", "node_operator", "desc"),
     "IBuilderConfig": ("add_optimization_profile", "builder_optimization_level", "clear_flag",
