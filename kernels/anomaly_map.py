@@ -35,7 +35,7 @@ _LARGEST_FLOAT = tl.constexpr(float(np.finfo(np.float32).max))
 # FAST runs along what lies side by side in memory, SLOW across it. A thread gets 16 elements of
 # each tensor, in half precision two loads of 16 bytes, and 80 registers; with fewer elements ptxas
 # spills on sm_100. What is tuned is how much a program reads; no GPU has timed it yet.
-_DISTANCE_CONFIGS = [
+DISTANCE_CONFIGS = [
     triton.Config({"FAST": 128, "SLOW": 16}, num_warps=4),
     triton.Config({"FAST": 256, "SLOW": 8}, num_warps=4),
     triton.Config({"FAST": 128, "SLOW": 8}, num_warps=2),
@@ -96,7 +96,7 @@ def _program_distances(t1, t2, t3, s1, s2, s3, d1, d2, d3, c1, c2, c3, p1, p2, p
         _scale_distances(t3, s3, d3, image, tile - n1 - n2, c3, p3, LAST, FAST, SLOW)
 
 
-@autotune(_DISTANCE_CONFIGS, key=["images", "c1", "p1", "LAST"])
+@autotune(DISTANCE_CONFIGS, key=["images", "c1", "p1", "LAST"])
 @triton.jit
 def distances_kernel(t1, t2, t3, s1, s2, s3, d1, d2, d3, images, c1, c2, c3, p1, p2, p3,
                      LAST: tl.constexpr, FAST: tl.constexpr, SLOW: tl.constexpr):
@@ -110,13 +110,12 @@ def distances_kernel(t1, t2, t3, s1, s2, s3, d1, d2, d3, images, c1, c2, c3, p1,
 
 # TensorRT passes a plugin's kernel its tensors; scalars besides have not worked everywhere, and
 # here need not: a plan is compiled for one network.
-@autotune(_DISTANCE_CONFIGS, key=["C1", "P1", "LAST"])
 @triton.jit
 def plugin_distances_kernel(t1, t2, t3, s1, s2, s3, d1, d2, d3,
                             C1: tl.constexpr, C2: tl.constexpr, C3: tl.constexpr,
                             P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr,
                             LAST: tl.constexpr, FAST: tl.constexpr, SLOW: tl.constexpr):
-    """`distances_kernel` for one network; its configurations are the plugin's tactics."""
+    """`distances_kernel` for one network: channels and pixels are compiled in."""
     _program_distances(t1, t2, t3, s1, s2, s3, d1, d2, d3, C1, C2, C3, P1, P2, P3,
                        LAST, FAST, SLOW)
 

@@ -18,7 +18,7 @@ def cases() -> Iterator[tuple[str, Arguments]]:
         yield "plugin_distances_kernel", {
             **{f"{name}{k}": "*fp16" for name in "ts" for k in (1, 2, 3)},
             **{f"d{k}": "*fp32" for k in (1, 2, 3)}, "C1": 256, "C2": 512, "C3": 1024,
-            "P1": 4096, "P2": 1024, "P3": 256, "LAST": last}
+            "P1": 4096, "P2": 1024, "P3": 256, "LAST": last, "FAST": 128, "SLOW": 16}
     # Windows of sigma 4 and of sigma 16.
     for windows in ((32, 16, 16), (64, 32, 16)):
         for weighted, maps, largest in ((True, True, True), (False, True, True),

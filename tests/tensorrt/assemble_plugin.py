@@ -4,13 +4,14 @@ In a process of its own, without TRITON_INTERPRET: python -m tests.tensorrt.asse
 """
 
 import json
+import re
 import subprocess
 import tempfile
 from pathlib import Path
 
 import triton
 
-from scrd_fast.engine.backends.tensorrt_plugin import compile_ptx, tactics
+from scrd_fast.engine.backends.tensorrt_plugin import compile_ptx
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 CHANNELS, PIXELS = (256, 512, 1024), (64 * 64, 32 * 32, 16 * 16)
@@ -33,16 +34,17 @@ def main() -> None:
     for capability in (80, 90, 100):
         for dtype in ("fp32", "fp16", "bf16"):
             for last in (False, True):
-                for tactic in tactics():
-                    kernel = compile_ptx(capability, dtype, CHANNELS, PIXELS, last=last,
-                                         tactic=tactic)
-                    entry = kernel.ptx[kernel.ptx.index(".entry") :]
-                    print(json.dumps({
-                        "sm": capability, "dtype": dtype, "last": last, "tactic": tactic,
-                        "parameters": entry[: entry.index(")")].count(".param"),
-                        "shared": kernel.shared, "threads": kernel.threads,
-                        "named": f" {kernel.name}(" in kernel.ptx.replace("\n", " "),
-                        "ptxas": assembled(kernel.ptx, capability)}), flush=True)
+                kernel = compile_ptx(capability, dtype, CHANNELS, PIXELS, last=last)
+                entry = kernel.ptx[kernel.ptx.index(".entry") :]
+                code = re.sub("//.*", "", kernel.ptx)
+                print(json.dumps({
+                    "sm": capability, "dtype": dtype, "last": last,
+                    "parameters": re.findall(r"\.param (\.\w+)", entry[: entry.index(")")]),
+                    "shared": kernel.shared, "threads": kernel.threads,
+                    "threads_in_ptx": re.findall(r"^\.reqntid (.+)", code, re.MULTILINE),
+                    "paths": "/" in code,
+                    "named": f" {kernel.name}(" in kernel.ptx.replace("\n", " "),
+                    "ptxas": assembled(kernel.ptx, capability)}), flush=True)
 
 
 if __name__ == "__main__":

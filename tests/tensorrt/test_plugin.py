@@ -9,10 +9,19 @@ import sys
 import pytest
 import torch
 
-from scrd_fast.engine.backends.tensorrt_plugin import compile_ptx, strip_hidden_parameters
+from scrd_fast.engine.backends.tensorrt_plugin import (
+    TENSORS,
+    combination,
+    compile_ptx,
+    programs,
+    strip_hidden_parameters,
+)
 from scrd_fast.errors import BackendUnavailable, InputError
-from scrd_fast.kernels.anomaly_map import cosine_distances, plugin_distances_kernel
-from scrd_fast.ops.implementations import interpreted
+from scrd_fast.kernels.anomaly_map import (
+    DISTANCE_CONFIGS,
+    cosine_distances,
+    plugin_distances_kernel,
+)
 from tests.conftest import ROOT
 
 PTX = """.version 8.0
@@ -38,10 +47,11 @@ def test_compiled_for_every_generation():
     assert {row["sm"] for row in rows} == {80, 90, 100}
     assert {row["dtype"] for row in rows} == {"fp32", "fp16", "bf16"}
     for row in rows:
-        assert row["parameters"] == 9, row
+        assert row["parameters"] == [".u64"] * TENSORS, row
         assert row["named"], row
         assert row["shared"] <= 48 * 1024, row
-        assert row["threads"] % 32 == 0, row
+        assert row["threads_in_ptx"] == [str(row["threads"])], row
+        assert not row["paths"], row  # of the machine that builds a plan
         assert "0 bytes spill stores, 0 bytes spill loads" in row["ptxas"], row
 
 
@@ -62,19 +72,34 @@ def test_bad_arguments():
         compile_ptx(90, "int8", (1, 2, 3), (4, 5, 6))
 
 
-@pytest.mark.skipif(not interpreted(), reason="the kernel's own launcher is held to numbers here")
+@pytest.mark.parametrize(("dtype", "channels", "formats"), [
+    ("fp32", (7, 5, 3), "LINEAR|HWC"), ("fp16", (64, 128, 256), "LINEAR|HWC8"),
+    ("bf16", (64, 128, 256), "LINEAR|HWC8"), ("fp16", (64, 12, 256), "LINEAR")])
+def test_formats_are_those_without_padding(dtype, channels, formats):
+    types, layouts = combination(dtype, channels)
+    assert types == ",".join([dtype.upper()] * 6 + ["FP32"] * 3)
+    assert layouts == ",".join([formats] * 6 + ["LINEAR"] * 3)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("last", [False, True])
-def test_the_plugins_kernel_gives_the_distances(last):
-    shapes = ((33, 8), (20, 4), (17, 2))
-    generator = torch.Generator().manual_seed(1)
-    maps = [torch.randn(2, c, side, side, generator=generator) for c, side in shapes * 2]
-    if last:
-        maps = [m.contiguous(memory_format=torch.channels_last) for m in maps]
-    expected = cosine_distances(maps[:3], maps[3:])
-    outputs = [torch.empty_like(e) for e in expected]
-    tile = plugin_distances_kernel.configs[0].kwargs["SLOW" if last else "FAST"]
-    programs = 2 * sum(-(-side**2 // tile) for _, side in shapes)
-    plugin_distances_kernel[(programs,)](
-        *maps, *outputs, *(c for c, _ in shapes), *(side**2 for _, side in shapes), LAST=last)
-    for ours, theirs in zip(outputs, expected, strict=True):
-        assert torch.equal(ours, theirs)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_plugins_kernel_gives_the_distances(make_features, dtype, last):
+    """As TensorRT launches it, against the formula in float64; NaN where a feature is NaN."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layout = torch.channels_last if last else torch.contiguous_format
+    sides, channels = (12, 6, 3), (40, 24, 16)
+    teacher, student = (make_features(2, sides, seed, dtype, channels) for seed in (1, 2))
+    teacher[0][1, 3, 5, 5] = float("nan")
+    maps = [m.to(device).contiguous(memory_format=layout) for m in (*teacher, *student)]
+    outputs = [torch.empty((2, side, side), device=device) for side in sides]
+    pixels, config = [side**2 for side in sides], DISTANCE_CONFIGS[0]
+    plugin_distances_kernel[(2 * programs(pixels, last=last),)](
+        *maps, *outputs, *channels, *pixels, LAST=last, **config.kwargs,
+        num_warps=config.num_warps)
+    others = cosine_distances(maps[:3], maps[3:])
+    for got, other, t, s in zip(outputs, others, teacher, student, strict=True):
+        expected = 1 - torch.cosine_similarity(t.double(), s.double(), 1)
+        torch.testing.assert_close(got.cpu().double(), expected, rtol=0, atol=2e-6, equal_nan=True)
+        torch.testing.assert_close(got, other, rtol=0, atol=2e-6, equal_nan=True)
+    assert int(outputs[0].isnan().sum()) == 1

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from scrd_fast.errors import BackendUnavailable, expect
-from scrd_fast.kernels.anomaly_map import plugin_distances_kernel
+from scrd_fast.kernels.anomaly_map import DISTANCE_CONFIGS, plugin_distances_kernel
 from scrd_fast.ops.anomaly_map import STRIDES
 from scrd_fast.ops.implementations import interpreted
 
@@ -26,6 +26,8 @@ TENSORS = 9  # three teacher and three student maps, three distances
 # What TensorRT calls channels-last. HWC8 pads the channels to a multiple of 8, so that it is
 # channels-last only where they are one; convolutions in half precision write it.
 _CHANNELS_LAST = {"fp32": "HWC", "fp16": "HWC8", "bf16": "HWC8"}
+# No tactics: several kernels in one plugin have been reported to be mixed up on Blackwell.
+_CONFIG = DISTANCE_CONFIGS[0]
 _ENTRY = re.compile(r"\.entry\s+[\w$]+\s*\(([^)]*)\)")
 
 
@@ -61,24 +63,14 @@ def strip_hidden_parameters(ptx: str, declared: int) -> str:
     return f"{ptx[: entry.start(1)]}{kept}\n{ptx[entry.end(1) :]}"
 
 
-def tactics() -> range:
-    """TensorRT's numbers for the kernel's configurations."""
-    return range(1, len(plugin_distances_kernel.configs) + 1)
-
-
-def _config(tactic: int) -> triton.Config:
-    """The configuration of a tactic; 0, TensorRT's word for no choice, takes the first."""
-    return plugin_distances_kernel.configs[max(tactic, 1) - 1]
-
-
-def programs(pixels: Sequence[int], *, last: bool, tactic: int = 1) -> int:
+def programs(pixels: Sequence[int], *, last: bool) -> int:
     """Programs per image, given each scale's pixels."""
-    tile = _config(tactic).kwargs["SLOW" if last else "FAST"]
+    tile = _CONFIG.kwargs["SLOW" if last else "FAST"]
     return sum(triton.cdiv(p, tile) for p in pixels)
 
 
 def compile_ptx(capability: int, dtype: str, channels: Sequence[int], pixels: Sequence[int], *,
-                last: bool = False, tactic: int = 1) -> CompiledKernel:
+                last: bool = False) -> CompiledKernel:
     """The kernel for a GPU and a network, made without a GPU.
 
     capability: 90 for compute capability 9.0; dtype: "fp32", "fp16" or "bf16"; channels, pixels:
@@ -88,22 +80,21 @@ def compile_ptx(capability: int, dtype: str, channels: Sequence[int], pixels: Se
     expect(dtype in _CHANNELS_LAST, "dtype", f"one of {tuple(_CHANNELS_LAST)}", repr(dtype))
     if interpreted():
         raise BackendUnavailable("plugin: Triton compiles no kernel with TRITON_INTERPRET=1")
-    function, config = plugin_distances_kernel.fn, _config(tactic)
-    values = {**config.kwargs, "LAST": last}
+    values = {**_CONFIG.kwargs, "LAST": last}
     for k in range(3):
         values |= {f"C{k + 1}": channels[k], f"P{k + 1}": pixels[k]}
     pointers = {name: f"*{dtype}" if name[0] in "ts" else "*fp32"
-                for name in function.arg_names[:TENSORS]}
+                for name in plugin_distances_kernel.arg_names[:TENSORS]}
     # TensorRT aligns its tensors to far more than 16 bytes.
     aligned = {(i,): [["tt.divisibility", 16]] for i in range(TENSORS)}
     with knobs.compilation.scope():
         # A plan must not name the folders of the machine that built it.
         knobs.compilation.disable_line_info = True
         compiled = triton.compile(
-            ASTSource(fn=function, signature=pointers | dict.fromkeys(values, "constexpr"),
-                      constexprs=values, attrs=aligned),
+            ASTSource(fn=plugin_distances_kernel, constexprs=values, attrs=aligned,
+                      signature=pointers | dict.fromkeys(values, "constexpr")),
             target=GPUTarget("cuda", capability, 32),
-            options={"num_warps": config.num_warps, "num_stages": config.num_stages})
+            options={"num_warps": _CONFIG.num_warps, "num_stages": _CONFIG.num_stages})
     return CompiledKernel(compiled.metadata.name,
                           strip_hidden_parameters(compiled.asm["ptx"], TENSORS),
                           compiled.metadata.shared, 32 * compiled.metadata.num_warps)
@@ -163,7 +154,7 @@ def register(capability: int) -> Callable[..., Any]:
     ) -> list[trtp.AutoTuneCombination]:
         types, formats = combination(dtype_of(t1, t2, t3, s1, s2, s3),
                                      [t.shape[1] for t in (t1, t2, t3)])
-        return [trtp.AutoTuneCombination(types, formats, tactics())]
+        return [trtp.AutoTuneCombination(types, formats)]
 
     @trtp.aot_impl(identity)
     def implement(
@@ -174,9 +165,9 @@ def register(capability: int) -> Callable[..., Any]:
         last = t1.format != trt.TensorFormat.LINEAR
         pixels = [t.shape[2] * t.shape[3] for t in (t1, t2, t3)]
         kernel = compile_ptx(capability, dtype_of(t1, t2, t3, s1, s2, s3),
-                             [t.shape[1] for t in (t1, t2, t3)], pixels, last=last, tactic=tactic)
+                             [t.shape[1] for t in (t1, t2, t3)], pixels, last=last)
         launch = trtp.KernelLaunchParams(
-            grid_x=t1.shape_expr[0] * programs(pixels, last=last, tactic=tactic),
+            grid_x=t1.shape_expr[0] * programs(pixels, last=last),
             block_x=kernel.threads, shared_mem=kernel.shared)
         return kernel.name, kernel.ptx, launch, trtp.SymIntExprs(0)
 
