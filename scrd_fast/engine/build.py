@@ -57,6 +57,7 @@ LARGEST_BATCH = 1024
 FEW_IMAGES = 24  # of the probe set, where no ranks are judged: they show the largest error
 GPU_BUCKETS = (1, 8, 32)
 
+
 def fingerprint(device: torch.device | None = None) -> dict[str, Any]:
     """The machine: what decides which compiled code runs; device: the GPU, where one is used."""
     machine: dict[str, Any] = {
@@ -181,7 +182,7 @@ def build_engine(
     proto = build_graph(loaded.model, loaded.spec)
 
     candidates = [precision] if precision != "auto" else [
-        p for p in native_precisions(name)[::-1] if p not in QUANTISED]
+        p for p in native_precisions(name) if p not in QUANTISED]
     expect(probe_images is not None or not set(candidates) & set(QUANTISED), "images",
            f"normal images to calibrate {precision} on", "none")
     options = tensorrt or TensorRtOptions()

@@ -65,8 +65,7 @@ def _open(
     if manifest.backend == "tensorrt":
         check_plan(Path(path), manifest, import_module("tensorrt").__version__,
                    torch.cuda.get_device_capability(torch.device(device or "cuda")), trust=trust)
-        of_tensorrt = {"compiled": members,
-                       "options": TensorRtOptions(**manifest.fingerprint["plan"]["options"])}
+        of_tensorrt = {"compiled": members, "options": _plan_options(path, manifest)}
     runner = _make_runner(path, manifest, members, mode, device, **of_tensorrt)
     return Engine(manifest, runner, Path(path)), members[GOLDEN]
 
@@ -86,6 +85,14 @@ def _read(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, bytes]]:
     return manifest, members
 
 
+def _plan_options(path: str | os.PathLike[str], manifest: Manifest) -> TensorRtOptions:
+    try:
+        return TensorRtOptions(**manifest.fingerprint["plan"]["options"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineFileError(f"{path}: manifest.fingerprint does not tell how its plan was built"
+                              f" ({error}); build it again from its checkpoint") from error
+
+
 def check_plan(
     path: Path, manifest: Manifest, version: str, capability: tuple[int, int], *, trust: bool
 ) -> None:
@@ -100,7 +107,7 @@ def check_plan(
         differences = plan_differences(manifest.fingerprint, version, capability)
     except (KeyError, TypeError, ValueError) as error:
         raise EngineFileError(f"{path}: manifest.fingerprint does not tell what its plan was built"
-                              f" for ({error}){again}") from error
+                              f" for ({error}); build it again from its checkpoint") from error
     if differences:
         raise EngineFileError(f"{path}: its TensorRT plan does not fit this machine:"
                               f" {'; '.join(differences)}{again}")
@@ -139,9 +146,10 @@ def rebuild_engine(
     `load_engine` and `build_engine` raise.
     """
     manifest, members = _read(path)
+    options, of_tensorrt = TensorRtOptions(), dict[str, Any]()
+    if manifest.backend == "tensorrt":
+        options = _plan_options(path, manifest)
     choose_backend(manifest.backend, device)
-    options = TensorRtOptions(**manifest.fingerprint.get("plan", {}).get("options", {}))
-    of_tensorrt: dict[str, Any] = {}
     if manifest.backend == "tensorrt":
         kept = {name: data for name, data in members.items() if name != PLAN}
         of_tensorrt = {"compiled": kept, "options": options, "progress": progress}

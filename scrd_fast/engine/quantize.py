@@ -7,8 +7,10 @@ and ReLU fuse) and, by one shared scale, everything that meets in a concatenatio
 that go to the distances, and all after them stay unquantised.
 """
 
+import json
+import math
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import onnx
@@ -28,10 +30,11 @@ from scrd_fast.engine.precision import (
     to_tensor,
 )
 from scrd_fast.engine.progress import Progress, silent
-from scrd_fast.errors import NotFiniteError, expect
+from scrd_fast.errors import EngineFileError, NotFiniteError, expect
 from scrd_fast.ops.preprocess import normalise
 from scrd_fast.spec import ScoringSpec
 
+RANGES = "ranges.json"
 KINDS = ("int8", "fp8")
 # Some 4 % of the arithmetic of a ResNet-18. Quantised too, the rank correlation of the network in
 # _Histogram.clip falls from 0.99955 to 0.99926, and the largest error of a score rises from 1.5 %
@@ -57,6 +60,23 @@ class Ranges:
         precision of small values under any scale, so it need not clip: by int8's ranges the rank
         correlation of the network below is 0.9983, by the maximum 0.9987."""
         return self.clipped if kind == "int8" else self.largest
+
+    def to_bytes(self) -> bytes:
+        """The member of an engine file."""
+        return json.dumps(asdict(self)).encode()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "Ranges":
+        """The other way round; raises EngineFileError."""
+        try:
+            read = Ranges(**json.loads(data))
+            for part in (read.largest, read.clipped):
+                if not all(math.isfinite(value) and value >= 0 for value in part.values()):
+                    raise ValueError("a range is negative or not finite")
+        except (AttributeError, TypeError, ValueError) as error:
+            raise EngineFileError(f"{RANGES}: expected the ranges of activations, got something"
+                                  f" else: {error}") from error
+        return read
 
 
 @dataclass

@@ -111,6 +111,18 @@ def test_a_fingerprint_that_tells_nothing(planned, broken):
         check_plan(path, replace(manifest, fingerprint=broken), "10.16.1.11", (9, 0), trust=True)
 
 
+@pytest.mark.parametrize("plan", [3, {}, {"options": 3}, {"options": {"magic": 1}},
+                                  {"options": {"level": "high"}},
+                                  {"options": {"workspace_gb": []}}])
+def test_options_that_are_none(planned, plan):
+    """They are read before it is asked whether TensorRT is there."""
+    path, manifest = planned
+    _, members = read_engine_file(path)
+    write_engine_file(path, replace(manifest, fingerprint=built() | {"plan": plan}), members)
+    with pytest.raises(EngineFileError, match=r"does not tell how its plan was built .* checkp"):
+        scrd_fast.rebuild_engine(path)
+
+
 def test_a_file_without_its_plan(planned):
     path, manifest = planned
     with pytest.raises(EngineFileError, match=f"expected a member {PLAN}, got none"):
@@ -120,7 +132,9 @@ def test_a_file_without_its_plan(planned):
 @pytest.mark.parametrize(("options", "message"), [
     ({"workspace_gb": 0}, "tensorrt.workspace_gb: expected None or a number above 0, got 0"),
     ({"level": 6}, "tensorrt.level: expected an integer from 0 to 5, got 6"),
-    ({"tail": "magic"}, "tensorrt.tail: expected 'onnx' or 'plugin', got magic")])
+    ({"tail": "magic"}, "tensorrt.tail: expected 'onnx' or 'plugin', got magic"),
+    ({"tail": "plugin", "hardware_compatible": True},
+     "tensorrt.tail: expected 'onnx' with hardware_compatible, got plugin")])
 def test_bad_options(options, message):
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         TensorRtOptions(**options)

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from scrd_fast.engine.fidelity import LIMITS
 from scrd_fast.engine.graph import build_graph, read_spec
 from scrd_fast.engine.quantize import STEM, Ranges, calibrate, calibration_pixels, quantise
-from scrd_fast.errors import InputError, NotFiniteError
+from scrd_fast.errors import EngineFileError, InputError, NotFiniteError
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
 from tests.engine import explicit
@@ -282,3 +282,17 @@ def test_bad_pixels(untrained):
             calibrate(proto, SPEC, pixels)
     with pytest.raises(NotFiniteError, match=r"^pixels: expected finite values in every layer"):
         calibrate(proto, SPEC, torch.full((1, 3, 64, 64), float("nan")))
+
+
+def test_ranges_in_a_file():
+    ranges = Ranges({"a": 1.5, "b": 0.0}, {"a": 1.25, "b": 0.0})
+    assert Ranges.from_bytes(ranges.to_bytes()) == ranges
+
+
+@pytest.mark.parametrize("data", [
+    b"", b"\xff", b"[]", b"3", b"{}", b'{"largest": {}, "clipped": 3}',
+    b'{"largest": {"a": "1"}, "clipped": {}}', b'{"largest": {"a": -1}, "clipped": {}}',
+    b'{"largest": {}, "clipped": {"a": NaN}}', b'{"largest": {}, "clipped": {}, "more": {}}'])
+def test_ranges_that_are_none(data):
+    with pytest.raises(EngineFileError, match=r"^ranges\.json: expected the ranges"):
+        Ranges.from_bytes(data)

@@ -97,9 +97,7 @@ def _openvino_missing() -> str | None:
 
 
 def native_precisions(backend: str) -> list[str]:
-    """The precisions that `backend` computes in natively on this machine, the last to be tried
-    first (fp16 before bf16, which is as fast and coarser, before fp32); QUANTISED ones, which only
-    a caller asks for, come before all."""
+    """The precisions that `backend` computes in natively on this machine, fastest first."""
     if backend == "openvino":
         from scrd_fast.engine.backends.openvino import precisions
     elif backend == "torch_cuda":
@@ -127,6 +125,8 @@ def make_runner(
     expect(mode in MODES, "mode", f"one of {MODES}", repr(mode))
     if backend in GPU_BACKENDS:
         place = torch.device(device or "cuda")
+        if place.index is None:
+            place = torch.device("cuda", torch.cuda.current_device())
         if backend == "tensorrt":
             from scrd_fast.engine.backends.tensorrt import make as make_plan
 

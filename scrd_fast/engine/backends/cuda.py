@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scrd_fast.engine.backends.runner import Scores
+from scrd_fast.engine.backends.runner import Runner, Scores
 from scrd_fast.errors import ClosedError, DeviceMemoryError, NotFiniteError, expect
 from scrd_fast.kernels.anomaly_map import combine_distances, cosine_distances, tail
 from scrd_fast.kernels.preprocess import preprocess_into
@@ -238,6 +238,13 @@ class CudaScorer:
                     f"batch: expected images that fit into the free memory of {network.device},"
                     f" got {_megabytes(images):.0f} MB; score fewer or smaller ones at a time"
                 ) from error
+
+
+def cuda_runner(name: str, version: str, network: CapturedNetwork,
+                precision_used: Callable[[], dict[str, Any]]) -> Runner:
+    """The runner of a captured network, whose scorer takes images as they come."""
+    return Runner(name, version, tuple(network.buckets), lambda: CudaScorer(network),
+                  lambda batch, argument: batch, precision_used)
 
 
 def _check_devices(images: Tensor | list[Tensor], device: torch.device) -> None:

@@ -25,7 +25,8 @@ class TensorRtOptions:
     level: builder optimisation level, 0 (fast build) to 5 (fastest plan). version_compatible: the
     plan also runs on later minor versions of TensorRT. hardware_compatible: also on other GPUs
     from Ampere on. stripped: leave the weights out of the plan; loading puts them back from the
-    portable graph. tail: "onnx", or "plugin": the distances by our Triton kernel inside the plan.
+    portable graph. tail: "onnx", or "plugin": the distances by our Triton kernel inside the plan,
+    which is compiled for one generation of GPUs, so not with hardware_compatible.
     """
 
     workspace_gb: float | None = None
@@ -40,6 +41,8 @@ class TensorRtOptions:
         expect(good, "tensorrt.workspace_gb", "None or a number above 0", self.workspace_gb)
         expect(self.level in range(6), "tensorrt.level", "an integer from 0 to 5", self.level)
         expect(self.tail in ("onnx", "plugin"), "tensorrt.tail", "'onnx' or 'plugin'", self.tail)
+        expect(not (self.hardware_compatible and self.tail == "plugin"), "tensorrt.tail",
+               "'onnx' with hardware_compatible", self.tail)
 
 
 def plan_fingerprint(version: str, options: TensorRtOptions) -> dict[str, Any]:

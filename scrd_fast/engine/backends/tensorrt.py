@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,16 @@ import torch
 from torch import Tensor
 
 from scrd_fast.engine.backends.choice import QUANTISED
-from scrd_fast.engine.backends.cuda import CapturedNetwork, CudaScorer
+from scrd_fast.engine.backends.cuda import CapturedNetwork, cuda_runner, no_room
 from scrd_fast.engine.backends.plan import PLAN, TensorRtOptions
 from scrd_fast.engine.backends.runner import Runner, one_stream
 from scrd_fast.engine.graph import NETWORK_INPUT, OUTPUTS
 from scrd_fast.engine.precision import explicit_graph, precision_counts
 from scrd_fast.engine.progress import Progress, silent
-from scrd_fast.engine.quantize import Ranges, quantise
+from scrd_fast.engine.quantize import RANGES, Ranges, quantise
 from scrd_fast.errors import EngineBuildError, EngineFileError
 from scrd_fast.files import atomic_write
 from scrd_fast.spec import ScoringSpec
-
-RANGES = "ranges.json"
 
 
 class _Log(trt.ILogger):
@@ -174,7 +172,8 @@ def build_plan(
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if options.stripped:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-    config.progress_monitor = monitor = _Monitor(progress, "TensorRT")
+    monitor = _Monitor(progress, "TensorRT")  # a name: TensorRT itself does not keep it alive
+    config.progress_monitor = monitor
     side = spec.input_size
     for n in buckets:
         profile = builder.create_optimization_profile()
@@ -182,7 +181,6 @@ def build_plan(
         config.add_optimization_profile(profile)
     with torch.cuda.device(device), _timing_cache(config, device):
         plan = builder.build_serialized_network(network, config)
-    del monitor  # TensorRT holds no reference of its own while it builds
     if plan is None:
         texts = "; ".join(log.errors) or errors.text()
         hint = "" if options.workspace_gb is None else (
@@ -199,7 +197,7 @@ class PlanNetwork:
                  buckets: Sequence[int], device: torch.device, stripped: bool) -> None:
         """graph: what the plan was built from; gives a stripped plan its weights. Raises
         EngineFileError for a plan that this TensorRT or GPU does not run."""
-        self._spec, self._device, self._buckets = spec, device, list(buckets)
+        self._spec, self._device = spec, device
         self._log, self._errors = _Log(), _Errors()
         with torch.cuda.device(device):
             self._runtime = trt.Runtime(self._log)
@@ -210,7 +208,7 @@ class PlanNetwork:
                                       + ("; ".join(self._log.errors) or self._errors.text()))
             if stripped:
                 self._refit(graph)
-            self._contexts = {n: self._context(i) for i, n in enumerate(self._buckets)}
+            self._contexts = {n: self._context(n) for n in buckets}
 
     def _refit(self, graph: onnx.ModelProto) -> None:
         refitter = trt.Refitter(self._engine, self._log)
@@ -220,19 +218,29 @@ class PlanNetwork:
             raise EngineFileError(f"{PLAN}: its weights cannot be put back: "
                                   + ("; ".join(self._log.errors) or self._errors.text()))
 
-    def _context(self, profile: int) -> Any:
+    def _context(self, n: int) -> Any:
+        """A context for batches of n. The plan may have profiles for more batch sizes: those that
+        a build left out for want of memory."""
+        sizes = [self._engine.get_tensor_profile_shape(NETWORK_INPUT, i)[2][0]
+                 for i in range(self._engine.num_optimization_profiles)]
+        if n not in sizes:
+            raise EngineFileError(f"{PLAN}: expected a profile for batches of {n}, got {sizes}")
         context = self._engine.create_execution_context()
+        if context is None:  # it could not allocate the memory of its layers
+            raise no_room(self._device)
         context.error_recorder = self._errors
         stream = torch.cuda.current_stream(self._device)
-        context.set_optimization_profile_async(profile, stream.cuda_stream)
+        context.set_optimization_profile_async(sizes.index(n), stream.cuda_stream)
         stream.synchronize()
         return context
 
     def run(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised float32 (n, 3, S, S), n one of the buckets, contiguous -> scores, maps and
         scale weights, enqueued on the current stream."""
+        return self._enqueue(self._contexts[len(pixels)], pixels)
+
+    def _enqueue(self, context: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         n, side = len(pixels), self._spec.input_size
-        context = self._contexts[n]
         results = {name: pixels.new_empty(shape) for name, shape in zip(
             OUTPUTS, [(n,), (n, side, side), (n, 3)], strict=True)}
         context.set_input_shape(NETWORK_INPUT, tuple(pixels.shape))
@@ -247,19 +255,15 @@ class PlanNetwork:
 
     def layers(self) -> list[dict[str, Any]]:
         """Name, type, precision of the outputs and milliseconds of each layer, for one image."""
-        context = self._context(0)
-        context.profiler = profiler = _LayerTimes()
-        self._contexts, kept = {self._buckets[0]: context}, self._contexts
-        n, side = self._buckets[0], self._spec.input_size
-        try:
-            with torch.cuda.device(self._device):
-                pixels = torch.zeros((n, 3, side, side), device=self._device)
-                for _ in range(3):
-                    profiler.times.clear()
-                    self.run(pixels)
-                    torch.cuda.current_stream(self._device).synchronize()
-        finally:
-            self._contexts = kept
+        side = self._spec.input_size
+        with torch.cuda.device(self._device):
+            context = self._context(1)
+            context.profiler = profiler = _LayerTimes()
+            pixels = torch.zeros((1, 3, side, side), device=self._device)
+            for _ in range(3):
+                profiler.times.clear()
+                self._enqueue(context, pixels)
+                torch.cuda.current_stream(self._device).synchronize()
         inspector = self._engine.create_engine_inspector()
         text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
         return [{"name": layer["Name"], "type": layer.get("LayerType", ""),
@@ -281,12 +285,10 @@ def make(
     """
     one_stream("tensorrt", mode)
     members = dict(compiled or {})
-    if device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
     if precision in QUANTISED:
         if ranges is not None:
-            members[RANGES] = json.dumps(asdict(ranges)).encode()
-        graph = quantise(proto, spec, precision, Ranges(**json.loads(members[RANGES])))
+            members[RANGES] = ranges.to_bytes()
+        graph = quantise(proto, spec, precision, Ranges.from_bytes(members.get(RANGES, b"")))
     else:
         graph = explicit_graph(proto, spec, precision)
     if PLAN not in members:
@@ -296,15 +298,14 @@ def make(
         captured = CapturedNetwork(network.run, spec, buckets, device, torch.float32,
                                    channels_last=False)
     counts = precision_counts(graph)
-    return Runner("tensorrt", str(trt.__version__), tuple(captured.buckets),
-                  lambda: CudaScorer(captured), lambda batch, name: batch, lambda: counts,
-                  compiled={n: d for n, d in members.items() if n in (PLAN, RANGES)},
-                  layers=network.layers)
+    return replace(
+        cuda_runner("tensorrt", str(trt.__version__), captured, lambda: counts),
+        compiled={n: d for n, d in members.items() if n in (PLAN, RANGES)}, layers=network.layers)
 
 
 def precisions() -> list[str]:
-    """The precisions that the GPU computes in natively, through TensorRT."""
+    """The precisions that the GPU computes in natively, through TensorRT, fastest first."""
     capability = torch.cuda.get_device_capability()
-    fp8 = ["fp8"] if capability >= (8, 9) else []
     bf16 = ["bf16"] if capability >= (8, 0) else []
-    return [*fp8, "int8", "fp32", *bf16, "fp16"]
+    fp8 = ["fp8"] if capability >= (8, 9) else []
+    return ["int8", *fp8, "fp16", *bf16, "fp32"]
