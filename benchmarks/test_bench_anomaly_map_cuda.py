@@ -15,16 +15,14 @@ from torch import Tensor
 from benchmarks.judge import judge
 from benchmarks.peers import PublishedTail
 from scrd_fast.spec import ScoringSpec
+from tests.gpu import ON_GPU
 
 SPEC = ScoringSpec()
 SHAPES = ((256, 64), (512, 32), (1024, 16))  # channels, side
 LARGEST_ERROR = 5e-6
 WANTED_SHARE, WANTED_RATIO = 0.8, 20.0  # of the copy's rate; against the published one
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = ON_GPU
 
 
 def features(n: int, seed: int, dtype: torch.dtype, last: bool = True) -> list[Tensor]:

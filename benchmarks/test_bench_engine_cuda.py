@@ -23,15 +23,13 @@ from benchmarks.peers import PublishedOnGpu
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.fidelity import Limits
 from scrd_fast.model.checkpoint import load_checkpoint
+from tests.gpu import ON_GPU
 
 BATCH = 64
 WANTED_MS, WANTED_PER_S, WANTED_RATIO = 1.5, 4000.0, 1.2
 UNJUDGED = Limits()  # untrained weights rank images by chance; the peer's scores are compared
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = ON_GPU
 
 
 @pytest.fixture(scope="module")

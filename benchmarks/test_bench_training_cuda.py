@@ -9,8 +9,7 @@ other processes.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,31 +19,20 @@ from torch import Tensor
 
 from benchmarks.judge import judge
 from benchmarks.peers import PublishedStep
+from scrd_fast.engine.backends.cuda import exact_convolutions
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.ops.add_noise import add_noise
 from scrd_fast.ops.preprocess import normalise
 from scrd_fast.training.loop import Figures, TrainConfig, Trainer, using_device
 from scrd_fast.training.noise import NoiseConfig, draw_patches, synthesise
+from tests.gpu import ON_GPU
 
 BATCH, SIDE = 16, 256
 STEPS, ROUNDS, WARM_UP = 5, 8, 2
 NOISE = NoiseConfig()
 WANTED = 2.0  # times as fast as the published step
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
-
-
-@contextmanager
-def no_tf32() -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+pytestmark = ON_GPU
 
 
 def make_model() -> SCRD:
@@ -121,7 +109,7 @@ def test_against_the_published_step(benchmark: Any) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     generator = torch.Generator().manual_seed(1)
     pixels = torch.rand(BATCH, 3, SIDE, SIDE, generator=generator)
-    with no_tf32():
+    with exact_convolutions():
         theirs = TheirStep(pixels, device)
         expected = theirs(0)
         assert OurStep(pixels, "fp32", device)(0)["loss"] == pytest.approx(expected, rel=1e-4)

@@ -11,14 +11,13 @@ from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.training.noise import NoiseConfig
+from tests.gpu import ON_GPU
 from tests.published import published_model
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-on_gpu = (pytest.mark.gpu, needs_gpu)
 needs_tensorrt = pytest.mark.skipif(tensorrt_missing() is not None,
                                     reason=f"TensorRT: {tensorrt_missing()}")
-EACH_BACKEND = ("openvino", "torch_eager", pytest.param("torch_cuda", marks=on_gpu),
-                pytest.param("tensorrt", marks=(*on_gpu, needs_tensorrt)))
+EACH_BACKEND = ("openvino", "torch_eager", pytest.param("torch_cuda", marks=ON_GPU),
+                pytest.param("tensorrt", marks=(*ON_GPU, needs_tensorrt)))
 
 
 @pytest.fixture(autouse=True, scope="session")

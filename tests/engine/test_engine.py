@@ -11,7 +11,7 @@ import torch
 
 import scrd_fast
 from scrd_fast import _current
-from scrd_fast.engine.backends.choice import native_precisions
+from scrd_fast.engine.backends.choice import GPU_BACKENDS, native_precisions
 from scrd_fast.engine.fidelity import Limits
 from scrd_fast.engine.file import read_engine_file, write_engine_file
 from scrd_fast.errors import (
@@ -66,7 +66,7 @@ def large_engine(large_path):
 
 def test_score_does_not_depend_on_neighbours(large_engine, small_engine):
     for engine, side in ((large_engine, 256), (small_engine, 64)):
-        on_gpu = engine.manifest.backend == "torch_cuda"
+        on_gpu = engine.manifest.backend in GPU_BACKENDS
         tolerance = allowed("engine_neighbours", "float32", "torch_cuda" if on_gpu else "engine")
         images = pictures(7, side)
         together = engine.score(images).scores

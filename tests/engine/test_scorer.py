@@ -220,15 +220,23 @@ def test_batches_that_do_not_fit(engine, batch, error, message):
         engine.submit(batch)
 
 
-def test_waiting_for_a_result():
+@pytest.fixture
+def slow():
+    """A scorer whose batch of grey 0.5 ends when the event is set."""
     release = threading.Event()
 
-    def slow(outputs):
+    def wait(outputs):
         release.wait(30)
         return outputs
 
-    scorer = scorer_of(Network(slow))
-    pending = scorer.submit(grey(0.5), maps=False)
+    scorer = scorer_of(Network(wait))
+    yield scorer.submit(grey(0.5), maps=False), release
+    release.set()
+    scorer.close()
+
+
+def test_waiting_for_a_result(slow):
+    pending, release = slow
     start = time.perf_counter()
     assert not pending.wait(0.05)
     assert time.perf_counter() - start < 5
@@ -238,7 +246,6 @@ def test_waiting_for_a_result():
     assert pending.get()[0] == pytest.approx(1.5)
     with pytest.raises(InputError, match=r"^get: expected to be called once, got a second call"):
         pending.get()
-    scorer.close()
 
 
 def test_a_timeout_says_so(small_path, tmp_path):
@@ -263,15 +270,8 @@ def test_an_error_is_raised_each_time():
     scorer.close()
 
 
-def test_two_threads_wait_for_one_result_each_with_its_own_patience():
-    release = threading.Event()
-
-    def slow(outputs):
-        release.wait(30)
-        return outputs
-
-    scorer = scorer_of(Network(slow))
-    pending = Pending(scorer.submit(grey(0.5), maps=False))
+def test_two_threads_wait_for_one_result_each_with_its_own_patience(slow):
+    pending, release = Pending(slow[0]), slow[1]
     with ThreadPoolExecutor(1) as pool:
         patient = pool.submit(pending.result)
         time.sleep(0.1)
@@ -281,8 +281,7 @@ def test_two_threads_wait_for_one_result_each_with_its_own_patience():
         assert patient.result(30).scores == pytest.approx(1.5)
     for bad in (-1, math.nan):
         with pytest.raises(InputError, match=r"^timeout: expected seconds from 0, got"):
-            Pending(scorer.submit(grey(0.5), maps=False)).result(timeout=bad)
-    scorer.close()
+            pending.result(timeout=bad)
 
 
 def test_files_that_cannot_be_scored_are_named(engine, tmp_path, monkeypatch):

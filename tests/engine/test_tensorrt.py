@@ -10,9 +10,10 @@ from scrd_fast.engine.fidelity import Limits
 from scrd_fast.engine.file import read_engine_file, write_engine_file
 from scrd_fast.errors import EngineBuildError, EngineFileError, InputError, NotFiniteError
 from scrd_fast.model.reference import score_images
-from tests.engine.conftest import needs_gpu, needs_tensorrt, pictures
+from tests.engine.conftest import needs_tensorrt, pictures
+from tests.gpu import ON_GPU
 
-pytestmark = [pytest.mark.gpu, needs_gpu, needs_tensorrt]
+pytestmark = [*ON_GPU, needs_tensorrt]
 UNJUDGED = Limits()  # untrained weights rank images by chance
 
 

@@ -10,9 +10,10 @@ import scrd_fast
 from scrd_fast.engine import fidelity
 from scrd_fast.errors import BackendUnavailable, DeviceMemoryError, InputError
 from scrd_fast.model.reference import score_images
-from tests.engine.conftest import needs_gpu, pictures
+from tests.engine.conftest import pictures
+from tests.gpu import ON_GPU
 
-pytestmark = [pytest.mark.gpu, needs_gpu]
+pytestmark = ON_GPU
 BUCKETS = (1, 2, 8)
 
 

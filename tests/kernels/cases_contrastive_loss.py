@@ -10,7 +10,7 @@ DTYPES = {"fp32": "fp32", "fp16": "fp32", "bf16": "fp32", "fp64": "fp64"}  # and
 
 
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:
-    sizes = {f"size{k}": "i32" for k in (1, 2, 3)}
+    sizes = {f"size{k}": "i32:16" for k in (1, 2, 3)}  # elements of an image's map
     for dtype, sums in DTYPES.items():
         maps = {f"{name}{k}": f"*{dtype}" for name in ("clean", "noisy", "student")
                 for k in (1, 2, 3)}

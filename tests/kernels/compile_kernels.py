@@ -5,6 +5,7 @@ Run in a process of its own, without TRITON_INTERPRET: python -m tests.kernels.c
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -64,12 +65,15 @@ def compile_case(kernel: Any, arguments: Arguments, capability: int) -> Iterator
             target=GPUTarget("cuda", capability, 32),
             options={"num_warps": config.num_warps, "num_stages": config.num_stages})
         cubin = compiled.asm["cubin"]
+        ptx = compiled.asm["ptx"]
         # Both compilers may fuse a product and a sum.
         fused = 0
-        if ".f64" in compiled.asm["ptx"]:
-            fused = compiled.asm["ptx"].count("fma.rn.f64") + dumped(cubin, "--dump-sass").count(
-                "DFMA")
+        if ".f64" in ptx:
+            fused = ptx.count("fma.rn.f64") + dumped(cubin, "--dump-sass").count("DFMA")
         yield {"config": str(config), "shared": compiled.metadata.shared, "fma_f64": fused,
+               "loads_of_16_bytes": len(
+                   re.findall(r"ld\.global[\w:.]*\.(?:v4\.\w32|v2\.\w64)", ptx)),
+               "tensor_cores": sorted(set(re.findall(r"\b(?:wgmma|tcgen05|mma)\b", ptx))),
                **resources(cubin)}
 
 

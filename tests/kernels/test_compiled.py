@@ -36,7 +36,22 @@ def test_no_spills_and_little_shared_memory(compiled):
     for row in compiled:
         assert row["STACK"] == row["LOCAL"] == 0, row
         assert row["shared"] <= SHARED, row
-        assert row["REG"] <= 255, row
+
+
+def test_maps_are_read_16_bytes_at_a_time(compiled):
+    for name in ("distances_kernel", "plugin_distances_kernel", "partial_sums_kernel",
+                 "student_gradient_kernel"):
+        for row in compiled:
+            assert row["kernel"] != name or row["loads_of_16_bytes"] > 0, row
+
+
+def test_the_map_is_made_by_tensor_cores(compiled):
+    rows = [row for row in compiled if row["kernel"] == "combine_kernel"
+            and "True" in (row["arguments"]["MAPS"], row["arguments"]["LARGEST"])]
+    for row in rows:
+        assert row["tensor_cores"], row
+    for sm, instruction in ((90, "wgmma"), (100, "tcgen05")):
+        assert any(instruction in row["tensor_cores"] for row in rows if row["sm"] == sm)
 
 
 def test_noise_is_rounded_as_the_original(compiled):

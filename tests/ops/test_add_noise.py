@@ -157,7 +157,7 @@ def test_no_gradient_and_no_other_dtype_on_the_gpu():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_images_on_the_gpu_stay_there():
     clean = images(torch.float32).cuda()
     noisy = add_noise(clean, BOXES, seeds=SEEDS, strength=STRENGTHS)

@@ -8,17 +8,16 @@ import torch
 
 import scrd_fast
 from scrd_fast.data.dataset import ImageSet
+from scrd_fast.engine.backends.cuda import exact_convolutions
 from scrd_fast.errors import ScrdError
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.training.batches import Batches
 from scrd_fast.training.loop import TrainConfig, Trainer
 from scrd_fast.training.noise import NoiseConfig
+from tests.gpu import ON_GPU
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = ON_GPU
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 70, 70)).astype(np.uint8)
 NOISE = NoiseConfig(min_side=6, max_share=0.5, strength=0.8)
@@ -29,10 +28,8 @@ SMALL = {"backbone": "resnet18", "teacher": "random", "input_size": 64, "batch_s
 @pytest.fixture
 def no_tf32() -> Iterator[None]:
     """Convolutions in float32, as on the CPU."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
+    with exact_convolutions():
+        yield
 
 
 def batches(device: torch.device, noise: NoiseConfig = NOISE, steps: int = 4) -> Batches:
