@@ -6,7 +6,8 @@ import platform
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from scrd_fast.engine.file import (
 from scrd_fast.engine.golden import golden_images
 from scrd_fast.engine.graph import build_graph
 from scrd_fast.engine.progress import Progress, silent
-from scrd_fast.engine.quantize import calibrate, calibration_pixels
+from scrd_fast.engine.quantize import BASE, calibrate, calibration_pixels
 from scrd_fast.errors import FidelityError, InputError, NotFiniteError, expect
 from scrd_fast.files import atomic_write
 from scrd_fast.model.checkpoint import Checkpoint, load_checkpoint
@@ -54,6 +55,7 @@ from scrd_fast.spec import ScoringSpec
 GOLDEN_COUNT = 8
 BATCH = 8
 LARGEST_BATCH = 1024
+MOST_BUCKETS = 16  # each is compiled on its own
 FEW_IMAGES = 24  # of the probe set, where no ranks are judged: they show the largest error
 GPU_BUCKETS = (1, 8, 32)
 
@@ -77,49 +79,10 @@ def fingerprint(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def are_buckets(value: Any) -> bool:
-    """Whether these are batch sizes rising from 1."""
+    """Whether these are batch sizes rising from 1, few enough."""
     return (isinstance(value, tuple | list) and all(type(b) is int for b in value)
             and list(value[:1]) == [1] and list(value) == sorted(set(value))
-            and value[-1] <= LARGEST_BATCH)
-
-
-def _measure(
-    runner: Runner, proto: onnx.ModelProto, checkpoint: Checkpoint, precision: str, images: Any,
-    limits: fidelity.Limits, progress: Progress,
-) -> fidelity.Report:
-    """The fidelity report of one runner; raises FidelityError on values that are not finite."""
-    from scrd_fast.engine.backends.torch_network import first_nonfinite
-
-    spec = checkpoint.spec
-    probe = fidelity.make_probe(
-        spec, images, fidelity.JUDGED_FROM if limits.need_ranks() else FEW_IMAGES)
-    n, done = len(probe.pixels), 0
-
-    def step(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, 2 * n, f"checking {precision} against the reference")
-
-    ours: list[tuple[NDArray[np.float32], ...]] = []
-    theirs = []
-    with closing(runner.scorer()) as scorer:
-        for pixels in probe.pixels.split(8):
-            try:
-                result, _ = score_pixels(checkpoint.model, spec, pixels)
-                theirs.append(result)
-                step(len(pixels))
-                scores, maps, _ = scorer.submit(pixels.permute(0, 2, 3, 1).numpy(), maps=True).get()
-                assert maps is not None
-                ours.append((scores, maps))
-                step(len(pixels))
-            except NotFiniteError as error:
-                layer = first_nonfinite(proto, spec, pixels, precision)
-                where = f", first in layer {layer!r}" if layer else ""
-                raise FidelityError(f"{precision}: values that are not finite{where}") from error
-    our_scores, our_maps = (torch.from_numpy(np.concatenate(part))
-                            for part in zip(*ours, strict=True))
-    return fidelity.compare(probe, our_scores, our_maps, torch.cat([r.score(spec) for r in theirs]),
-                            torch.cat([r.map for r in theirs if r.map is not None]))
+            and value[-1] <= LARGEST_BATCH and len(value) <= MOST_BUCKETS)
 
 
 def _faster_in_batches(runner: Runner, spec: ScoringSpec) -> bool:
@@ -138,6 +101,87 @@ def _faster_in_batches(runner: Runner, spec: ScoringSpec) -> bool:
         times = [(seconds(scorer, [images]), seconds(scorer, one_by_one)) for _ in range(4)][1:]
     together, apart = np.median(times, axis=0)
     return bool(together < 0.95 * apart)
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Makes and judges the runners of one checkpoint."""
+
+    checkpoint: Checkpoint
+    proto: onnx.ModelProto
+    backend: str
+    device: str | None
+    buckets: tuple[int, ...] | None
+    images: Any
+    limits: fidelity.Limits | None
+    options: TensorRtOptions
+    progress: Progress
+
+    def judged(self, precision: str) -> tuple[Runner, fidelity.Report]:
+        """A runner that keeps the limits; raises FidelityError where there is none."""
+        self.progress(0, 1, f"compiling {self.backend} {precision}")
+        runner = self._compiled(precision)
+        report = self._measure(runner, precision)
+        if broken := fidelity.broken_limits(report, self.allowed(precision)):
+            raise FidelityError(f"{precision}: " + "; ".join(broken))
+        return runner, report
+
+    def allowed(self, precision: str) -> fidelity.Limits:
+        return self.limits or fidelity.LIMITS[precision]
+
+    def _compiled(self, precision: str) -> Runner:
+        spec, of_tensorrt = self.checkpoint.spec, dict[str, Any]()
+        if self.backend == "tensorrt":
+            of_tensorrt = {"options": self.options, "progress": self.progress}
+            if precision in QUANTISED:
+                pixels = calibration_pixels(spec, self.images)
+                of_tensorrt["ranges"] = calibrate(self.proto, spec, pixels, progress=self.progress)
+        on_gpu = self.backend in GPU_BACKENDS
+        make = partial(make_runner, self.backend, self.proto, spec, precision, device=self.device,
+                       **of_tensorrt)
+        runner = make(buckets=self.buckets or (GPU_BUCKETS if on_gpu else (1, BATCH)))
+        if self.buckets is None and not on_gpu and not _faster_in_batches(runner, spec):
+            runner = make(buckets=(1,))
+        return runner
+
+    def _measure(self, runner: Runner, precision: str) -> fidelity.Report:
+        """The fidelity report of one runner; raises FidelityError on values that are not finite."""
+        from scrd_fast.engine.backends.torch_network import first_nonfinite
+
+        model, spec = self.checkpoint.model, self.checkpoint.spec
+        probe = fidelity.make_probe(spec, self.images, fidelity.JUDGED_FROM if self.allowed(
+            precision).need_ranks() else FEW_IMAGES)
+        n, done = len(probe.pixels), 0
+
+        def step(count: int) -> None:
+            nonlocal done
+            done += count
+            self.progress(done, 2 * n, f"checking {precision} against the reference")
+
+        ours: list[tuple[NDArray[np.float32], ...]] = []
+        theirs = []
+        with closing(runner.scorer()) as scorer:
+            for pixels in probe.pixels.split(8):
+                try:
+                    result, _ = score_pixels(model, spec, pixels)
+                    theirs.append(result)
+                    step(len(pixels))
+                    batch = pixels.permute(0, 2, 3, 1).numpy()
+                    scores, maps, _ = scorer.submit(batch, maps=True).get()
+                    assert maps is not None
+                    ours.append((scores, maps))
+                    step(len(pixels))
+                except NotFiniteError as error:
+                    base = BASE if precision in QUANTISED else precision
+                    layer = first_nonfinite(self.proto, spec, pixels, base)
+                    where = f", first in layer {layer!r}" if layer else ""
+                    raise FidelityError(
+                        f"{precision}: values that are not finite{where}") from error
+        our_scores, our_maps = (torch.from_numpy(np.concatenate(part))
+                                for part in zip(*ours, strict=True))
+        return fidelity.compare(probe, our_scores, our_maps,
+                                torch.cat([r.score(spec) for r in theirs]),
+                                torch.cat([r.map for r in theirs if r.map is not None]))
 
 
 def build_engine(
@@ -172,9 +216,9 @@ def build_engine(
     (with the figures), OutputError.
     """
     expect(buckets is None or are_buckets(buckets), "buckets",
-           f"integers that rise from 1 to {LARGEST_BATCH} at most", buckets)
+           f"at most {MOST_BUCKETS} integers that rise from 1 to {LARGEST_BATCH} at most", buckets)
     name = choose_backend(backend, device)
-    check_precision(name, precision)
+    check_precision(name, precision, device)
     path = Path(checkpoint)
     target = Path(out) if out is not None else path.with_suffix(".scrd")
     loaded = load_checkpoint(path)
@@ -182,38 +226,23 @@ def build_engine(
     proto = build_graph(loaded.model, loaded.spec)
 
     candidates = [precision] if precision != "auto" else [
-        p for p in native_precisions(name) if p not in QUANTISED]
+        p for p in native_precisions(name, device) if p not in QUANTISED]
     expect(probe_images is not None or not set(candidates) & set(QUANTISED), "images",
            f"normal images to calibrate {precision} on", "none")
     options = tensorrt or TensorRtOptions()
+    builder = _Builder(loaded, proto, name, device, buckets, probe_images, limits, options,
+                       progress)
     misses: list[str] = []
     for candidate in candidates:
-        progress(0, 1, f"compiling {name} {candidate}")
-        on_gpu = name in GPU_BACKENDS
-        usual = GPU_BUCKETS if on_gpu else (1, BATCH)
-        of_tensorrt: dict[str, Any] = {}
-        if name == "tensorrt":
-            of_tensorrt = {"options": options, "progress": progress}
-            if candidate in QUANTISED:
-                pixels = calibration_pixels(loaded.spec, probe_images)
-                of_tensorrt["ranges"] = calibrate(proto, loaded.spec, pixels, progress=progress)
-        allowed = limits or fidelity.LIMITS[candidate]
         try:
-            runner = make_runner(name, proto, loaded.spec, candidate, tuple(buckets or usual),
-                                 device=device, **of_tensorrt)
-            if buckets is None and not on_gpu and not _faster_in_batches(runner, loaded.spec):
-                runner = make_runner(name, proto, loaded.spec, candidate, (1,))
-            report = _measure(runner, proto, loaded, candidate, probe_images, allowed, progress)
+            runner, report = builder.judged(candidate)
+            break
         except FidelityError as error:
             misses.append(str(error))
-            continue
-        broken = fidelity.broken_limits(report, allowed)
-        if not broken:
-            break
-        misses.append(f"{candidate}: " + "; ".join(broken))
     else:
         raise FidelityError(f"{path}: no precision keeps the fidelity limits: {' | '.join(misses)}")
 
+    on_gpu = name in GPU_BACKENDS
     golden = golden_images(GOLDEN_COUNT, loaded.spec.input_size)
     result, _ = score_images(loaded.model, loaded.spec, golden)
     assert result.map is not None
@@ -231,7 +260,7 @@ def build_engine(
         versions={"torch": str(torch.__version__), "onnx": onnx.__version__,
                   name: runner.version},
         fidelity={"precision": candidate, "probe": "images" if images is not None else "golden",
-                  "limits": asdict(allowed),
+                  "limits": asdict(builder.allowed(candidate)),
                   "rejected": misses, **report.to_dict()},
     )
     members = {NETWORK: proto.SerializeToString(), GOLDEN: save_tensors(tensors)}
@@ -252,11 +281,12 @@ def fingerprint_of(
 def write_built(
     path: Path, manifest: Manifest, members: Mapping[str, bytes], runner: Runner
 ) -> None:
-    """Write an engine file with what its runner compiled, which is then known as this user's."""
+    """Write an engine file with what its runner compiled, which is then known as this user's.
+    Raises OutputError."""
     everything = {**members, **runner.compiled}
-    write_engine_file(path, manifest, everything)
-    if PLAN in everything:
+    if PLAN in everything:  # before: without its record the file could not be loaded
         remember_plan(hashlib.sha256(everything[PLAN]).hexdigest())
+    write_engine_file(path, manifest, everything)
 
 
 def export_onnx(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:

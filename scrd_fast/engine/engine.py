@@ -17,7 +17,14 @@ from scrd_fast import _current
 from scrd_fast.data.images import read_image
 from scrd_fast.engine.backends.runner import PendingScores, Runner
 from scrd_fast.engine.file import Manifest
-from scrd_fast.errors import BackendUnavailable, DataError, InputError, ScrdError, expect
+from scrd_fast.errors import (
+    BackendUnavailable,
+    ClosedError,
+    DataError,
+    InputError,
+    ScrdError,
+    expect,
+)
 
 _LATE = "result: expected scores within {} s, got none yet"
 FILES = 8  # read and scored together, of a list of paths
@@ -117,6 +124,8 @@ class Engine:
 
     def layers(self) -> list[dict[str, Any]]:
         """Name, type, output precisions and milliseconds of each compiled layer (TensorRT)."""
+        if not self._close.alive:
+            raise ClosedError("layers: expected an open engine, got one after close()")
         if self._layers is None:
             raise BackendUnavailable(f"backend {self.manifest.backend!r}: it does not tell of its"
                                      " compiled layers; TensorRT does")

@@ -1,6 +1,7 @@
 """load_engine, rebuild_engine, verify_engine: from an engine file to an engine."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
@@ -32,7 +33,7 @@ from scrd_fast.engine.build import are_buckets, fingerprint_of, write_built
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.file import GOLDEN, NETWORK, Manifest, read_engine_file
 from scrd_fast.engine.progress import Progress, silent
-from scrd_fast.errors import EngineFileError, FidelityError
+from scrd_fast.errors import EngineFileError, FidelityError, ScrdError
 
 
 def load_engine(
@@ -63,8 +64,12 @@ def _open(
     of_tensorrt: dict[str, Any] = {}
     choose_backend(manifest.backend, device)
     if manifest.backend == "tensorrt":
+        gpu = torch.device(device or "cuda")
         check_plan(Path(path), manifest, import_module("tensorrt").__version__,
-                   torch.cuda.get_device_capability(torch.device(device or "cuda")), trust=trust)
+                   torch.cuda.get_device_capability(gpu), trust=trust)
+        if (built := manifest.fingerprint["gpu"]) != (here := torch.cuda.get_device_name(gpu)):
+            warnings.warn(f"{path}: its TensorRT plan was built on another GPU, {built}, and may be"
+                          f" slower on this {here}{_again(path)}", stacklevel=3)
         of_tensorrt = {"compiled": members, "options": _plan_options(path, manifest)}
     runner = _make_runner(path, manifest, members, mode, device, **of_tensorrt)
     return Engine(manifest, runner, Path(path)), members[GOLDEN]
@@ -93,6 +98,10 @@ def _plan_options(path: str | os.PathLike[str], manifest: Manifest) -> TensorRtO
                               f" ({error}); build it again from its checkpoint") from error
 
 
+def _again(path: str | os.PathLike[str]) -> str:
+    return f"; build it again: scrd-fast build --from {path}"
+
+
 def check_plan(
     path: Path, manifest: Manifest, version: str, capability: tuple[int, int], *, trust: bool
 ) -> None:
@@ -100,7 +109,7 @@ def check_plan(
 
     version, capability: of the TensorRT and the GPU here. trust: as in `load_engine`.
     """
-    again = f"; build it again: scrd-fast build --from {path}"
+    again = _again(path)
     if PLAN not in manifest.members:
         raise EngineFileError(f"{path}: expected a member {PLAN}, got none{again}")
     try:
@@ -117,18 +126,44 @@ def check_plan(
                               f" comes from{again}")
 
 
+def _check_whole(proto: onnx.ModelProto) -> None:
+    """Raise EngineFileError or ValidationError unless the graph is one of plain, complete nodes
+    with its weights in it."""
+    kinds = onnx.AttributeProto
+    attributes = [a for node in proto.graph.node for a in node.attribute]
+    if proto.functions or proto.graph.sparse_initializer or any(
+            a.type in (kinds.GRAPH, kinds.GRAPHS, kinds.TENSORS, kinds.SPARSE_TENSOR,
+                       kinds.SPARSE_TENSORS) for a in attributes):
+        raise EngineFileError(f"{NETWORK}: expected plain nodes, got functions, graphs in nodes or"
+                              " sparse tensors")
+    tensors = [*proto.graph.initializer, *(a.t for a in attributes if a.HasField("t"))]
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in tensors):
+        raise EngineFileError(f"{NETWORK}: expected all weights inside the file, got a reference"
+                              " to another one")
+    context = type(onnx.checker.DEFAULT_CONTEXT)()
+    context.ir_version = proto.ir_version
+    context.opset_imports = {opset.domain: opset.version for opset in proto.opset_import}
+    for node in proto.graph.node:
+        onnx.checker.check_node(node, context)
+
+
 def _make_runner(
     path: str | os.PathLike[str], manifest: Manifest, members: Mapping[str, bytes], mode: str,
     device: str | None, **of_tensorrt: Any,
 ) -> Runner:
     try:
         proto = onnx.load_model_from_string(members[NETWORK])
-        if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
-            raise EngineFileError(f"{path}: expected all weights inside the file, got a reference"
-                                  " to another one")
+        _check_whole(proto)
         return make_runner(manifest.backend, proto, manifest.scoring_spec(), manifest.precision,
                            manifest.buckets, mode, device, **of_tensorrt)
-    except (DecodeError, KeyError, RuntimeError) as error:  # RuntimeError: what OpenVINO throws
+    except EngineFileError as error:
+        again = _again(path) if PLAN in str(error) else ""
+        raise EngineFileError(f"{path}: {error}{again}") from error
+    except ScrdError:
+        raise
+    # RuntimeError is what OpenVINO throws, the others what reading somebody's graph meets.
+    except (AttributeError, DecodeError, IndexError, KeyError, RuntimeError, TypeError, ValueError,
+            onnx.checker.ValidationError) as error:
         reason = str(error).strip().splitlines()
         raise EngineFileError(f"{path}: {NETWORK} cannot be compiled:"
                               f" {reason[-1] if reason else type(error).__name__}") from error

@@ -36,6 +36,7 @@ from scrd_fast.spec import ScoringSpec
 
 RANGES = "ranges.json"
 KINDS = ("int8", "fp8")
+BASE = "fp16"  # of what is not quantised
 # Some 4 % of the arithmetic of a ResNet-18. Quantised too, the rank correlation of the network in
 # _Histogram.clip falls from 0.99955 to 0.99926, and the largest error of a score rises from 1.5 %
 # to 2.5 %. Runtimes with float8 convolutions have none of three channels.
@@ -293,7 +294,7 @@ class _Quantiser:
 
 
 def quantise(
-    proto: onnx.ModelProto, spec: ScoringSpec, kind: str, ranges: Ranges, *, base: str = "fp16",
+    proto: onnx.ModelProto, spec: ScoringSpec, kind: str, ranges: Ranges, *, base: str = BASE,
     keep: Collection[str] = STEM,
 ) -> onnx.ModelProto:
     """The graph of engine.precision.explicit_graph with the network's convolutions in 8 bits.

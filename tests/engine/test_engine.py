@@ -285,8 +285,39 @@ def external_weights(proto):
     weight.external_data.add(key="location", value="passwords")
 
 
+def external_constant(proto):
+    node = proto.graph.node.add(op_type="Constant", output=["more"], name="network/more")
+    value = node.attribute.add(name="value", type=onnx.AttributeProto.TENSOR).t
+    value.data_type, value.data_location = 1, onnx.TensorProto.EXTERNAL
+    value.external_data.add(key="location", value="passwords")
+
+
+def a_graph_in_a_node(proto):
+    attribute = proto.graph.node[3].attribute.add(name="body", type=onnx.AttributeProto.GRAPH)
+    attribute.g.name = "body"
+
+
+def a_function(proto):
+    proto.functions.add(name="f", domain="ours")
+
+
+def no_inputs(proto):
+    del proto.graph.node[10].input[:]
+
+
+def no_opset(proto):
+    del proto.opset_import[:]
+
+
+def short_weights(proto):
+    weight = next(w for w in proto.graph.initializer if len(w.dims) == 4)
+    weight.raw_data = weight.raw_data[:-4]
+
+
 @pytest.mark.parametrize("backend", ["openvino", "torch_eager"])
-@pytest.mark.parametrize("content", [b"", b"garbage", renamed_output, external_weights])
+@pytest.mark.parametrize("content", [
+    b"", b"garbage", renamed_output, external_weights, external_constant, a_graph_in_a_node,
+    a_function, no_inputs, no_opset, short_weights])
 def test_networks_that_make_no_engine(engine_file, tmp_path, backend, content):
     manifest, members = engine_file
     if not isinstance(content, bytes):

@@ -19,11 +19,12 @@ GPU_BACKENDS = ("tensorrt", "torch_cuda")
 MODES = ("latency", "throughput")
 
 
-def check_precision(backend: str, precision: str) -> None:
-    """Raise unless `precision` is "auto" or one that the backend offers on this machine."""
+def check_precision(backend: str, precision: str, device: str | None = None) -> None:
+    """Raise unless `precision` is "auto" or one that the backend offers on this machine, on this
+    device."""
     choices = ("auto", *PRECISIONS)
     expect(precision in choices, "precision", f"one of {choices}", repr(precision))
-    offered = native_precisions(backend)
+    offered = native_precisions(backend, device)
     if precision != "auto" and precision not in offered:
         raise BackendUnavailable(
             f"precision {precision!r}: this machine does not compute in it natively through"
@@ -62,7 +63,7 @@ def choose_backend(backend: str, device: str | None) -> str:
 def tensorrt_missing() -> str | None:
     """Why TensorRT cannot be used, and what to do; None where it can."""
     if not find_spec("tensorrt"):
-        return "the tensorrt package is not installed; pip install tensorrt-cu13"
+        return f"the tensorrt package is not installed; pip install tensorrt-cu{_cuda_major()}"
     try:
         import tensorrt
     except (ImportError, OSError) as error:  # its libraries are packages of their own
@@ -71,6 +72,11 @@ def tensorrt_missing() -> str | None:
     if version < (10, 13):
         return f"TensorRT 10.13 or later is needed, {tensorrt.__version__} is installed"
     return None
+
+
+def _cuda_major() -> str:
+    """Of the CUDA that PyTorch was built with, else the newest."""
+    return (torch.version.cuda or "13").partition(".")[0]
 
 
 def cuda_missing(device: str | None) -> str | None:
@@ -96,7 +102,7 @@ def _openvino_missing() -> str | None:
     return None
 
 
-def native_precisions(backend: str) -> list[str]:
+def native_precisions(backend: str, device: str | None = None) -> list[str]:
     """The precisions that `backend` computes in natively on this machine, fastest first."""
     if backend == "openvino":
         from scrd_fast.engine.backends.openvino import precisions
@@ -106,7 +112,16 @@ def native_precisions(backend: str) -> list[str]:
         from scrd_fast.engine.backends.tensorrt import precisions
     else:
         from scrd_fast.engine.backends.torch_eager import precisions
-    return precisions()
+    if backend not in GPU_BACKENDS:
+        return precisions()
+    with torch.cuda.device(_gpu(device)):
+        return precisions()
+
+
+def _gpu(device: str | None) -> torch.device:
+    """With its index."""
+    place = torch.device(device or "cuda")
+    return place if place.index is not None else torch.device("cuda", torch.cuda.current_device())
 
 
 def make_runner(
@@ -121,12 +136,10 @@ def make_runner(
     them); device: which GPU, for a backend that runs on one; of_tensorrt: what
     backends.tensorrt.make takes besides.
     """
-    check_precision(backend, precision)
+    check_precision(backend, precision, device)
     expect(mode in MODES, "mode", f"one of {MODES}", repr(mode))
     if backend in GPU_BACKENDS:
-        place = torch.device(device or "cuda")
-        if place.index is None:
-            place = torch.device("cuda", torch.cuda.current_device())
+        place = _gpu(device)
         if backend == "tensorrt":
             from scrd_fast.engine.backends.tensorrt import make as make_plan
 

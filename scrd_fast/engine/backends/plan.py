@@ -1,10 +1,11 @@
 """A TensorRT plan as the rest of the engine sees it: its options, what it is tied to, and trust.
 
 Needs no TensorRT. A plan is tied to the TensorRT release and the GPU it was built for, and it is
-code: the digests of the plans that a user builds are kept, and another one is refused unless the
-caller says that it can be trusted.
+code (a version_compatible one brings code for the CPU, too): the digests of the plans that a user
+builds are kept, and another one is refused unless the caller says that it can be trusted.
 """
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scrd_fast.errors import expect
+from scrd_fast.errors import OutputError, expect
 
 PLAN = "tensorrt.plan"
 
@@ -37,9 +38,10 @@ class TensorRtOptions:
     tail: str = "onnx"
 
     def __post_init__(self) -> None:
-        good = self.workspace_gb is None or self.workspace_gb > 0
+        good = self.workspace_gb is None or 0 < self.workspace_gb < math.inf
         expect(good, "tensorrt.workspace_gb", "None or a number above 0", self.workspace_gb)
-        expect(self.level in range(6), "tensorrt.level", "an integer from 0 to 5", self.level)
+        expect(type(self.level) is int and self.level in range(6), "tensorrt.level",
+               "an integer from 0 to 5", self.level)
         expect(self.tail in ("onnx", "plugin"), "tensorrt.tail", "'onnx' or 'plugin'", self.tail)
         expect(not (self.hardware_compatible and self.tail == "plugin"), "tensorrt.tail",
                "'onnx' with hardware_compatible", self.tail)
@@ -82,15 +84,22 @@ def _record() -> Path:
 
 
 def remember_plan(digest: str) -> None:
-    """Add the SHA-256 (hexadecimal) of a plan that was built here; only this user may read it."""
-    path = _record()
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    with os.fdopen(handle, "a") as file:  # one short write: lines of two processes do not mix
-        file.write(f"{digest}\n")
+    """Add the SHA-256 (hexadecimal) of a plan that was built here; only this user may read it.
+    Raises OutputError."""
+    try:
+        path = _record()
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(handle, "a") as file:  # one short write: lines of two processes do not mix
+            file.write(f"{digest}\n")
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        raise OutputError(f"the record of the plans that this user built cannot be written"
+                          f" ({error}); set XDG_STATE_HOME to a folder that can") from error
 
 
 def is_own_plan(digest: str) -> bool:
     """Whether this user built the plan with this SHA-256."""
-    path = _record()
-    return path.exists() and digest in path.read_text().split()
+    try:
+        return digest in _record().read_text().split()
+    except (OSError, RuntimeError):  # no record that can be read: no plan of this user's
+        return False

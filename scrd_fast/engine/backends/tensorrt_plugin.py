@@ -110,6 +110,12 @@ def combination(dtype: str, channels: Sequence[int]) -> tuple[str, str]:
             ",".join([formats] * 6 + ["LINEAR"] * 3))
 
 
+def _dtypes() -> dict[Any, str]:
+    import tensorrt as trt
+
+    return {trt.float32: "fp32", trt.float16: "fp16", trt.bfloat16: "bf16"}
+
+
 @lru_cache
 def register(capability: int) -> Callable[..., Any]:
     """Make the plugin for GPUs of this compute capability (90 for 9.0) known to TensorRT.
@@ -117,7 +123,7 @@ def register(capability: int) -> Callable[..., Any]:
     Returns the plugin: network.add_plugin(register(90)(t1, t2, t3, s1, s2, s3), aot=True) adds a
     layer of three outputs, float32 (N, h_k, w_k), for the teacher's and the student's feature
     maps (N, C_k, h_k, w_k), all six float32, float16 or bfloat16; only N may be dynamic. Imports
-    tensorrt. InputError and BackendUnavailable come while TensorRT builds, in its log.
+    tensorrt. What it raises while TensorRT builds is printed and ends the build.
     """
     # The capability is part of the name: TensorRT 10 restores no integer attribute under NumPy
     # 2.4, and asks a plugin with attributes for more than ahead-of-time ones have.
@@ -126,7 +132,7 @@ def register(capability: int) -> Callable[..., Any]:
 
     name = f"cosine_distances_sm{capability}"
     identity = f"{NAMESPACE}::{name}"
-    dtypes = {trt.float32: "fp32", trt.float16: "fp16", trt.bfloat16: "bf16"}
+    dtypes = _dtypes()
 
     def dtype_of(*maps: trtp.TensorDesc) -> str:
         found = {m.dtype for m in maps}
@@ -191,12 +197,15 @@ def feature_names(graph: onnx.ModelProto) -> list[str]:
 
 def insert(network: Any, graph: onnx.ModelProto, capability: int) -> None:
     """Put the plugin into a parsed network in the place of the distances in `graph`, whose nodes
-    then lead nowhere and are left out by TensorRT."""
+    then lead nowhere and are left out by TensorRT. Raises InputError and BackendUnavailable."""
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     made = {layer.get_output(i).name: layer.get_output(i)
             for layer in layers for i in range(layer.num_outputs)}
-    plugin = network.add_plugin(register(capability)(*(made[n] for n in feature_names(graph))),
-                                aot=True)
+    maps = [made[name] for name in feature_names(graph)]
+    # Once before, because TensorRT keeps errors of its callbacks to itself.
+    compile_ptx(capability, _dtypes()[maps[0].dtype], [m.shape[1] for m in maps[:3]],
+                [m.shape[2] * m.shape[3] for m in maps[:3]])
+    plugin = network.add_plugin(register(capability)(*maps), aot=True)
     distances = {f"distance{k}": plugin.get_output(k) for k in range(len(STRIDES))}
     for layer in layers:
         for i in range(layer.num_inputs):

@@ -1,0 +1,147 @@
+"""From a graph with explicit precisions to a TensorRT plan."""
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import tensorrt as trt
+import torch
+
+from scrd_fast.engine.backends.plan import TensorRtOptions
+from scrd_fast.engine.backends.tensorrt_log import LOG, Errors, heard, made
+from scrd_fast.engine.graph import NETWORK_INPUT
+from scrd_fast.engine.progress import Progress
+from scrd_fast.errors import EngineBuildError, OutputError
+from scrd_fast.files import atomic_write
+from scrd_fast.spec import ScoringSpec
+
+
+class _Monitor(trt.IProgressMonitor):
+    """Passes the steps of the phases on; what is raised meanwhile ends the build."""
+
+    def __init__(self, progress: Progress) -> None:
+        trt.IProgressMonitor.__init__(self)
+        self._progress = progress
+        self._steps: dict[str, int] = {}
+        self.error: BaseException | None = None
+
+    def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+        self._steps[phase] = steps
+
+    def step_complete(self, phase: str, step: int) -> bool:
+        try:
+            self._progress(step, max(self._steps.get(phase, 1), 1), f"TensorRT: {phase}")
+        except BaseException as error:  # TensorRT would print it and forget it; Ctrl-C is one
+            self.error = error
+        return self.error is None
+
+    def phase_finish(self, phase: str) -> None:
+        self._steps.pop(phase, None)
+
+
+def _cache_path(device: torch.device) -> Path:
+    """The user's timing cache for this TensorRT and kind of GPU."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    gpu = "".join(c if c.isalnum() else "-" for c in torch.cuda.get_device_name(device))
+    return root / "scrd_fast" / f"tensorrt-{trt.__version__}-{gpu}.timing"
+
+
+@contextmanager
+def _timing_cache(config: Any, device: torch.device) -> Iterator[None]:
+    """Measurements of earlier builds; those of this one are kept for the next. They only save time:
+    a cache that cannot be read or written is a warning."""
+    try:
+        path = _cache_path(device)
+        data = path.read_bytes() if path.exists() else b""
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        warnings.warn(f"TensorRT's timing cache cannot be read: {error}", stacklevel=2)
+        yield
+        return
+    cache = config.create_timing_cache(data)
+    if cache is None or not config.set_timing_cache(cache, False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+    LOG.clear()  # what it said of the old cache is no reason of what may fail later
+    yield
+    if (kept := config.get_timing_cache()) is None:
+        return
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(bytes(kept.serialize()))
+    except OutputError as error:
+        warnings.warn(f"TensorRT's timing cache is not kept: {error}", stacklevel=2)
+
+
+def _parse(network: Any, graph: onnx.ModelProto) -> None:
+    """Raise EngineBuildError with one line per node that TensorRT cannot take."""
+    parser = trt.OnnxParser(network, LOG)
+    if parser.parse(graph.SerializeToString()):
+        return
+    lines = []
+    for i in range(parser.num_errors):
+        error = parser.get_error(i)
+        lines.append(f"{error.node_name()} ({error.node_operator()}): {error.desc()}")
+    raise EngineBuildError(f"TensorRT {trt.__version__} cannot take this network:\n"
+                           + "\n".join(lines))
+
+
+def _configure(config: Any, options: TensorRtOptions) -> None:
+    config.clear_flag(trt.BuilderFlag.TF32)
+    config.set_flag(trt.BuilderFlag.STRICT_NANS)
+    if options.workspace_gb is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE,
+                                     int(options.workspace_gb * 2**30))
+    config.builder_optimization_level = options.level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.stripped:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
+
+
+def build_plan(
+    graph: onnx.ModelProto, spec: ScoringSpec, buckets: Sequence[int], options: TensorRtOptions,
+    device: torch.device, progress: Progress,
+) -> bytes:
+    """Compile an explicit-precision graph; raises EngineBuildError, BackendUnavailable.
+
+    buckets: batch sizes, an optimisation profile each.
+    """
+    errors = Errors()
+    with torch.cuda.device(device), heard(errors) as why:
+        torch.cuda.empty_cache()  # TensorRT cannot use what PyTorch keeps
+        builder = made(trt.Builder, LOG)
+        builder.error_recorder = errors
+        network = builder.create_network(
+            1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        _parse(network, graph)
+        if options.tail == "plugin":
+            from scrd_fast.engine.backends.tensorrt_plugin import insert
+
+            major, minor = torch.cuda.get_device_capability(device)
+            insert(network, graph, 10 * major + minor)
+        config = builder.create_builder_config()
+        _configure(config, options)
+        monitor = _Monitor(progress)  # a name: TensorRT itself does not keep it alive
+        config.progress_monitor = monitor
+        side = spec.input_size
+        for n in buckets:
+            profile = builder.create_optimization_profile()
+            profile.set_shape(NETWORK_INPUT, *[(n, 3, side, side)] * 3)
+            config.add_optimization_profile(profile)
+        with _timing_cache(config, device):
+            plan = builder.build_serialized_network(network, config)
+        if monitor.error is not None:
+            raise monitor.error
+        if plan is None:
+            hint = "" if options.workspace_gb is None else (
+                f" (workspace_gb is {options.workspace_gb:g}; a larger one may be needed)")
+            raise EngineBuildError(f"TensorRT {trt.__version__} could not build the network:"
+                                   f" {why()}{hint}")
+        return bytes(plan)

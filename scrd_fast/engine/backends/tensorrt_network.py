@@ -1,0 +1,146 @@
+"""A TensorRT plan that runs: one execution context per batch size."""
+
+import json
+from typing import Any
+
+import onnx
+import tensorrt as trt
+import torch
+from torch import Tensor
+
+from scrd_fast.engine.backends.cuda import no_room
+from scrd_fast.engine.backends.plan import PLAN, TensorRtOptions
+from scrd_fast.engine.backends.tensorrt_log import LOG, Errors, heard, made
+from scrd_fast.engine.graph import NETWORK_INPUT, OUTPUTS
+from scrd_fast.errors import EngineFileError
+from scrd_fast.spec import ScoringSpec
+
+
+class _LayerTimes(trt.IProfiler):
+    """Milliseconds by layer."""
+
+    def __init__(self) -> None:
+        trt.IProfiler.__init__(self)
+        self.times: dict[str, float] = {}
+
+    def report_layer_time(self, layer: str, milliseconds: float) -> None:
+        self.times[layer] = self.times.get(layer, 0.0) + milliseconds
+
+
+class PlanNetwork:
+    """A deserialised plan. Not for several threads at a time."""
+
+    def __init__(self, plan: bytes, graph: onnx.ModelProto, spec: ScoringSpec,
+                 device: torch.device, options: TensorRtOptions) -> None:
+        """graph: what the plan was built from; gives a stripped plan its weights. Raises
+        EngineFileError for a plan that this TensorRT or GPU does not run."""
+        self._device, self._side = device, spec.input_size
+        self._errors = Errors()
+        self._contexts: dict[int, Any] = {}
+        with torch.cuda.device(device), heard(self._errors) as why:
+            torch.cuda.empty_cache()  # TensorRT cannot use what PyTorch keeps
+            self._runtime = made(trt.Runtime, LOG)
+            self._runtime.error_recorder = self._errors
+            # Such a plan brings the library along that runs it; whether it is trusted was asked.
+            self._runtime.engine_host_code_allowed = options.version_compatible
+            self._engine = self._runtime.deserialize_cuda_engine(plan)
+            if self._engine is None:
+                raise EngineFileError(f"{PLAN}: TensorRT {trt.__version__} does not load it:"
+                                      f" {why()}")
+            if options.stripped:
+                self._refit(graph)
+        self._check_tensors()
+
+    def _refit(self, graph: onnx.ModelProto) -> None:
+        refitter = trt.Refitter(self._engine, LOG)
+        parser = trt.OnnxParserRefitter(refitter, LOG)
+        with heard(self._errors) as why:
+            if not (parser.refit_from_bytes(graph.SerializeToString())
+                    and refitter.refit_cuda_engine()):
+                missing = ", ".join(refitter.get_missing_weights())
+                raise EngineFileError(f"{PLAN}: its weights cannot be put back: {why()}"
+                                      f" (missing: {missing or 'none'})")
+
+    def _check_tensors(self) -> None:
+        """Buffers are made by these shapes: a plan of another network would write past them."""
+        engine, side = self._engine, self._side
+        expected = dict(zip((NETWORK_INPUT, *OUTPUTS),
+                            ((3, side, side), (), (side, side), (3,)), strict=True))
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        found = {name: tuple(engine.get_tensor_shape(name))[1:] for name in names}
+        if found != expected or {engine.get_tensor_dtype(name) for name in names} != {trt.float32}:
+            raise EngineFileError(f"{PLAN}: expected float32 tensors of {expected} per image, got"
+                                  f" {found}")
+
+    def _context(self, n: int) -> Any:
+        """A context for batches of n. Raises torch.cuda.OutOfMemoryError where its layers' memory
+        cannot be allocated."""
+        # The plan may have profiles for more batch sizes: those left out for want of memory.
+        sizes = [self._engine.get_tensor_profile_shape(NETWORK_INPUT, i)[2][0]
+                 for i in range(self._engine.num_optimization_profiles)]
+        if n not in sizes:
+            raise EngineFileError(f"{PLAN}: expected a profile for batches of {n}, got {sizes}")
+        stream = torch.cuda.current_stream(self._device)
+        with heard(self._errors) as why:
+            torch.cuda.empty_cache()
+            # By default each context has the memory of the largest profile.
+            context = self._engine.create_execution_context(
+                trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE)
+            if context is None or not context.set_optimization_profile_async(
+                    sizes.index(n), stream.cuda_stream):
+                raise torch.cuda.OutOfMemoryError(f"TensorRT: {why()}")
+            stream.synchronize()
+            if not context.set_input_shape(NETWORK_INPUT, (n, 3, self._side, self._side)):
+                raise EngineFileError(f"{PLAN}: does not take batches of {n}: {why()}")
+        context.error_recorder = self._errors
+        return context
+
+    def run(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised float32 (n, 3, S, S), n of one of the profiles, contiguous -> scores, maps and
+        scale weights, enqueued on the current stream."""
+        n = len(pixels)
+        try:
+            if n not in self._contexts:
+                self._contexts[n] = self._context(n)
+            return self._enqueue(self._contexts[n], pixels)
+        except torch.cuda.OutOfMemoryError:
+            self._contexts.clear()  # CapturedNetwork gives up all larger batches, too
+            raise
+
+    def _enqueue(self, context: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        n, side = len(pixels), self._side
+        results = {name: pixels.new_empty(shape) for name, shape in zip(
+            OUTPUTS, [(n,), (n, side, side), (n, 3)], strict=True)}
+        for name, tensor in (results | {NETWORK_INPUT: pixels}).items():
+            context.set_tensor_address(name, tensor.data_ptr())
+        if not context.execute_async_v3(torch.cuda.current_stream(self._device).cuda_stream):
+            failed = self._errors.texts()
+            raise EngineFileError(f"{PLAN}: TensorRT {trt.__version__} does not run it:"
+                                  f" {'; '.join(failed) or LOG.last()}")
+        scores, maps, weights = (results[name] for name in OUTPUTS)
+        # A ReLU, a maximum and 8 bits may make a number of what is none.
+        finite = torch.stack([t.isfinite().flatten(1).all(dim=1) for t in (pixels, maps)]).all(0)
+        return torch.where(finite, scores, float("nan")), maps, weights
+
+    def layers(self) -> list[dict[str, Any]]:
+        """Name, type, precision of the outputs and milliseconds of each layer, for one image."""
+        with torch.cuda.device(self._device):
+            try:
+                context = self._context(1)
+            except torch.cuda.OutOfMemoryError as error:
+                raise no_room(self._device) from error
+            context.profiler = profiler = _LayerTimes()
+            pixels = torch.zeros((1, 3, self._side, self._side), device=self._device)
+            for _ in range(3):
+                profiler.times.clear()
+                self._enqueue(context, pixels)
+                torch.cuda.current_stream(self._device).synchronize()
+        inspector = self._engine.create_engine_inspector()
+        inspector.execution_context = context
+        text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+        # It lists the layers of every profile.
+        return [{"name": layer["Name"], "type": layer.get("LayerType", ""),
+                 "outputs": [o.get("Format/Datatype", "") for o in layer.get("Outputs", [])],
+                 "ms": profiler.times[layer["Name"]]}
+                for layer in json.loads(text)["Layers"]
+                if isinstance(layer, dict) and layer["Name"] in profiler.times]
