@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -9,9 +10,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from scrd_fast.engine.fidelity import LIMITS
+from scrd_fast.engine.fidelity import LIMITS, broken_limits
 from scrd_fast.engine.graph import build_graph, read_spec
-from scrd_fast.engine.quantize import STEM, Ranges, calibrate, calibration_pixels, quantise
+from scrd_fast.engine.quantize import KEEP, Ranges, calibrate, calibration_pixels, quantise
 from scrd_fast.errors import EngineFileError, InputError, NotFiniteError
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
@@ -97,12 +98,12 @@ def test_placement(untrained, backbone, kind):
     assert set(graph.convolutions) == set(plain.convolutions)
     for name, conv in graph.convolutions.items():
         for operand in conv.input[:2]:
-            assert graph.is_dequantised(operand) == (name not in STEM), name
+            assert graph.is_dequantised(operand) == (not name.startswith(KEEP)), name
     sums = [n for n in graph.nodes if n.op_type == "Add" and n.name.startswith("network/")]
     assert len(sums) == {"resnet18": 14, "wide_resnet50_2": 29}[backbone]
     for node in sums:
         assert graph.maker[node.input[0]].op_type == "Conv", "unquantised, straight from it"
-        assert graph.is_dequantised(node.input[1]), node.name
+        assert graph.is_dequantised(node.input[1]) == (not node.name.startswith(KEEP)), node.name
     (concat,) = [n for n in graph.nodes if n.op_type == "Concat" and n.name.startswith("network/")]
     (behind,) = [n for n in graph.nodes if concat.output[0] in n.input]
     pairs = [*concat.input, next(n.output[0] for n in graph.nodes if behind.output[0] in n.input)]
@@ -125,7 +126,7 @@ def test_scales(untrained, backbone, kind):
     known, top = ranges.of(kind), LARGEST[kind]
     step = 0.5 if kind == "int8" else 2.0**-4  # half a number; half of the last of 3 bits
     for name, conv in graph.convolutions.items():
-        if name in STEM:
+        if name.startswith(KEEP):
             continue
         weight = graph.maker[conv.input[1]]
         stored, scale, zero = map(graph.value, weight.input)
@@ -157,7 +158,7 @@ def test_convolutions_that_are_kept(untrained):
     """They, what only they read, and the skip inputs of their sums stay in the base precision."""
     proto, ranges = untrained["resnet18"]
     conv, reads = "network/teacher.layer2.1.conv2", "network/teacher.layer2.1.conv1.relu"
-    graph = Graph(quantise(proto, SPEC, "int8", ranges, keep=STEM | {conv}))
+    graph = Graph(quantise(proto, SPEC, "int8", ranges, keep=(*KEEP, conv)))
     default = Graph(quantise(proto, SPEC, "int8", ranges))
     kept = graph.convolutions[conv]
     assert kept.input[0] == reads
@@ -168,7 +169,7 @@ def test_convolutions_that_are_kept(untrained):
     assert counts == [counts[1] - 1, counts[1]]
     everything = Graph(quantise(proto, SPEC, "int8", ranges, keep=default.convolutions))
     assert not {n.op_type for n in everything.nodes} & {"QuantizeLinear", "DequantizeLinear"}
-    stem = Graph(quantise(proto, SPEC, "int8", ranges, keep=())).convolutions[next(iter(STEM))]
+    stem = Graph(quantise(proto, SPEC, "int8", ranges, keep=())).convolutions[KEEP[0]]
     assert stem.input[0] == "network/network_input.dequantized"
 
 
@@ -194,14 +195,28 @@ def test_dead_channels_and_tensors(untrained):
 @pytest.mark.parametrize("base", ["fp32", "fp16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_of_a_trained_model(trained, calibrated, probe, kind, base):
-    """onnxruntime 1.32 fuses float8 pairs into wrong convolutions: there it may rewrite nothing."""
+    """onnxruntime 1.32 may rewrite nothing but int8 in fp32: it fuses float8 pairs into wrong
+    convolutions, and pairs in half precision into coarse ones (the demo's model, as its graph is
+    written: rank correlation 0.9998, fused: 0.9973)."""
     checkpoint, _ = trained
     proto, ranges = calibrated
     graph = quantise(proto, checkpoint.spec, kind, ranges, base=base)
     scores, maps, _ = explicit.run_onnxruntime(
-        graph, explicit.normalised(checkpoint, probe), fuse=kind == "int8")
+        graph, explicit.normalised(checkpoint, probe), fuse=(kind, base) == ("int8", "fp32"))
     report = explicit.report_of(checkpoint, probe, scores, maps)
-    assert report.rank_correlation >= LIMITS[kind].rank_correlation, report
+    # The normals of so short a training lie close together; float8 has three bits of mantissa.
+    limits = replace(LIMITS[kind], flipped={"int8": 0.01, "fp8": 0.05}[kind])
+    assert not broken_limits(report, limits), report
+
+
+def test_int8_behind_a_teacher_in_half_precision_keeps_the_limits(trained, calibrated, probe):
+    checkpoint, _ = trained
+    proto, ranges = calibrated
+    graph = quantise(proto, checkpoint.spec, "int8", ranges, base="fp16", keep=["network/teacher"])
+    scores, maps, _ = explicit.run_onnxruntime(
+        graph, explicit.normalised(checkpoint, probe), fuse=False)
+    report = explicit.report_of(checkpoint, probe, scores, maps)
+    assert not broken_limits(report, LIMITS["int8"]), report
 
 
 def test_scores_in_openvino(trained, calibrated, probe):
@@ -210,7 +225,7 @@ def test_scores_in_openvino(trained, calibrated, probe):
     openvino = pytest.importorskip("openvino")
     checkpoint, _ = trained
     proto, ranges = calibrated
-    keep = STEM | {"network/bottleneck.blocks.0.shortcut"}
+    keep = (*KEEP, "network/bottleneck.blocks.0.shortcut")
     graph = quantise(proto, checkpoint.spec, "int8", ranges, base="fp32", keep=keep)
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(graph.SerializeToString()), "CPU",
@@ -220,8 +235,9 @@ def test_scores_in_openvino(trained, calibrated, probe):
         info = node.get_rt_info()
         if info["layerType"].astype(str) == "Convolution":
             computed[info["runtimePrecision"].astype(str)] += 1
-    assert computed["f32"] == len(keep)
-    assert computed["u8"] + computed["i8"] == sum(computed.values()) - len(keep)
+    kept = sum(node.name.startswith(keep) for node in graph.graph.node if node.op_type == "Conv")
+    assert computed["f32"] == kept
+    assert computed["u8"] + computed["i8"] == sum(computed.values()) - kept
     inputs = explicit.normalised(checkpoint, probe)
     outputs = [compiled(part) for part in np.array_split(inputs, 16)]
     scores, maps = (np.concatenate([output[i] for output in outputs]) for i in (0, 1))
@@ -263,8 +279,8 @@ def test_calibration_pixels():
 @pytest.mark.parametrize(("change", "message"), [
     ({"kind": "int4"}, "kind: expected one of ('int8', 'fp8'), got 'int4'"),
     ({"base": "int8"}, "base: expected one of ('fp32', 'bf16', 'fp16'), got 'int8'"),
-    ({"keep": {"network/teacher.conv9"}}, "keep: expected names of the network's convolutions,"
-     " such as 'network/teacher.conv1', got ['network/teacher.conv9']"),
+    ({"keep": {"network/teacher.conv9"}}, "keep: expected beginnings of names of the network's"
+     " convolutions, such as 'network/teacher.conv1', got ['network/teacher.conv9']"),
     ({"ranges": Ranges({}, {})}, "ranges: expected those of all tensors that are quantised, got"
      " none for ['network/bottleneck.blocks.0.conv1.relu',")])
 def test_bad_arguments(untrained, change, message):
