@@ -22,7 +22,6 @@ from scrd_fast.data.images import is_paths, read_images
 from scrd_fast.engine import fidelity
 from scrd_fast.engine.backends.choice import (
     GPU_BACKENDS,
-    QUANTISED,
     check_precision,
     choose_backend,
     make_runner,
@@ -45,7 +44,7 @@ from scrd_fast.engine.file import (
 from scrd_fast.engine.golden import golden_images
 from scrd_fast.engine.graph import build_graph
 from scrd_fast.engine.progress import Progress, silent
-from scrd_fast.engine.quantize import BASE, calibrate, calibration_pixels
+from scrd_fast.engine.quantize import BASE, KINDS, calibrate, calibration_pixels
 from scrd_fast.errors import FidelityError, InputError, NotFiniteError, expect
 from scrd_fast.files import atomic_write
 from scrd_fast.model.checkpoint import Checkpoint, load_checkpoint
@@ -133,7 +132,7 @@ class _Builder:
         spec, of_tensorrt = self.checkpoint.spec, dict[str, Any]()
         if self.backend == "tensorrt":
             of_tensorrt = {"options": self.options, "progress": self.progress}
-            if precision in QUANTISED:
+            if precision in KINDS:
                 pixels = calibration_pixels(spec, self.images)
                 of_tensorrt["ranges"] = calibrate(self.proto, spec, pixels, progress=self.progress)
         on_gpu = self.backend in GPU_BACKENDS
@@ -172,7 +171,7 @@ class _Builder:
                     ours.append((scores, maps))
                     step(len(pixels))
                 except NotFiniteError as error:
-                    base = BASE if precision in QUANTISED else precision
+                    base = BASE if precision in KINDS else precision
                     layer = first_nonfinite(self.proto, spec, pixels, base)
                     where = f", first in layer {layer!r}" if layer else ""
                     raise FidelityError(
@@ -226,8 +225,8 @@ def build_engine(
     proto = build_graph(loaded.model, loaded.spec)
 
     candidates = [precision] if precision != "auto" else [
-        p for p in native_precisions(name, device) if p not in QUANTISED]
-    expect(probe_images is not None or not set(candidates) & set(QUANTISED), "images",
+        p for p in native_precisions(name, device) if p not in KINDS]
+    expect(probe_images is not None or not set(candidates) & set(KINDS), "images",
            f"normal images to calibrate {precision} on", "none")
     options = tensorrt or TensorRtOptions()
     builder = _Builder(loaded, proto, name, device, buckets, probe_images, limits, options,

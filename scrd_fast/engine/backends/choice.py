@@ -8,12 +8,12 @@ import onnx
 import torch
 
 from scrd_fast.engine.backends.runner import Runner
+from scrd_fast.engine.quantize import KINDS
 from scrd_fast.errors import BackendUnavailable, expect
 from scrd_fast.ops.implementations import no_triton
 from scrd_fast.spec import ScoringSpec
 
-QUANTISED = ("int8", "fp8")
-PRECISIONS = ("fp32", "bf16", "fp16", *QUANTISED)
+PRECISIONS = ("fp32", "bf16", "fp16", *KINDS)
 BACKENDS = ("openvino", "torch_eager", "tensorrt", "torch_cuda")
 GPU_BACKENDS = ("tensorrt", "torch_cuda")
 MODES = ("latency", "throughput")

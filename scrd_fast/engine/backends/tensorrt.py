@@ -12,7 +12,6 @@ import onnx
 import tensorrt as trt
 import torch
 
-from scrd_fast.engine.backends.choice import QUANTISED
 from scrd_fast.engine.backends.cuda import CapturedNetwork, cuda_runner
 from scrd_fast.engine.backends.plan import PLAN, TensorRtOptions
 from scrd_fast.engine.backends.runner import Runner, one_stream
@@ -20,7 +19,7 @@ from scrd_fast.engine.backends.tensorrt_build import build_plan
 from scrd_fast.engine.backends.tensorrt_network import PlanNetwork
 from scrd_fast.engine.precision import explicit_graph, precision_counts
 from scrd_fast.engine.progress import Progress, silent
-from scrd_fast.engine.quantize import RANGES, Ranges, quantise
+from scrd_fast.engine.quantize import KINDS, RANGES, Ranges, quantise
 from scrd_fast.errors import EngineBuildError, EngineFileError
 from scrd_fast.spec import ScoringSpec
 
@@ -38,7 +37,7 @@ def make(
     """
     one_stream("tensorrt", mode)
     members = dict(compiled or {})
-    if precision in QUANTISED:
+    if precision in KINDS:
         if ranges is not None:
             members[RANGES] = ranges.to_bytes()
         graph = quantise(proto, spec, precision, Ranges.from_bytes(members.get(RANGES, b"")))
