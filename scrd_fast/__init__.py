@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from scrd_fast._current import score
     from scrd_fast.engine.backends.plan import TensorRtOptions
     from scrd_fast.engine.build import build_engine, export_onnx
+    from scrd_fast.engine.calibrate import calibrate, monitor
     from scrd_fast.engine.engine import Engine, Result
     from scrd_fast.engine.load import load_engine, rebuild_engine, verify_engine
     from scrd_fast.errors import ScrdError
@@ -28,6 +29,8 @@ _HOMES = {
     "build_engine": "engine.build",
     "export_onnx": "engine.build",
     "TensorRtOptions": "engine.backends.plan",
+    "calibrate": "engine.calibrate",
+    "monitor": "engine.calibrate",
     "load_engine": "engine.load",
     "rebuild_engine": "engine.load",
     "verify_engine": "engine.load",
@@ -44,8 +47,9 @@ _HOMES = {
 
 __all__ = [
     "Engine", "PretrainConfig", "Result", "ScoringSpec", "ScrdError",
-    "TensorRtOptions", "TrainConfig", "build_engine", "convert_published", "export_onnx",
-    "load_engine", "pretrain_teacher", "rebuild_engine", "score", "train", "verify_engine",
+    "TensorRtOptions", "TrainConfig", "build_engine", "calibrate", "convert_published",
+    "export_onnx", "load_engine", "monitor", "pretrain_teacher", "rebuild_engine", "score", "train",
+    "verify_engine",
 ]
 
 

@@ -1,7 +1,7 @@
 """The command line: scrd-fast VERB. Heavy imports happen inside the verb that needs them."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -39,6 +39,20 @@ def _busy(text: str) -> Iterator[None]:
 
     with Console(stderr=True).status(text):
         yield
+
+
+@contextmanager
+def _bar(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar, which the yielded function (done, total, what) moves."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=quiet or not console.is_terminal,
+                  transient=True) as bar:
+        task = bar.add_task("loading")
+        yield lambda done, total, what: bar.update(
+            task, completed=done, total=total, description=what)
 
 
 def _example(*lines: str) -> str:
@@ -184,23 +198,13 @@ def build(
     quiet: Quiet = False,
 ) -> None:
     """Compile a checkpoint into one engine file for this machine."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from scrd_fast.engine.backends.plan import TensorRtOptions
     from scrd_fast.engine.build import build_engine
     from scrd_fast.engine.load import rebuild_engine
 
     if (checkpoint is None) == (again is None):
         raise typer.BadParameter("expected a checkpoint or --from ENGINE, and not both")
-    console = Console(stderr=True)
-    hidden = quiet or not console.is_terminal
-    with Progress(console=console, disable=hidden, transient=True) as bar:
-        task = bar.add_task("loading")
-
-        def shown(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what)
-
+    with _bar(quiet) as shown:
         if again is not None:
             engine = rebuild_engine(again, out, device=device, progress=shown)
         else:
@@ -288,6 +292,67 @@ def verify(
         figures = verify_engine(engine, trust=trust)
     shown = "  ".join(f"{name} {value:.1e}" for name, value in figures.items())
     typer.echo(f"{engine}: reproduces its golden images  {shown}")
+
+
+@app.command(epilog=_example(
+    "scrd-fast calibrate model.scrd held-out-normals/ --fpr 0.01",
+    "scrd-fast calibrate model.scrd held-out-normals/ --anomalous sick/ --rule sensitivity"
+    " --target 0.95"))
+def calibrate(
+    engine: Annotated[Path, typer.Argument(help="Engine file (.scrd), which keeps the result.")],
+    normals: Annotated[Path, typer.Argument(help="Folder of normal images not trained on.")],
+    fpr: Annotated[float | None, typer.Option(
+        help="Largest share of normal images that may be called anomalous; 0.01 by default. Needs"
+             " 1/fpr - 1 images.")] = None,
+    anomalous: Annotated[Path | None, typer.Option(
+        help="Folder of images with anomalies; --rule chooses the threshold then.")] = None,
+    rule: Annotated[str | None, typer.Option(
+        help="With --anomalous: f1 (the default), sensitivity or specificity.")] = None,
+    target: Annotated[float | None, typer.Option(
+        help="The sensitivity or specificity to reach.")] = None,
+    seed: Seed = 0,
+    trust: Trust = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learn from held-out images which scores are anomalous; nothing is built again."""
+    from scrd_fast.engine.calibrate import calibrate as run
+
+    with _bar(quiet) as shown:
+        decisions = run(engine, str(normals), fpr=fpr, rule=rule, target=target, seed=seed,
+                        anomalous=None if anomalous is None else str(anomalous), trust=trust,
+                        progress=shown)
+    typer.echo(f"{engine}: anomalous above {decisions.threshold:.6g} ({decisions.rule}"
+               f"{'' if decisions.target is None else f' {decisions.target:g}'}),"
+               f" from {len(decisions.normal_scores)} normal images")
+    for name, value in decisions.report.items():
+        if name == "images":
+            typer.echo(f"  on {value['normal']} normal and {value['anomalous']} anomalous images"
+                       " that did not choose it:")
+        else:
+            typer.echo(f"  {name:<12} {value[0]:.3f}  (95 %: {value[1]:.3f} to {value[2]:.3f})")
+
+
+@app.command(epilog=_example("scrd-fast monitor model.scrd images-of-last-week/"))
+def monitor(
+    engine: Annotated[Path, typer.Argument(help="Calibrated engine file (.scrd).")],
+    images: Annotated[Path, typer.Argument(help="Folder of recent images.")],
+    alpha: Annotated[float, typer.Option(help="Chance of a false alarm.")] = 0.01,
+    trust: Trust = False,
+    quiet: Quiet = False,
+) -> None:
+    """Do recent images still look like the calibration's normal ones? Exit code 1 where not."""
+    from scrd_fast.engine.calibrate import monitor as run
+    from scrd_fast.engine.load import load_engine
+
+    with _bar(quiet) as shown, load_engine(engine, trust=trust) as loaded:
+        found = run(loaded, str(images), alpha=alpha, progress=shown)
+    for name, p in found.p_values.items():
+        typer.echo(f"  {name:<15} p = {p:.3g}{'  differs' if name in found.drifted else ''}")
+    typer.echo(f"{found.images} images: " + (
+        f"{', '.join(found.drifted)}: not as at calibration (p below {found.level:.2g})"
+        if found.drifted else f"no drift (no p below {found.level:.2g})"))
+    if found.drifted:
+        raise typer.Exit(1)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,4 @@
-"""The main job end to end on the demo set: train, build an engine, score held-out images.
+"""The main job end to end on the demo set: train, build an engine, calibrate, score new images.
 
 Training, validation and test are different subjects. Everything is chosen on the validation
 part; the test part is made, opened and scored once, at the end.
@@ -21,6 +21,8 @@ from rich.table import Table
 from scrd_fast.data.demo_brain import DemoImages, make_images
 from scrd_fast.engine.backends.choice import check_precision, choose_backend
 from scrd_fast.engine.build import build_engine
+from scrd_fast.engine.calibrate import calibrate
+from scrd_fast.engine.load import load_engine
 from scrd_fast.engine.measure import latency_ms
 from scrd_fast.files import atomic_write
 from scrd_fast.model.reference import score_images
@@ -39,6 +41,7 @@ NOTE = ("The anatomy is real (MNI152 T1 template); the subjects are synthetic wa
 SUBJECTS = {"train": 100, "validation": 20, "test": 60}
 SLICES = 10
 OVERLAYS = 12
+RATE = 0.05  # of false alarms, that decisions are calibrated for
 BACKBONE = "resnet18"
 
 # Chosen on validation subjects; docs/method.md shows what was tried.
@@ -108,8 +111,14 @@ def run_demo(
             progress=lambda done, total, what: bar.update(
                 task, completed=done, total=total, description=what))
 
+    engine.close()
+    decisions = calibrate(engine.path, held, fpr=RATE)
+    engine = load_engine(engine.path)
+
     test = _make("test", seed, progress)
     result = engine.score(test.images)
+    assert result.p_values is not None
+    p_normal, p_anomalous = (result.p_values[test.labels == label] for label in (0, 1))
     names = [f"subject{s - subjects('test', seed)[0]:02d}_slice{i:03d}"
              for i, s in enumerate(test.subjects)]
     labels = ["anomalous" if label else "normal" for label in test.labels]
@@ -124,6 +133,10 @@ def run_demo(
         "auroc_untrained": auroc(test.labels, _untrained_scores(checkpoint.spec, test, seed)),
         "auroc_intensity": auroc(test.labels, intensity_scores(normal, test.images)),
         "auroc_validation_synthesised": checkpoint.metrics["auroc_synthesised"],
+        "false_alarms": {f"{rate:g}": float((p_normal <= rate).mean())
+                         for rate in (0.01, RATE, 0.1)},
+        "found": float((p_anomalous <= RATE).mean()),
+        "calibration_images": len(decisions.normal_scores),
         "latency_ms": latency_ms(engine, test.images),
         "teacher": checkpoint.config.teacher,
         "precision": engine.manifest.precision,
@@ -150,6 +163,9 @@ def print_summary(result: DemoResult) -> None:
         "test AUROC": f"{s['auroc']:.3f}",
         "  untrained model": f"{s['auroc_untrained']:.3f}",
         "  plain intensity": f"{s['auroc_intensity']:.3f}",
+        f"false alarms at {RATE:.0%}": f"{s['false_alarms'][f'{RATE:g}']:.1%} of the normal test"
+                                        " images",
+        "anomalies found": f"{s['found']:.0%}",
         "latency per image": f"{s['latency_ms']:.1f} ms ({s['backend']}, {s['precision']})",
         "test images": f"{s['test_images']['normal']} normal,"
                        f" {s['test_images']['anomalous']} anomalous",

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
 
 VERBS = ("demo", "pretrain-teacher", "train", "convert", "build", "score", "export", "info",
-         "verify")
+         "verify", "calibrate", "monitor")
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -87,6 +88,38 @@ def test_score_names_what_it_could_not_read(folder, tmp_path):
     assert alone.stdout.splitlines()[0] == "image,score"
     again = float(alone.stdout.splitlines()[1].split(",")[1])
     assert again == pytest.approx(float(scores["1.png"]), rel=1e-5)
+
+
+def test_calibrate_score_monitor(folder, tmp_path):
+    engine, images = tmp_path / "m.scrd", tmp_path / "images"
+    engine.write_bytes((folder / "model.scrd").read_bytes())
+    images.mkdir()
+    rng = np.random.default_rng(1)
+    for i in range(24):
+        cv2.imwrite(str(images / f"{i:02d}.png"), rng.integers(0, 256, (64, 64), np.uint8))
+    done = run("calibrate", engine, images, "--fpr", "0.1")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"anomalous above \d\.\d+ \(conformal 0\.1\), from 24 normal", done.stdout)
+    done = run("score", engine, images)
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert [row["anomalous"] for row in rows].count("1") == 1
+    assert min(float(row["p_value"]) for row in rows) == 0.08  # two of 25
+    done = run("monitor", engine, images)
+    assert done.returncode == 0, done.stderr
+    assert "24 images: no drift" in done.stdout
+    for file in images.iterdir():
+        cv2.imwrite(str(file), rng.integers(0, 90, (64, 64), np.uint8) // 30 * 30)
+    done = run("monitor", engine, images)
+    assert done.returncode == 1
+    assert "not as at calibration" in done.stdout
+    done = run("calibrate", engine, images)
+    assert done.returncode == 2
+    assert "normals: expected at least 99 images" in done.stderr
+    done = run("calibrate", engine, images, "--anomalous", images, "--rule", "sensitivity",
+               "--target", "0.9")
+    assert done.returncode == 0, done.stderr
+    assert "auroc" in done.stdout
+    assert "12 normal and 12 anomalous images that did not choose it" in done.stdout
 
 
 def test_train_and_pretrain(folder, tmp_path):

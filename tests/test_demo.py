@@ -13,7 +13,7 @@ pytest.importorskip("nilearn", reason="needs the demo extra")
 
 
 def test_short_demo_writes_everything(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "SUBJECTS", {"train": 2, "validation": 4, "test": 3})
+    monkeypatch.setattr(demo, "SUBJECTS", {"train": 2, "validation": 5, "test": 3})
     monkeypatch.setattr(demo, "SLICES", 4)
     monkeypatch.setattr(demo, "PRETRAIN", demo.PRETRAIN | {"steps": 2})
     monkeypatch.setattr(demo, "TRAIN", demo.TRAIN | {"steps": 2})
@@ -26,9 +26,13 @@ def test_short_demo_writes_everything(tmp_path, monkeypatch, capsys):
     summary = json.loads((out / "summary.json").read_text())
     assert {"auroc", "latency_ms", "teacher", "precision", "seconds", "auroc_untrained",
             "auroc_intensity"} <= set(summary)
+    assert summary["calibration_images"] == 20
+    assert summary["false_alarms"].keys() == {"0.01", "0.05", "0.1"}
     assert "anatomy is real" in summary["note"]
     rows = list(csv.DictReader((out / "scores.csv").open()))
     assert [row["label"] for row in rows] == ["anomalous", "anomalous", "normal", "normal"] * 3
+    assert {row["anomalous"] for row in rows} <= {"0", "1"}
+    assert all(0 < float(row["p_value"]) <= 1 for row in rows)
     assert len(list((out / "overlays").glob("*.png"))) == demo.OVERLAYS
     engine = scrd_fast.load_engine(out / "model.scrd", verify=True)
     images = demo.make_images(demo.subjects("test", 0), 4, anomalous_share=0.5).images

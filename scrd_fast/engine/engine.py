@@ -5,7 +5,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import TIMEOUT_MAX, Lock
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scrd_fast import _current
 from scrd_fast.data.images import read_image
 from scrd_fast.engine.backends.runner import PendingScores, Runner
+from scrd_fast.engine.decisions import Decisions
 from scrd_fast.engine.file import Manifest
 from scrd_fast.errors import (
     BackendUnavailable,
@@ -37,7 +38,7 @@ class Result:
     scores: float32 (N,), larger is more anomalous; maps: float32 (N, H, W) or None;
     scale_weights: float32 (N, 3); p_values: float32 (N,) and anomalous: bool (N,), both None
     until decisions are calibrated; errors: index -> why that image could not be read or scored. The
-    score, map and scale weights of such an image are NaN.
+    score, map, scale weights and p-value of such an image are NaN, and it is not called anomalous.
     """
 
     scores: NDArray[np.float32]
@@ -48,6 +49,16 @@ class Result:
     errors: dict[int, str] = field(default_factory=dict)
 
 
+def join(parts: Sequence[Result]) -> Result:
+    """The results of parts of a batch as one, without maps and errors."""
+    p_values = [part.p_values for part in parts if part.p_values is not None]
+    anomalous = [part.anomalous for part in parts if part.anomalous is not None]
+    return Result(np.concatenate([part.scores for part in parts]), None,
+                  np.concatenate([part.scale_weights for part in parts]),
+                  np.concatenate(p_values) if p_values else None,
+                  np.concatenate(anomalous) if anomalous else None)
+
+
 def _is_path(value: Any) -> bool:
     return isinstance(value, str | os.PathLike)
 
@@ -56,11 +67,18 @@ def _is_paths(value: Any) -> bool:
     return isinstance(value, Sequence) and len(value) > 0 and all(map(_is_path, value))
 
 
+def _decided(result: Result, decisions: Decisions | None) -> Result:
+    if decisions is None:
+        return result
+    return replace(result, p_values=decisions.p_values(result.scores),
+                   anomalous=decisions.anomalous(result.scores))
+
+
 class Pending:
     """The result of a batch that is being scored; made by `Engine.submit`."""
 
-    def __init__(self, pending: PendingScores) -> None:
-        self._pending = pending
+    def __init__(self, pending: PendingScores, decisions: Decisions | None = None) -> None:
+        self._pending, self._decisions = pending, decisions
         self._outcome: Result | ScrdError | None = None
         self._lock = Lock()
 
@@ -85,7 +103,7 @@ class Pending:
                 if timeout is not None and not self._pending.wait(left):
                     raise TimeoutError(_LATE.format(timeout))
                 try:
-                    self._outcome = Result(*self._pending.get())
+                    self._outcome = _decided(Result(*self._pending.get()), self._decisions)
                 except ScrdError as error:
                     self._outcome = error
             if isinstance(self._outcome, ScrdError):
@@ -106,6 +124,9 @@ class Engine:
     def __init__(self, manifest: Manifest, runner: Runner, path: Path) -> None:
         self.manifest = manifest
         self.spec = manifest.scoring_spec()
+        #: How scores are read; None until `scrd_fast.calibrate` was run.
+        self.decisions = (None if manifest.calibration is None
+                          else Decisions.from_dict(manifest.calibration))
         self.path = path
         self._inputs, self._layers = runner.inputs, runner.layers
         self._scorer = runner.scorer()
@@ -147,7 +168,7 @@ class Engine:
         """
         if _is_path(batch) or _is_paths(batch):
             raise InputError("batch: expected images, got paths; score(paths) reads them")
-        return Pending(self._scorer.submit(self._inputs(batch, "batch"), maps))
+        return Pending(self._scorer.submit(self._inputs(batch, "batch"), maps), self.decisions)
 
     def score(self, batch: Any, *, maps: bool = True) -> Result:
         """Score a batch of images.
@@ -210,4 +231,4 @@ class Engine:
                 collect()
         while waiting:
             collect()
-        return Result(scores, all_maps, weights, errors=errors)
+        return _decided(Result(scores, all_maps, weights, errors=errors), self.decisions)

@@ -30,6 +30,7 @@ from scrd_fast.engine.backends.plan import (
 )
 from scrd_fast.engine.backends.runner import Runner
 from scrd_fast.engine.build import are_buckets, fingerprint_of, write_built
+from scrd_fast.engine.decisions import Decisions
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.file import GOLDEN, NETWORK, Manifest, read_engine_file
 from scrd_fast.engine.progress import Progress, silent
@@ -49,13 +50,13 @@ def load_engine(
     limits. trust: also run a TensorRT plan that this user did not build; a plan is code.
     Raises EngineFileError, BackendUnavailable, DeviceMemoryError.
     """
-    engine, golden = _open(path, mode, device, trust)
+    engine, golden = open_engine(path, mode, device, trust)
     if verify:
         replay_golden(engine, golden)
     return _current.use(engine)
 
 
-def _open(
+def open_engine(
     path: str | os.PathLike[str], mode: str = "latency", device: str | None = None,
     trust: bool = False,
 ) -> tuple[Engine, bytes]:
@@ -87,6 +88,11 @@ def _read(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, bytes]]:
     if not are_buckets(manifest.buckets):
         raise EngineFileError(f"{path}: expected buckets of integers that rise from 1, got"
                               f" {manifest.buckets}")
+    if manifest.calibration is not None:
+        try:
+            Decisions.from_dict(manifest.calibration)
+        except EngineFileError as error:
+            raise EngineFileError(f"{path}: {error}") from error
     return manifest, members
 
 
@@ -238,4 +244,4 @@ def verify_engine(path: str | os.PathLike[str], *, trust: bool = False) -> dict[
 
     trust: as in `load_engine`.
     """
-    return replay_golden(*_open(path, trust=trust))
+    return replay_golden(*open_engine(path, trust=trust))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from scrd_fast.data.images import read_image
-from scrd_fast.engine.engine import FILES, Engine, Result
+from scrd_fast.engine.engine import FILES, Engine, Result, join
 from scrd_fast.files import atomic_write
 from scrd_fast.report.overlays import write_overlays
 
@@ -17,17 +17,20 @@ from scrd_fast.report.overlays import write_overlays
 def table_rows(
     names: list[str], result: Result, labels: list[str] | None = None
 ) -> list[list[Any]]:
-    """Rows with a header: image, label where known, score, p_value and anomalous where known.
+    """Rows with a header: image, label where known, score, and where the engine is calibrated
+    p_value and anomalous, 1 or 0.
 
-    The score of an image that could not be read stays empty.
+    What an image that could not be read has no value for stays empty.
     """
     optional = {"p_value": result.p_values, "anomalous": result.anomalous}
     known = {name: values for name, values in optional.items() if values is not None}
     rows: list[list[Any]] = [["image", *(["label"] if labels else []), "score", *known]]
     for i, name in enumerate(names):
-        score = f"{result.scores[i]:.6f}" if np.isfinite(result.scores[i]) else ""
-        rows.append([name, *([labels[i]] if labels else []), score,
-                     *(values[i] for values in known.values())])
+        read = bool(np.isfinite(result.scores[i]))
+        cells = [f"{result.scores[i]:.6f}",
+                 *(f"{float(values[i]):.4g}" for values in known.values())]
+        rows.append([name, *([labels[i]] if labels else []),
+                     *(cells if read else [""] * len(cells))])
     return rows
 
 
@@ -62,7 +65,6 @@ def score_files(
                 write_overlays(overlays, names, [read_image(paths[start + i]) for i in read],
                                part.maps[read])
         parts.append(part)
-    joined = Result(np.concatenate([p.scores for p in parts]), None,
-                    np.concatenate([p.scale_weights for p in parts]))
+    joined = join(parts)
     write_table(table_rows([str(p) for p in paths], joined), out)
     return errors

@@ -1,0 +1,81 @@
+"""calibrate, monitor: decisions learned from images, kept in the engine file, and watched."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from scrd_fast.data.images import is_paths, list_images
+from scrd_fast.engine.decisions import Array, Decisions, Drift, conformal, drift, labelled
+from scrd_fast.engine.engine import FILES, Engine, Result, join
+from scrd_fast.engine.file import read_engine_file, write_engine_file
+from scrd_fast.engine.load import open_engine
+from scrd_fast.engine.progress import Progress, silent
+from scrd_fast.errors import DataError, InputError, expect
+
+
+def calibrate(
+    path: str | os.PathLike[str], normals: Any, *, anomalous: Any = None, fpr: float | None = None,
+    rule: str | None = None, target: float | None = None, seed: int = 0,
+    device: str | None = None, trust: bool = False, progress: Progress = silent,
+) -> Decisions:
+    """Learn from held-out images what the scores of an engine file mean, and keep it in the file.
+
+    normals: normal images that training has not seen (an array, images, paths or a folder, see
+    Engine.score). By them alone: the threshold above which at most a share `fpr` (0.01 by default)
+    of normal images lies, and p-values. anomalous: images with anomalies, with which `rule` is
+    "f1" (the default), or "sensitivity" or "specificity" with a `target`: half of the images
+    choose the threshold, half tell how good it is (`Decisions.report`); seed: of this split.
+    device, trust: as in `load_engine`. progress: called with (done, total, what).
+
+    The graph and its raw scores stay as they are. Raises InputError where the images are too few
+    or of one kind only, DataError for a file that cannot be read, and what `load_engine` raises.
+    """
+    if anomalous is None:
+        expect(rule in (None, "conformal") and target is None, "rule",
+               "'conformal' without anomalous images, and no target", (rule, target))
+    else:
+        expect(fpr is None, "fpr", "none with anomalous images; rule='specificity' bounds the"
+               " false alarms there", fpr)
+    engine, _ = open_engine(path, device=device, trust=trust)
+    with engine:
+        scores, weights = _scored(engine, normals, "normals", progress)
+        if anomalous is None:
+            decisions = conformal(scores, weights, 0.01 if fpr is None else fpr)
+        else:
+            sick, _ = _scored(engine, anomalous, "anomalous", progress)
+            decisions = labelled(scores, weights, sick, rule or "f1", target, seed=seed)
+    manifest, members = read_engine_file(path)
+    write_engine_file(Path(path), replace(manifest, calibration=decisions.to_dict()), members)
+    return decisions
+
+
+def monitor(
+    engine: Engine, recent: Any, *, alpha: float = 0.01, progress: Progress = silent
+) -> Drift:
+    """Whether recent images still look like the normal ones that the engine was calibrated with.
+
+    recent: images as in `calibrate`, or a Result of scoring them. alpha: the chance of a false
+    alarm. Raises InputError where the engine is not calibrated or the images are too few.
+    """
+    if engine.decisions is None:
+        raise InputError(f"engine: expected a calibrated one, got {engine.path}; calibrate it with:"
+                         f" scrd-fast calibrate {engine.path} NORMAL_IMAGES")
+    if isinstance(recent, Result):
+        return drift(engine.decisions, recent.scores, recent.scale_weights, alpha=alpha)
+    return drift(engine.decisions, *_scored(engine, recent, "recent", progress), alpha=alpha)
+
+
+def _scored(engine: Engine, images: Any, name: str, progress: Progress) -> tuple[Array, Array]:
+    """Scores (N,) and scale weights (N, 3); raises DataError naming a file that cannot be read."""
+    chosen = list_images(images) if is_paths(images) else images
+    parts = []
+    for start in range(0, len(chosen), FILES):
+        part = engine.score(chosen[start : start + FILES], maps=False)
+        if part.errors:
+            raise DataError(f"{name}: {next(iter(part.errors.values()))}")
+        parts.append(part)
+        progress(min(start + FILES, len(chosen)), len(chosen), f"scoring {name}")
+    expect(bool(parts), name, "at least one image", "none")
+    whole = join(parts)
+    return whole.scores, whole.scale_weights

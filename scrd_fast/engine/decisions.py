@@ -1,0 +1,227 @@
+"""From raw scores to decisions: conformal p-values, thresholds, and whether they still hold.
+
+Raw scores come out of the engine; what they mean is learned from held-out images and kept beside
+it in the manifest, where it can be replaced without building again. An image is called anomalous
+where its score lies above `Decisions.threshold`, whichever rule has set that.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scrd_fast.errors import EngineFileError, NotFiniteError, expect
+
+Array = NDArray[Any]
+RULES = ("conformal", "f1", "sensitivity", "specificity")
+FEWEST_LABELLED = 20  # of each class; half of them choose a threshold, half tell how good it is
+FEWEST_RECENT = 20
+_RESAMPLES = 2000
+_WEIGHT_STEP = 1e-3  # scale weights that differ by less are the same: rounding is no drift
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """How scores are read.
+
+    normal_scores: of the held-out normal images, rising; scale_weights: of the same images, three
+    per image, in any order. rule, target: how `threshold` was chosen; for "conformal", target is
+    the largest share of normal images that may be called anomalous. report: with labels, the
+    figures on images that did not choose the threshold, each (value, low, high) with a 95 %
+    bootstrap interval.
+    """
+
+    normal_scores: tuple[float, ...]
+    scale_weights: tuple[tuple[float, float, float], ...]
+    rule: str
+    target: float | None
+    threshold: float
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def p_values(self, scores: Array) -> NDArray[np.float32]:
+        """Conformal p-values (N,) of scores (N,); NaN where a score is.
+
+        (1 + the number of calibration scores at least as large) / (their number + 1): for a normal
+        image exchangeable with them, P(p <= a) <= a for every a (Vovk, Gammerman and Shafer,
+        Algorithmic Learning in a Random World, 2005).
+        """
+        normal = np.asarray(self.normal_scores, np.float32)
+        larger = len(normal) - np.searchsorted(normal, scores, side="left")
+        p = ((1 + larger) / (len(normal) + 1)).astype(np.float32)
+        return np.where(np.isnan(scores), np.float32("nan"), p)
+
+    def anomalous(self, scores: Array) -> NDArray[np.bool_]:
+        """Whether scores (N,) lie above the threshold; False where a score is NaN."""
+        return np.asarray(scores, np.float32) > np.float32(self.threshold)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "Decisions":
+        """Raises EngineFileError for anything that `to_dict` has not made."""
+        try:
+            read = Decisions(**values)
+            scores = np.asarray(read.normal_scores, np.float32)
+            weights = np.asarray(read.scale_weights, np.float32)
+            good = (scores.ndim == 1 and len(scores) > 0 and np.isfinite(scores).all()
+                    and (np.diff(scores) >= 0).all() and weights.shape == (len(scores), 3)
+                    and np.isfinite(weights).all() and read.rule in RULES
+                    and math.isfinite(read.threshold) and isinstance(read.report, dict))
+        except (TypeError, ValueError) as error:
+            raise EngineFileError(f"manifest.calibration does not fit: {error}") from error
+        if not good:
+            raise EngineFileError("manifest.calibration: expected rising finite scores, three"
+                                  " weights per score, a rule and a finite threshold, got others")
+        return read
+
+
+def normals_needed(rate: float) -> int:
+    """How many normal images a false-alarm rate needs: the smallest p-value of n is 1 / (n + 1)."""
+    return math.ceil(1 / rate - 1e-9) - 1
+
+
+def _checked(scores: Array, weights: Array, name: str) -> tuple[Array, Array]:
+    scores, weights = np.asarray(scores, np.float32), np.asarray(weights, np.float32)
+    expect(scores.ndim == 1 and weights.shape == (len(scores), 3), name,
+           "scores (N,) and scale weights (N, 3)", f"{scores.shape} and {weights.shape}")
+    if not (np.isfinite(scores).all() and np.isfinite(weights).all()):
+        raise NotFiniteError(f"{name}: expected finite scores and scale weights, got NaN or"
+                             " infinity among them")
+    return scores, weights
+
+
+def conformal(scores: Array, weights: Array, rate: float) -> Decisions:
+    """Decisions from the scores (N,) and scale weights (N, 3) of held-out normal images alone.
+
+    rate: the largest share of normal images that may be called anomalous, which is promised on
+    average over draws of these images and of new ones exchangeable with them. Raises InputError
+    where the images are too few for it.
+    """
+    expect(0 < rate < 1, "fpr", "a share between 0 and 1", rate)
+    scores, weights = _checked(scores, weights, "normals")
+    needed = normals_needed(rate)
+    expect(len(scores) >= needed, "normals", f"at least {needed} images for a false-alarm rate of"
+           f" {rate:g}", len(scores))
+    falling = np.sort(scores)[::-1]
+    # p <= rate where at most so many scores are at least as large; 1e-9: 0.29 * 100 is below 29.
+    allowed = math.floor(rate * (len(scores) + 1) + 1e-9) - 1
+    return _decisions(scores, weights, "conformal", rate, float(falling[allowed]))
+
+
+def _decisions(scores: Array, weights: Array, rule: str, target: float | None, threshold: float,
+               report: dict[str, Any] | None = None) -> Decisions:
+    order = np.argsort(scores, kind="stable")
+    return Decisions(tuple(scores[order].tolist()), tuple(map(tuple, weights[order].tolist())),
+                     rule, target, threshold, report or {})
+
+
+def labelled(
+    scores: Array, weights: Array, anomalous_scores: Array, rule: str, target: float | None = None,
+    *, seed: int = 0,
+) -> Decisions:
+    """Decisions from held-out images of both kinds.
+
+    scores (N,), weights (N, 3): of normal images; anomalous_scores (M,). Half of each kind, drawn
+    by `seed`, chooses the threshold: the best F1, or the fewest errors of the other kind at a
+    sensitivity or specificity of at least `target`. The other half tells how good it is. Raises
+    InputError.
+    """
+    expect(rule in RULES[1:], "rule", f"one of {RULES[1:]}", repr(rule))
+    expect((target is None) == (rule == "f1") and (target is None or 0 < target < 1), "target",
+           "a share between 0 and 1 with 'sensitivity' and 'specificity', none with 'f1'", target)
+    scores, weights = _checked(scores, weights, "normals")
+    sick, _ = _checked(anomalous_scores, np.zeros((len(anomalous_scores), 3)), "anomalous")
+    for name, found in (("normals", scores), ("anomalous", sick)):
+        expect(len(found) >= FEWEST_LABELLED, name, f"at least {FEWEST_LABELLED} images of each"
+               " kind", len(found))
+    rng = np.random.Generator(np.random.Philox(seed))
+    healthy_halves, sick_halves = _halves(rng, scores), _halves(rng, sick)
+    threshold = _threshold(healthy_halves[0], sick_halves[0], rule, target)
+    report = _report(rng, healthy_halves[1], sick_halves[1], threshold)
+    return _decisions(scores, weights, rule, target, threshold, report)
+
+
+def _halves(rng: np.random.Generator, values: Array) -> tuple[Array, Array]:
+    shuffled = rng.permutation(values)
+    return shuffled[: len(values) // 2], shuffled[len(values) // 2 :]
+
+
+def _rates(healthy: Array, sick: Array, threshold: Array) -> dict[str, Array]:
+    """Figures of samples (..., n) and (..., m) by thresholds that broadcast to (..., 1)."""
+    false = (healthy > threshold).sum(-1)
+    found = (sick > threshold).sum(-1)
+    missed = sick.shape[-1] - found
+    return {"sensitivity": found / sick.shape[-1], "specificity": 1 - false / healthy.shape[-1],
+            "f1": 2 * found / np.maximum(2 * found + false + missed, 1)}
+
+
+def _threshold(healthy: Array, sick: Array, rule: str, target: float | None) -> float:
+    """In the middle between two neighbouring scores, so that rounding moves none across it."""
+    values = np.unique(np.concatenate([healthy, sick]).astype(np.float64))
+    gap = max(float(np.diff(values).mean()), 1e-6) if len(values) > 1 else 1e-6
+    between = (values[1:] + values[:-1]) / 2
+    candidates = np.concatenate([[values[0] - gap], between, [values[-1] + gap]])
+    rates = _rates(healthy, sick, candidates[:, None])
+    if rule == "f1":
+        return float(candidates[np.argmax(rates["f1"])])
+    assert target is not None
+    enough = candidates[rates[rule] >= target]
+    return float(enough.max() if rule == "sensitivity" else enough.min())
+
+
+def _report(rng: np.random.Generator, healthy: Array, sick: Array,
+            threshold: float) -> dict[str, Any]:
+    """Each figure with its 2.5th and 97.5th percentile over resamples of both kinds."""
+    n, m = len(healthy), len(sick)
+    rows, columns = rng.integers(n, size=(_RESAMPLES, n)), rng.integers(m, size=(_RESAMPLES, m))
+    # AUROC is the mean over pairs; a resample weights the pairs by how often it drew their images.
+    pairs = (sick > healthy[:, None]) + 0.5 * (sick == healthy[:, None])
+    drawn = [np.stack([np.bincount(row, minlength=k) for row in index]).astype(np.float64)
+             for index, k in ((rows, n), (columns, m))]
+    once = _rates(healthy, sick, np.array(threshold)) | {"auroc": pairs.mean()}
+    many = _rates(healthy[rows], sick[columns], np.array(threshold)) | {
+        "auroc": ((drawn[0] @ pairs) * drawn[1]).sum(1) / (n * m)}
+    return {"images": {"normal": n, "anomalous": m}} | {
+        name: [float(value), *np.quantile(many[name], [0.025, 0.975]).tolist()]
+        for name, value in once.items()}
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Whether recent images look like the calibration's normal ones.
+
+    p_values: of two-sample Kolmogorov-Smirnov tests, of the scores and of each scale weight;
+    drifted: names of those below `level`, which Bonferroni's rule has divided by their number.
+    """
+
+    images: int
+    p_values: dict[str, float]
+    level: float
+    drifted: tuple[str, ...]
+
+
+def drift(decisions: Decisions, scores: Array, weights: Array, *, alpha: float = 0.01) -> Drift:
+    """Test recent scores (N,) and scale weights (N, 3) against the calibration's.
+
+    alpha: the chance of a false alarm where nothing has changed. More anomalies among the recent
+    images than before are a change, too. Raises InputError.
+    """
+    from scipy.stats import ks_2samp
+
+    expect(0 < alpha < 1, "alpha", "a share between 0 and 1", alpha)
+    scores, weights = _checked(scores, weights, "recent")
+    expect(len(scores) >= FEWEST_RECENT, "recent", f"at least {FEWEST_RECENT} images", len(scores))
+    pairs = {"score": (np.asarray(decisions.normal_scores), scores)}
+    for k, (before, now) in enumerate(zip(np.asarray(decisions.scale_weights).T, weights.T,
+                                          strict=True)):
+        rounded = [np.round(part.astype(np.float64) / _WEIGHT_STEP) for part in (before, now)]
+        if len(np.unique(np.concatenate(rounded))) > 1:  # a model that does not weight has none
+            pairs[f"scale weight {k + 1}"] = (rounded[0], rounded[1])
+    p_values = {name: float(ks_2samp(*pair).pvalue) for name, pair in pairs.items()}
+    level = alpha / len(p_values)
+    return Drift(len(scores), p_values, level,
+                 tuple(name for name, p in p_values.items() if p < level))

@@ -1,0 +1,137 @@
+"""Decisions kept in an engine file: from images, through every way to score, and watched."""
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import scrd_fast
+from scrd_fast.engine.file import read_engine_file, write_engine_file
+from scrd_fast.errors import DataError, EngineFileError, InputError
+from tests.engine.conftest import organs, pictures
+
+NORMALS, FRESH = organs(40, 64), organs(30, 64, seed=1)
+
+
+@pytest.fixture(scope="module")
+def built(small_path, tmp_path_factory):
+    path = tmp_path_factory.mktemp("calibrate") / "m.scrd"
+    scrd_fast.build_engine(small_path, path, device="cpu", precision="fp32", buckets=(1,)).close()
+    return path
+
+
+@pytest.fixture
+def path(built, tmp_path):
+    copy = tmp_path / "m.scrd"
+    copy.write_bytes(built.read_bytes())
+    return copy
+
+
+def write_folder(folder, images):
+    folder.mkdir()
+    for i, image in enumerate(images):
+        cv2.imwrite(str(folder / f"{i:03d}.png"), image)
+    return folder
+
+
+def test_every_way_to_score_decides_alike(path, tmp_path):
+    told = []
+    decisions = scrd_fast.calibrate(path, NORMALS, fpr=0.05,
+                                    progress=lambda *step: told.append(step))
+    assert told[-1] == (40, 40, "scoring normals")
+    folder = write_folder(tmp_path / "fresh", FRESH)
+    with scrd_fast.load_engine(path, verify=True) as engine:
+        plain = engine.score(NORMALS)
+        assert decisions.normal_scores == tuple(np.sort(plain.scores).tolist())
+        assert plain.anomalous.sum() == np.floor(0.05 * 41) - 1  # all but the largest ones
+        result = engine.score(FRESH)
+        np.testing.assert_array_equal(result.p_values, decisions.p_values(result.scores))
+        np.testing.assert_array_equal(result.anomalous, result.scores > decisions.threshold)
+        assert result.p_values.dtype == np.float32
+        assert result.anomalous.dtype == bool
+        for other in (engine.submit(torch.from_numpy(FRESH)).result(), scrd_fast.score(list(FRESH)),
+                      engine.score(sorted(folder.iterdir()))):
+            np.testing.assert_array_equal(other.p_values, result.p_values)
+            np.testing.assert_array_equal(other.anomalous, result.anomalous)
+
+
+def test_only_the_manifest_changes_and_a_second_time_replaces_it(path):
+    before, members = read_engine_file(path)
+    scrd_fast.calibrate(path, NORMALS, fpr=0.05)
+    sick = np.clip(NORMALS.astype(int) + 90, 0, 255).astype(np.uint8)
+    decisions = scrd_fast.calibrate(path, NORMALS, anomalous=sick, rule="specificity", target=0.9)
+    after, kept = read_engine_file(path)
+    assert kept == members
+    assert replace(after, calibration=None, members={}) == replace(before, members={})
+    assert after.calibration == json.loads(json.dumps(decisions.to_dict()))
+    assert after.calibration["report"]["images"] == {"normal": 20, "anomalous": 20}
+
+
+def test_a_file_that_could_not_be_read_has_no_decision(path, tmp_path):
+    scrd_fast.calibrate(path, NORMALS, fpr=0.05)
+    folder = write_folder(tmp_path / "images", FRESH[:2])
+    (folder / "broken.png").write_bytes(b"no image")
+    with scrd_fast.load_engine(path) as engine:
+        result = engine.score(sorted(folder.iterdir()))
+    assert np.isnan(result.p_values).tolist() == [False, False, True]
+    assert not result.anomalous[2]
+
+
+def test_monitor(path):
+    with scrd_fast.load_engine(path) as engine, pytest.raises(
+            InputError, match=r"^engine: expected a calibrated one, got .*scrd-fast calibrate"):
+        scrd_fast.monitor(engine, FRESH)
+    scrd_fast.calibrate(path, NORMALS, fpr=0.05)
+    with scrd_fast.load_engine(path) as engine:
+        same = scrd_fast.monitor(engine, FRESH)
+        assert not same.drifted
+        assert same.images == 30
+        assert scrd_fast.monitor(engine, engine.score(FRESH)) == same
+        brighter = np.clip(FRESH * 1.6 + 40, 0, 255).astype(np.uint8)
+        assert scrd_fast.monitor(engine, brighter).drifted
+        with pytest.raises(InputError, match=r"^recent: expected at least 20 images, got 3"):
+            scrd_fast.monitor(engine, FRESH[:3])
+
+
+@pytest.mark.parametrize(("normals", "options", "error", "message"), [
+    (NORMALS, {}, InputError, "normals: expected at least 99 images for a false-alarm rate of 0.01"
+     ", got 40"),
+    (NORMALS[:0], {"fpr": 0.5}, InputError, "normals: expected at least one image, got none"),
+    (NORMALS, {"rule": "f1"}, InputError, "rule: expected 'conformal' without anomalous images"),
+    (NORMALS, {"anomalous": FRESH, "fpr": 0.1}, InputError, "fpr: expected none with anomalous"),
+    (NORMALS, {"anomalous": FRESH[:0]}, InputError, "anomalous: expected at least one image"),
+    (NORMALS, {"anomalous": FRESH[:5]}, InputError, "anomalous: expected at least 20 images"),
+    (NORMALS.astype(np.int64), {"fpr": 0.5}, InputError, "batch: expected"),
+    ("no such folder", {}, DataError, "no such folder: expected a folder of images"),
+])
+def test_bad_input_leaves_the_file_as_it_was(path, normals, options, error, message):
+    before = path.read_bytes()
+    with pytest.raises(error, match=f"^{message}"):
+        scrd_fast.calibrate(path, normals, **options)
+    assert path.read_bytes() == before
+
+
+def test_a_broken_image_is_named(path, tmp_path):
+    folder = write_folder(tmp_path / "images", FRESH[:20])
+    (folder / "broken.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"^normals: .*broken\.png"):
+        scrd_fast.calibrate(path, folder, fpr=0.5)
+
+
+def test_a_calibration_that_is_none_is_an_engine_file_error(path):
+    manifest, members = read_engine_file(path)
+    write_engine_file(path, replace(manifest, calibration={"threshold": 1}), members)
+    with pytest.raises(EngineFileError, match=r"m\.scrd: manifest\.calibration"):
+        scrd_fast.load_engine(path)
+
+
+def test_pictures_are_not_kept(path):
+    """A file that travels carries scores of patients' images, never the images."""
+    scrd_fast.calibrate(path, pictures(30, 64), fpr=0.05)
+    manifest, _ = read_engine_file(path)
+    assert {name: np.shape(value) for name, value in manifest.calibration.items()} == {
+        "normal_scores": (30,), "scale_weights": (30, 3), "rule": (), "target": (),
+        "threshold": (), "report": ()}
