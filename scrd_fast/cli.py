@@ -28,8 +28,8 @@ InputSize = Annotated[int, typer.Option(help="Side of the network input, divisib
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Autocast = Annotated[str, typer.Option(help="fp32, or autocast to bf16 or fp16.")]
 Precision = Annotated[str, typer.Option(
-    help="auto, fp32, bf16, fp16 (on a GPU), int8 or fp8 (TensorRT, with --images); auto is the"
-         " fastest that the machine computes in and for which the fidelity limits hold.")]
+    help="auto, fp32, bf16, fp16 (on a GPU), int8 or, with TensorRT, fp8 (8 bits with --images);"
+         " auto is the fastest for which the fidelity limits hold, as measured here.")]
 
 
 @contextmanager
@@ -186,7 +186,10 @@ def build(
     device: Annotated[str | None, typer.Option(
         help="cpu, cuda or cuda:<index>; by default a GPU where one can be used.")] = None,
     images: Annotated[Path | None, typer.Option(
-        help="Folder of normal images to judge fidelity on; they are not kept.")] = None,
+        help="Folder of normal images to calibrate int8 and judge fidelity on; not kept.")] = None,
+    budget: Annotated[float, typer.Option(
+        help="Seconds after which no further precision is tried and no further layer searched.",
+    )] = 600.0,
     workspace_gb: Annotated[float | None, typer.Option(
         help="TensorRT: the most scratch memory of a layer.")] = None,
     level: Annotated[int, typer.Option(
@@ -211,15 +214,17 @@ def build(
             assert checkpoint is not None
             engine = build_engine(
                 checkpoint, out, backend=backend, precision=precision, device=device,
-                images=None if images is None else str(images), progress=shown,
+                images=None if images is None else str(images), budget=budget, progress=shown,
                 tensorrt=TensorRtOptions(workspace_gb=workspace_gb, level=level,
                                          stripped=stripped, tail=tail))
     fidelity = engine.manifest.fidelity
     typer.echo(f"{engine.path}: {engine.manifest.backend} {engine.manifest.precision},"
                f" score error {fidelity['score_error']:.1e}, map error"
                f" {fidelity['map_error']:.1e} against the reference")
-    for miss in fidelity["rejected"]:
-        typer.echo(f"  not taken: {miss}")
+    for row in fidelity["candidates"]:
+        ms = "" if row["ms"] is None else f"{row['ms']:.2f} ms"
+        why = row["why_not"] or f"keeps the limits, score error {row['score_error']:.1e}"
+        typer.echo(f"  {row['precision']:<5} {ms:>10}  {why}")
 
 
 @app.command(epilog=_example("scrd-fast score model.scrd images/ --out scores.csv"))

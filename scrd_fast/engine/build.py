@@ -4,17 +4,15 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save as save_tensors
 
 from scrd_fast import _current
@@ -33,7 +31,7 @@ from scrd_fast.engine.backends.plan import (
     plan_fingerprint,
     remember_plan,
 )
-from scrd_fast.engine.backends.runner import Runner, Scorer
+from scrd_fast.engine.backends.runner import Runner
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.file import (
     GOLDEN,
@@ -43,19 +41,27 @@ from scrd_fast.engine.file import (
 )
 from scrd_fast.engine.golden import golden_images
 from scrd_fast.engine.graph import build_graph
+from scrd_fast.engine.measure import in_turn, random_images
 from scrd_fast.engine.progress import Progress, silent
-from scrd_fast.engine.quantize import BASE, KINDS, calibrate, calibration_pixels
+from scrd_fast.engine.quantize import (
+    BASE,
+    KINDS,
+    QUANTISATION,
+    Quantisation,
+    calibrate,
+    calibration_pixels,
+)
+from scrd_fast.engine.search import Search, search
 from scrd_fast.errors import FidelityError, InputError, NotFiniteError, expect
 from scrd_fast.files import atomic_write
 from scrd_fast.model.checkpoint import Checkpoint, load_checkpoint
-from scrd_fast.model.reference import score_images, score_pixels
+from scrd_fast.model.reference import score_images
 from scrd_fast.spec import ScoringSpec
 
 GOLDEN_COUNT = 8
 BATCH = 8
 LARGEST_BATCH = 1024
 MOST_BUCKETS = 16  # each is compiled on its own
-FEW_IMAGES = 24  # of the probe set, where no ranks are judged: they show the largest error
 GPU_BUCKETS = (1, 8, 32)
 
 
@@ -86,20 +92,22 @@ def are_buckets(value: Any) -> bool:
 
 def _faster_in_batches(runner: Runner, spec: ScoringSpec) -> bool:
     """Whether a batch of BATCH costs less than its images one by one, by at least 5 %."""
-    side = spec.input_size
-    images = np.random.default_rng(0).integers(0, 255, (BATCH, side, side, 3), dtype=np.uint8)
-
-    def seconds(scorer: Scorer, batches: list[NDArray[np.uint8]]) -> float:
-        start = time.perf_counter()
-        for pending in [scorer.submit(batch, maps=False) for batch in batches]:
-            pending.get()
-        return time.perf_counter() - start
-
-    one_by_one = [images[i : i + 1] for i in range(BATCH)]
+    (together,) = random_images(spec.input_size, 1, BATCH)
     with closing(runner.scorer()) as scorer:
-        times = [(seconds(scorer, [images]), seconds(scorer, one_by_one)) for _ in range(4)][1:]
-    together, apart = np.median(times, axis=0)
-    return bool(together < 0.95 * apart)
+        times = in_turn({"together": scorer}, [together], maps=False, rounds=3, warmup=1)
+        alone = in_turn({"alone": scorer}, list(together[:, None]), maps=False, rounds=BATCH)
+    return times["together"] < 0.95 * BATCH * alone["alone"]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A runner that keeps the limits, with what it is made of."""
+
+    precision: str
+    runner: Runner
+    report: fidelity.Report
+    quantisation: Quantisation | None = None
+    search: Search | None = None
 
 
 @dataclass(frozen=True)
@@ -114,73 +122,103 @@ class _Builder:
     images: Any
     limits: fidelity.Limits | None
     options: TensorRtOptions
+    budget: float
     progress: Progress
-
-    def judged(self, precision: str) -> tuple[Runner, fidelity.Report]:
-        """A runner that keeps the limits; raises FidelityError where there is none."""
-        self.progress(0, 1, f"compiling {self.backend} {precision}")
-        runner = self._compiled(precision)
-        report = self._measure(runner, precision)
-        if broken := fidelity.broken_limits(report, self.allowed(precision)):
-            raise FidelityError(f"{precision}: " + "; ".join(broken))
-        return runner, report
+    judge: fidelity.Judge
+    deadline: float  # time.monotonic() at which the budget is spent
 
     def allowed(self, precision: str) -> fidelity.Limits:
         return self.limits or fidelity.LIMITS[precision]
 
-    def _compiled(self, precision: str) -> Runner:
-        spec, of_tensorrt = self.checkpoint.spec, dict[str, Any]()
+    def judged(self, precision: str) -> _Candidate:
+        """A runner that keeps the limits; raises FidelityError where there is none."""
+        quantisation, found = None, None
+        if precision in KINDS:
+            pixels = calibration_pixels(self.judge.spec, self.images)
+            quantisation = Quantisation(
+                calibrate(self.proto, self.judge.spec, pixels, progress=self.progress))
+        if precision == "int8":
+            assert quantisation is not None
+            found = search(self.proto, self.judge, quantisation, self.allowed(precision),
+                           deadline=self.deadline, progress=self.progress)
+            quantisation = found.quantisation
+        self.progress(0, 1, f"compiling {self.backend} {precision}")
+        runner = self._compiled(precision, quantisation)
+        report = self._report(runner, precision)
+        if broken := fidelity.broken_limits(report, self.allowed(precision)):
+            raise FidelityError(f"{precision}: " + "; ".join(broken))
+        return _Candidate(precision, runner, report, quantisation, found)
+
+    def _compiled(self, precision: str, quantisation: Quantisation | None) -> Runner:
+        of_tensorrt: dict[str, Any] = {}
         if self.backend == "tensorrt":
             of_tensorrt = {"options": self.options, "progress": self.progress}
-            if precision in KINDS:
-                pixels = calibration_pixels(spec, self.images)
-                of_tensorrt["ranges"] = calibrate(self.proto, spec, pixels, progress=self.progress)
         on_gpu = self.backend in GPU_BACKENDS
-        make = partial(make_runner, self.backend, self.proto, spec, precision, device=self.device,
-                       **of_tensorrt)
+        make = partial(make_runner, self.backend, self.proto, self.judge.spec, precision,
+                       device=self.device, quantisation=quantisation, **of_tensorrt)
         runner = make(buckets=self.buckets or (GPU_BUCKETS if on_gpu else (1, BATCH)))
-        if self.buckets is None and not on_gpu and not _faster_in_batches(runner, spec):
+        if self.buckets is None and not on_gpu and not _faster_in_batches(
+                runner, self.judge.spec):
             runner = make(buckets=(1,))
         return runner
 
-    def _measure(self, runner: Runner, precision: str) -> fidelity.Report:
-        """The fidelity report of one runner; raises FidelityError on values that are not finite."""
+    def _report(self, runner: Runner, precision: str) -> fidelity.Report:
+        """Raises FidelityError on values that are not finite, naming the layer."""
         from scrd_fast.engine.backends.torch_network import first_nonfinite
 
-        model, spec = self.checkpoint.model, self.checkpoint.spec
-        probe = fidelity.make_probe(spec, self.images, fidelity.JUDGED_FROM if self.allowed(
-            precision).need_ranks() else FEW_IMAGES)
-        n, done = len(probe.pixels), 0
-
-        def step(count: int) -> None:
-            nonlocal done
-            done += count
-            self.progress(done, 2 * n, f"checking {precision} against the reference")
-
-        ours: list[tuple[NDArray[np.float32], ...]] = []
-        theirs = []
+        few = not self.allowed(precision).need_ranks()
         with closing(runner.scorer()) as scorer:
-            for pixels in probe.pixels.split(8):
-                try:
-                    result, _ = score_pixels(model, spec, pixels)
-                    theirs.append(result)
-                    step(len(pixels))
-                    batch = pixels.permute(0, 2, 3, 1).numpy()
-                    scores, maps, _ = scorer.submit(batch, maps=True).get()
-                    assert maps is not None
-                    ours.append((scores, maps))
-                    step(len(pixels))
-                except NotFiniteError as error:
-                    base = BASE if precision in KINDS else precision
-                    layer = first_nonfinite(self.proto, spec, pixels, base)
-                    where = f", first in layer {layer!r}" if layer else ""
-                    raise FidelityError(
-                        f"{precision}: values that are not finite{where}") from error
-        our_scores, our_maps = (torch.from_numpy(np.concatenate(part))
-                                for part in zip(*ours, strict=True))
-        return fidelity.compare(probe, our_scores, our_maps,
-                                torch.cat([r.score(spec) for r in theirs]),
-                                torch.cat([r.map for r in theirs if r.map is not None]))
+            try:
+                return self.judge.report(scorer, few=few)
+            except NotFiniteError as error:
+                base = BASE if precision in KINDS else precision
+                pixels = self.judge.probe(few).pixels
+                layer = first_nonfinite(self.proto, self.judge.spec, pixels, base)
+                where = f", first in layer {layer!r}" if layer else ""
+                raise FidelityError(f"{precision}: values that are not finite{where}") from error
+
+    def fastest(self, precisions: Sequence[str]) -> tuple[_Candidate, list[dict[str, Any]]]:
+        """Of those that keep the limits, and a row per precision: what became of it.
+
+        Beyond the budget none is tried any more, unless none has kept the limits yet.
+        """
+        best: _Candidate | None = None
+        table: list[dict[str, Any]] = []
+        for precision in precisions:
+            row: dict[str, Any] = {"precision": precision, "ms": None, "why_not": None}
+            table.append(row)
+            if best is not None and time.monotonic() > self.deadline:
+                row["why_not"] = f"not tried: the budget of {self.budget:g} s is spent"
+                continue
+            try:
+                made = self.judged(precision)
+            except FidelityError as error:
+                row["why_not"] = str(error)
+                continue
+            row |= made.report.to_dict()
+            if best is None:
+                best = made
+                continue
+            both = {"best": best.runner.scorer(), "made": made.runner.scorer()}
+            ms = in_turn(both, random_images(self.judge.spec.input_size), maps=True)
+            for scorer in both.values():
+                scorer.close()
+            for each in table:
+                if each["precision"] == best.precision:
+                    each["ms"] = ms["best"]
+            row["ms"] = ms["made"]
+            best = made if ms["made"] < ms["best"] else best
+        if best is None:
+            raise FidelityError("no precision keeps the fidelity limits: "
+                                + " | ".join(row["why_not"] for row in table))
+        return best, table
+
+
+def _tried(backend: str, device: str | None, images: Any) -> list[str]:
+    """The precisions of "auto": the quick ones to build first, fastest first."""
+    offered = native_precisions(backend, device)
+    quantised = ["int8"] if images is not None and "int8" in offered else []
+    return [p for p in offered if p not in KINDS] + quantised
 
 
 def build_engine(
@@ -194,22 +232,25 @@ def build_engine(
     buckets: tuple[int, ...] | None = None,
     limits: fidelity.Limits | None = None,
     tensorrt: TensorRtOptions | None = None,
+    budget: float = 600.0,
     progress: Progress = silent,
 ) -> Engine:
     """Compile a checkpoint into one engine file for this machine, and load it.
 
     checkpoint: a .safetensors file of this package. out: the engine file, `<checkpoint>.scrd`
     beside it by default. backend: "auto", "openvino", "torch_eager", "tensorrt" or "torch_cuda".
-    precision: "fp32", "bf16", "fp16" (on a GPU), "int8" or "fp8" (TensorRT; they need `images` to
-    calibrate on), or "auto": the fastest that the machine computes in natively and that keeps the
-    fidelity limits, without quantisation. device: "cpu", "cuda" or "cuda:<index>"; by
-    default a GPU where one can be used. images: normal images (array, folder or paths) to judge
-    fidelity on; their pictures are not kept. buckets: batch sizes rising from 1, each compiled on
-    its own; by default 1, 8 and 32 on a GPU, else single images, and batches of 8 where those are
-    measured to be faster. On a GPU a batch between two buckets is padded, and a bucket that does
-    not fit into its memory is left out with a warning. limits: fidelity limits instead of the
-    table's (engine.fidelity). tensorrt: how a plan is built. progress: called with (done, total,
-    what).
+    precision: "fp32", "bf16", "fp16" (on a GPU), "int8" or "fp8" (TensorRT; 8 bits need `images` to
+    calibrate on), or "auto": of those that the machine computes in natively, int8 with `images`
+    included and fp8 not, the fastest that keeps the fidelity limits, as measured here. In int8 the
+    layers that must not be quantised are searched for (engine.search). device: "cpu", "cuda" or
+    "cuda:<index>"; by default a GPU where one can be used. images: normal images (array, folder or
+    paths) to calibrate and to judge fidelity on; their pictures are not kept. buckets: batch sizes
+    rising from 1, each compiled on its own; by default 1, 8 and 32 on a GPU, else single images,
+    and batches of 8 where those are measured to be faster. On a GPU a batch between two buckets is
+    padded, and a bucket that does not fit into its memory is left out with a warning. limits:
+    fidelity limits instead of the table's (engine.fidelity). tensorrt: how a plan is built. budget:
+    seconds after which no further precision is tried and a search is given up. progress: called
+    with (done, total, what).
 
     Raises CheckpointError, BackendUnavailable, DeviceMemoryError, EngineBuildError, FidelityError
     (with the figures), OutputError.
@@ -224,22 +265,19 @@ def build_engine(
     probe_images = read_images(images) if is_paths(images) else images
     proto = build_graph(loaded.model, loaded.spec)
 
-    candidates = [precision] if precision != "auto" else [
-        p for p in native_precisions(name, device) if p not in KINDS]
-    expect(probe_images is not None or not set(candidates) & set(KINDS), "images",
+    expect(probe_images is not None or precision not in KINDS, "images",
            f"normal images to calibrate {precision} on", "none")
+    expect(budget > 0, "budget", "seconds above 0", budget)
     options = tensorrt or TensorRtOptions()
-    builder = _Builder(loaded, proto, name, device, buckets, probe_images, limits, options,
-                       progress)
-    misses: list[str] = []
-    for candidate in candidates:
-        try:
-            runner, report = builder.judged(candidate)
-            break
-        except FidelityError as error:
-            misses.append(str(error))
-    else:
-        raise FidelityError(f"{path}: no precision keeps the fidelity limits: {' | '.join(misses)}")
+    builder = _Builder(
+        loaded, proto, name, device, buckets, probe_images, limits, options, budget, progress,
+        fidelity.Judge(loaded, probe_images, progress), time.monotonic() + budget)
+    try:
+        best, table = builder.fastest(
+            [precision] if precision != "auto" else _tried(name, device, probe_images))
+    except FidelityError as error:
+        raise FidelityError(f"{path}: {error}") from error
+    runner, report = best.runner, best.report
 
     on_gpu = name in GPU_BACKENDS
     golden = golden_images(GOLDEN_COUNT, loaded.spec.input_size)
@@ -251,18 +289,21 @@ def build_engine(
         spec=loaded.spec.to_dict(),
         model={"backbone": loaded.config.backbone, "teacher": loaded.config.teacher},
         backend=name,
-        precision=candidate,
+        precision=best.precision,
         precision_used=runner.precision_used(),
         buckets=runner.buckets,
         fingerprint=fingerprint_of(runner, torch.device(device or "cuda") if on_gpu else None,
                                    options),
         versions={"torch": str(torch.__version__), "onnx": onnx.__version__,
                   name: runner.version},
-        fidelity={"precision": candidate, "probe": "images" if images is not None else "golden",
-                  "limits": asdict(builder.allowed(candidate)),
-                  "rejected": misses, **report.to_dict()},
+        fidelity={"precision": best.precision,
+                  "probe": "images" if images is not None else "golden",
+                  "limits": asdict(builder.allowed(best.precision)), "candidates": table,
+                  "search": best.search and best.search.to_dict(), **report.to_dict()},
     )
     members = {NETWORK: proto.SerializeToString(), GOLDEN: save_tensors(tensors)}
+    if best.quantisation is not None:
+        members[QUANTISATION] = best.quantisation.to_bytes()
     write_built(target, manifest, members, runner)
     return _current.use(Engine(manifest, runner, target))
 

@@ -4,6 +4,7 @@ Relative error means max|a - b| / max|b| over the probe set.
 """
 
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scrd_fast.engine.backends.runner import Scorer
 from scrd_fast.engine.golden import golden_images
+from scrd_fast.engine.progress import Progress
+from scrd_fast.model.checkpoint import Checkpoint
+from scrd_fast.model.reference import score_pixels
 from scrd_fast.ops.preprocess import to_pixels
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.training.evaluation import auroc as auroc_of
@@ -19,6 +24,8 @@ from scrd_fast.training.noise import NoiseConfig, synthesise
 
 # Ranks and an AUROC of fewer images say little.
 JUDGED_FROM = 200
+FEW = 24
+BATCH = 8
 PROBE_SEED = 20250313
 
 
@@ -53,7 +60,8 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Probe:
-    """Probe pixels (N, 3, S, S) in [0, 1]; labels 1 = synthesised anomaly, None = not known."""
+    """Probe pixels (N, 3, S, S) in [0, 1]; labels (N,): 0 = normal, 1 = with a synthesised anomaly,
+    -1 = odd content; None = not known."""
 
     pixels: Tensor
     labels: NDArray[np.int64] | None
@@ -63,8 +71,9 @@ class Probe:
 class Report:
     """Figures of one engine against the reference; None where the probe set cannot tell.
 
-    flipped: share of decisions that differ, over the probe images and ten thresholds, the 90th to
-    the 99th percentile of the reference's scores of normal images (of all, without labels).
+    auroc: of synthesised anomalies against normals. flipped: share of decisions that differ, over
+    the probe images and ten thresholds, the 90th to the 99th percentile of the reference's scores
+    of normal images (of all, without labels).
     """
 
     images: int
@@ -101,7 +110,60 @@ def make_probe(
     again = pixels.repeat(copies, 1, 1, 1)
     epochs, indices = np.divmod(np.arange(copies * n), n)
     noisy = synthesise(again, noise, seed=seed, epochs=epochs, indices=indices)
-    return Probe(torch.cat([pixels, noisy]), np.repeat([0, 1], [n, copies * n]))
+    odd = odd_pixels(spec)
+    return Probe(torch.cat([pixels, noisy, odd]), np.repeat([0, 1, -1], [n, copies * n, len(odd)]))
+
+
+def odd_pixels(spec: ScoringSpec) -> Tensor:
+    """What a scanner gives by accident, (N, 3, S, S) in [0, 1]: black, white, grey, noise, and the
+    extreme contrasts of a checkerboard, of stripes and of one bright pixel."""
+    side = spec.input_size
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    generator = torch.Generator().manual_seed(PROBE_SEED)
+    grey = [torch.full((side, side), value) for value in (0.0, 1.0, 0.5)]
+    sharp = [((x + y) % 2).float(), (x // 8 % 2).float(),
+             ((x == side // 2) & (y == side // 2)).float()]
+    noise = torch.rand(3, side, side, generator=generator)
+    return torch.stack([*(image.expand(3, -1, -1) for image in grey + sharp), noise])
+
+
+class Judge:
+    """Holds scorers to the reference model, which scores each probe set once."""
+
+    def __init__(self, checkpoint: Checkpoint, images: Any | None, progress: Progress) -> None:
+        """images: as in `make_probe`."""
+        self.spec, self._model, self._images = checkpoint.spec, checkpoint.model, images
+        self._progress = progress
+
+    @lru_cache  # noqa: B019 (a judge lives as long as a build)
+    def probe(self, few: bool) -> Probe:
+        return make_probe(self.spec, self._images, FEW if few else JUDGED_FROM)
+
+    @lru_cache  # noqa: B019
+    def _reference(self, few: bool) -> tuple[Tensor, Tensor]:
+        """Scores (N,) and maps (N, S, S)."""
+        pixels = self.probe(few).pixels
+        scores: list[Tensor] = []
+        maps: list[Tensor] = []
+        for batch in pixels.split(BATCH):
+            self._progress(BATCH * len(maps), len(pixels), "scoring by the reference")
+            result, _ = score_pixels(self._model, self.spec, batch)
+            assert result.map is not None
+            scores.append(result.score(self.spec))
+            maps.append(result.map)
+        return torch.cat(scores), torch.cat(maps)
+
+    def report(self, scorer: Scorer, *, few: bool) -> Report:
+        """Figures of a scorer; few: on a few images, which show the largest error but not ranks.
+        Raises NotFiniteError; torch_network.first_nonfinite tells the layer."""
+        probe, reference = self.probe(few), self._reference(few)
+        parts: list[tuple[Any, ...]] = []
+        for batch in probe.pixels.split(BATCH):
+            self._progress(BATCH * len(parts), len(probe.pixels), "checking against the reference")
+            parts.append(scorer.submit(batch.permute(0, 2, 3, 1).numpy(), True).get()[:2])
+        scores, maps = (torch.from_numpy(np.concatenate(column))
+                        for column in zip(*parts, strict=True))
+        return compare(probe, scores, maps, *reference)
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:
@@ -120,14 +182,16 @@ def compare(
     spread = float(reference_maps.max() - reference_maps.min())
     map_error = float((maps - reference_maps).abs().max()) / (spread if spread > 0 else 1.0)
     a, b = scores.double().numpy(), reference_scores.double().numpy()
-    normal = b if probe.labels is None else b[probe.labels == 0]
+    labels = probe.labels
+    normal = b if labels is None else b[labels == 0]
     thresholds = np.quantile(normal, np.linspace(0.90, 0.99, 10))[:, None]
     rank = auroc = change = None
     if n >= JUDGED_FROM:
         rank = float(spearmanr(a, b).statistic)
-        if probe.labels is not None:
-            auroc = auroc_of(probe.labels, a)
-            change = abs(auroc - auroc_of(probe.labels, b))
+        if labels is not None:
+            known = labels >= 0
+            auroc = auroc_of(labels[known], a[known])
+            change = abs(auroc - auroc_of(labels[known], b[known]))
     return Report(
         images=n,
         map_error=map_error,

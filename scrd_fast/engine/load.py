@@ -34,6 +34,7 @@ from scrd_fast.engine.decisions import Decisions
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.file import GOLDEN, NETWORK, Manifest, read_engine_file
 from scrd_fast.engine.progress import Progress, silent
+from scrd_fast.engine.quantize import KINDS, QUANTISATION, Quantisation
 from scrd_fast.errors import EngineFileError, FidelityError, ScrdError
 
 
@@ -71,7 +72,7 @@ def open_engine(
         if (built := manifest.fingerprint["gpu"]) != (here := torch.cuda.get_device_name(gpu)):
             warnings.warn(f"{path}: its TensorRT plan was built on another GPU, {built}, and may be"
                           f" slower on this {here}{_again(path)}", stacklevel=3)
-        of_tensorrt = {"compiled": members, "options": _plan_options(path, manifest)}
+        of_tensorrt = {"plan": members[PLAN], "options": _plan_options(path, manifest)}
     runner = _make_runner(path, manifest, members, mode, device, **of_tensorrt)
     return Engine(manifest, runner, Path(path)), members[GOLDEN]
 
@@ -157,11 +158,14 @@ def _make_runner(
     path: str | os.PathLike[str], manifest: Manifest, members: Mapping[str, bytes], mode: str,
     device: str | None, **of_tensorrt: Any,
 ) -> Runner:
+    quantisation = None
     try:
         proto = onnx.load_model_from_string(members[NETWORK])
         _check_whole(proto)
+        if manifest.precision in KINDS:
+            quantisation = Quantisation.from_bytes(members.get(QUANTISATION, b""))
         return make_runner(manifest.backend, proto, manifest.scoring_spec(), manifest.precision,
-                           manifest.buckets, mode, device, **of_tensorrt)
+                           manifest.buckets, mode, device, quantisation, **of_tensorrt)
     except EngineFileError as error:
         again = _again(path) if PLAN in str(error) else ""
         raise EngineFileError(f"{path}: {error}{again}") from error
@@ -192,8 +196,7 @@ def rebuild_engine(
         options = _plan_options(path, manifest)
     choose_backend(manifest.backend, device)
     if manifest.backend == "tensorrt":
-        kept = {name: data for name, data in members.items() if name != PLAN}
-        of_tensorrt = {"compiled": kept, "options": options, "progress": progress}
+        of_tensorrt = {"options": options, "progress": progress}
     runner = _make_runner(path, manifest, members, "latency", device, **of_tensorrt)
     on_gpu = manifest.backend in GPU_BACKENDS
     manifest = replace(
@@ -206,7 +209,8 @@ def rebuild_engine(
     engine = Engine(manifest, runner, target)
     try:
         replay_golden(engine, members[GOLDEN])
-        write_built(target, manifest, {n: members[n] for n in (NETWORK, GOLDEN)}, runner)
+        kept = {n: d for n, d in members.items() if n in (NETWORK, GOLDEN, QUANTISATION)}
+        write_built(target, manifest, kept, runner)
     except BaseException:
         engine.close()
         raise

@@ -1,12 +1,38 @@
-"""Timing an engine: the one place that does."""
+"""Timing engines: the one place that does."""
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scrd_fast.engine.backends.runner import Scorer
 from scrd_fast.engine.engine import Engine
+
+
+def in_turn(
+    scorers: Mapping[str, Scorer], batches: Sequence[Any], *, maps: bool = True, rounds: int = 20,
+    warmup: int = 4,
+) -> dict[str, float]:
+    """Median milliseconds of each scorer from images to score (and map), A B A B on one batch after
+    the other: what slows the machine down for a while slows all of them.
+
+    batches: what their `submit` takes.
+    """
+    times: dict[str, list[float]] = {name: [] for name in scorers}
+    for i in range(warmup + rounds):
+        for name, scorer in scorers.items():
+            start = time.perf_counter()
+            scorer.submit(batches[i % len(batches)], maps).get()
+            times[name].append(time.perf_counter() - start)
+    return {name: float(np.median(ts[warmup:]) * 1e3) for name, ts in times.items()}
+
+
+def random_images(side: int, count: int = 4, batch: int = 1) -> list[NDArray[np.uint8]]:
+    """Batches (batch, side, side, 3) of noise."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (batch, side, side, 3), dtype=np.uint8) for _ in range(count)]
 
 
 def latency_ms(engine: Engine, images: NDArray[Any], *, repeats: int = 30,

@@ -25,7 +25,6 @@ from scrd_fast.engine.precision import (
     in_precision,
     is_network,
     replace_nodes,
-    scoring_graph,
     to_proto,
     to_tensor,
 )
@@ -34,14 +33,15 @@ from scrd_fast.errors import EngineFileError, NotFiniteError, expect
 from scrd_fast.ops.preprocess import normalise
 from scrd_fast.spec import ScoringSpec
 
-RANGES = "ranges.json"
+QUANTISATION = "quantisation.json"
 KINDS = ("int8", "fp8")
 BASE = "fp16"  # of what is not quantised
 # What stays in the base precision. The stem: runtimes with float8 convolutions have none of three
 # channels, and it is some 4 % of the arithmetic of a ResNet-18. The teacher's first stage: what it
 # is off by runs through everything behind it, and the student never saw it. On the demo's model,
 # 200 probe images, 1.35 % of the decisions flip without it and 0.25 % with it.
-KEEP = ("network/teacher.conv1", "network/teacher.layer1.")
+STEM = "network/teacher.conv1"
+KEEP = (STEM, "network/teacher.layer1.")
 _TYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 _LARGEST = {"int8": 127.0, "fp8": 448.0}
 _QDQ_OPSET = 19  # the first with float8 and with scales in half precision
@@ -63,21 +63,35 @@ class Ranges:
         correlation of the network below is 0.9983, by the maximum 0.9987."""
         return self.clipped if kind == "int8" else self.largest
 
+
+@dataclass(frozen=True)
+class Quantisation:
+    """What quantised graphs are made from, as an engine file keeps it.
+
+    keep: beginnings of the names of the convolutions that stay in the base precision.
+    """
+
+    ranges: Ranges
+    keep: tuple[str, ...] = KEEP
+
     def to_bytes(self) -> bytes:
         """The member of an engine file."""
         return json.dumps(asdict(self)).encode()
 
     @staticmethod
-    def from_bytes(data: bytes) -> "Ranges":
+    def from_bytes(data: bytes) -> "Quantisation":
         """The other way round; raises EngineFileError."""
         try:
-            read = Ranges(**json.loads(data))
-            for part in (read.largest, read.clipped):
+            values = json.loads(data)
+            read = Quantisation(Ranges(**values["ranges"]), tuple(values["keep"]))
+            for part in (read.ranges.largest, read.ranges.clipped):
                 if not all(math.isfinite(value) and value >= 0 for value in part.values()):
                     raise ValueError("a range is negative or not finite")
-        except (AttributeError, TypeError, ValueError) as error:
-            raise EngineFileError(f"{RANGES}: expected the ranges of activations, got something"
-                                  f" else: {error}") from error
+            if not all(isinstance(name, str) for name in read.keep):
+                raise ValueError("a name is no text")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise EngineFileError(f"{QUANTISATION}: expected ranges of activations and names of"
+                                  f" layers, got something else: {error}") from error
         return read
 
 
@@ -131,6 +145,11 @@ def _convolutions(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     return [node for node in graph.node if node.op_type == "Conv" and is_network(node)]
 
 
+def convolution_names(proto: onnx.ModelProto) -> list[str]:
+    """Of the network's convolutions, in their order."""
+    return [node.name for node in _convolutions(proto.graph)]
+
+
 def _places(graph: onnx.GraphProto, keep: Collection[str]) -> _Places:
     chosen = [node for node in _convolutions(graph) if not node.name.startswith(tuple(keep))]
     read, made = {node.input[0] for node in chosen}, {node.output[0] for node in chosen}
@@ -157,7 +176,9 @@ def calibration_pixels(spec: ScoringSpec, images: Any, count: int = 128) -> Tens
     float32 (N, 3, S, S) in [0, 1], N at least `count`. Raises InputError.
     """
     expect(images is not None, "images", "normal images, which 8 bits are calibrated on", None)
-    return make_probe(spec, images, count, _CALIBRATION_SEED).pixels
+    probe = make_probe(spec, images, count, _CALIBRATION_SEED)
+    assert probe.labels is not None
+    return probe.pixels[probe.labels >= 0]  # odd content would widen every range
 
 
 def _histograms(
@@ -295,25 +316,23 @@ class _Quantiser:
 
 
 def quantise(
-    proto: onnx.ModelProto, spec: ScoringSpec, kind: str, ranges: Ranges, *, base: str = BASE,
-    keep: Collection[str] = KEEP,
+    graph: onnx.ModelProto, kind: str, quantisation: Quantisation, *, base: str = BASE
 ) -> onnx.ModelProto:
-    """The graph of engine.precision.explicit_graph with the network's convolutions in 8 bits.
+    """A float32 graph with its network's convolutions in 8 bits.
 
-    proto: what engine.graph.build_graph gives; kind: "int8" or "fp8" (float8 e4m3fn); ranges: what
-    `calibrate` gives; base: "fp32", "fp16" or "bf16", of what is not quantised; keep:
-    beginnings of the names of convolution nodes that stay in the base precision. Raises InputError,
-    FidelityError that names a weight which does not fit into the base, KeyError where `proto` is
-    no such graph.
+    graph: what engine.precision.scoring_graph or engine.graph.network_graph gives; kind: "int8" or
+    "fp8" (float8 e4m3fn); base: "fp32", "fp16" or "bf16", of what is not quantised. Raises
+    InputError, FidelityError that names a weight which does not fit into the base.
     """
     expect(kind in KINDS, "kind", f"one of {KINDS}", repr(kind))
     expect(base in DTYPES, "base", f"one of {tuple(DTYPES)}", repr(base))
-    made = scoring_graph(proto, spec)
-    names = [node.name for node in _convolutions(made.graph)]
+    made = onnx.ModelProto()
+    made.CopyFrom(graph)
+    names, keep = convolution_names(made), quantisation.keep
     unknown = sorted(k for k in keep if not any(name.startswith(k) for name in names))
     expect(not unknown, "keep", "beginnings of names of the network's convolutions, such as"
            " 'network/teacher.conv1'", unknown)
-    places, known = _places(made.graph, keep), ranges.of(kind)
+    places, known = _places(made.graph, keep), quantisation.ranges.of(kind)
     missing = sorted(set(places.groups) - set(known))
     expect(not missing, "ranges", "those of all tensors that are quantised",
            f"none for {missing[:3]}")

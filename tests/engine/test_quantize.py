@@ -12,7 +12,15 @@ from onnx import TensorProto, helper
 
 from scrd_fast.engine.fidelity import LIMITS, broken_limits
 from scrd_fast.engine.graph import build_graph, read_spec
-from scrd_fast.engine.quantize import KEEP, Ranges, calibrate, calibration_pixels, quantise
+from scrd_fast.engine.precision import scoring_graph
+from scrd_fast.engine.quantize import (
+    KEEP,
+    Quantisation,
+    Ranges,
+    calibrate,
+    calibration_pixels,
+    quantise,
+)
 from scrd_fast.errors import EngineFileError, InputError, NotFiniteError
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
@@ -44,6 +52,10 @@ def calibrated(trained) -> tuple[onnx.ModelProto, Ranges]:
     return proto, calibrate(proto, checkpoint.spec, calibration_pixels(checkpoint.spec, normals))
 
 
+def quantised(proto, spec, kind, ranges, *, base="fp16", keep=KEEP) -> onnx.ModelProto:
+    return quantise(scoring_graph(proto, spec), kind, Quantisation(ranges, tuple(keep)), base=base)
+
+
 class Graph:
     """Look-ups in a graph."""
 
@@ -72,7 +84,7 @@ class Graph:
     *(("resnet18", base) for base in ("fp32", "fp16", "bf16")), ("wide_resnet50_2", "fp16")])
 def test_form_and_types(untrained, backbone, kind, base):
     proto, ranges = untrained[backbone]
-    made = quantise(proto, SPEC, kind, ranges, base=base)
+    made = quantised(proto, SPEC, kind, ranges, base=base)
     assert read_spec(made) == SPEC
     types = explicit.check_graph(made, 64, 22 if base == "bf16" else 19)
     low, full = explicit.TYPES[base], TensorProto.FLOAT
@@ -94,7 +106,7 @@ def test_form_and_types(untrained, backbone, kind, base):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_placement(untrained, backbone, kind):
     proto, ranges = untrained[backbone]
-    graph, plain = Graph(quantise(proto, SPEC, kind, ranges)), Graph(proto)
+    graph, plain = Graph(quantised(proto, SPEC, kind, ranges)), Graph(proto)
     assert set(graph.convolutions) == set(plain.convolutions)
     for name, conv in graph.convolutions.items():
         for operand in conv.input[:2]:
@@ -122,7 +134,7 @@ def test_placement(untrained, backbone, kind):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_scales(untrained, backbone, kind):
     proto, ranges = untrained[backbone]
-    graph, plain = Graph(quantise(proto, SPEC, kind, ranges)), Graph(proto)
+    graph, plain = Graph(quantised(proto, SPEC, kind, ranges)), Graph(proto)
     known, top = ranges.of(kind), LARGEST[kind]
     step = 0.5 if kind == "int8" else 2.0**-4  # half a number; half of the last of 3 bits
     for name, conv in graph.convolutions.items():
@@ -158,8 +170,8 @@ def test_convolutions_that_are_kept(untrained):
     """They, what only they read, and the skip inputs of their sums stay in the base precision."""
     proto, ranges = untrained["resnet18"]
     conv, reads = "network/teacher.layer2.1.conv2", "network/teacher.layer2.1.conv1.relu"
-    graph = Graph(quantise(proto, SPEC, "int8", ranges, keep=(*KEEP, conv)))
-    default = Graph(quantise(proto, SPEC, "int8", ranges))
+    graph = Graph(quantised(proto, SPEC, "int8", ranges, keep=(*KEEP, conv)))
+    default = Graph(quantised(proto, SPEC, "int8", ranges))
     kept = graph.convolutions[conv]
     assert kept.input[0] == reads
     assert graph.constants[kept.input[1]].data_type == TensorProto.FLOAT16
@@ -167,9 +179,9 @@ def test_convolutions_that_are_kept(untrained):
     assert not graph.is_dequantised(add.input[1])
     counts = [Counter(n.op_type for n in g.nodes)["QuantizeLinear"] for g in (graph, default)]
     assert counts == [counts[1] - 1, counts[1]]
-    everything = Graph(quantise(proto, SPEC, "int8", ranges, keep=default.convolutions))
+    everything = Graph(quantised(proto, SPEC, "int8", ranges, keep=default.convolutions))
     assert not {n.op_type for n in everything.nodes} & {"QuantizeLinear", "DequantizeLinear"}
-    stem = Graph(quantise(proto, SPEC, "int8", ranges, keep=())).convolutions[KEEP[0]]
+    stem = Graph(quantised(proto, SPEC, "int8", ranges, keep=())).convolutions[KEEP[0]]
     assert stem.input[0] == "network/network_input.dequantized"
 
 
@@ -186,7 +198,7 @@ def test_dead_channels_and_tensors(untrained):
     dead = "network/student.layer1.0.conv1.relu"
     ranges = Ranges(ranges.largest | {dead: 0.0}, ranges.clipped | {dead: 0.0})
     for base in ("fp32", "fp16"):
-        graph = Graph(quantise(proto, SPEC, "int8", ranges, base=base))
+        graph = Graph(quantised(proto, SPEC, "int8", ranges, base=base))
         scales = [graph.value(n.input[1]) for n in graph.nodes if n.op_type == "DequantizeLinear"]
         assert all((scale > 0).all() and np.isfinite(scale).all() for scale in scales)
         assert not graph.value(f"{name}.int8")[0].any()
@@ -200,7 +212,7 @@ def test_scores_of_a_trained_model(trained, calibrated, probe, kind, base):
     written: rank correlation 0.9998, fused: 0.9973)."""
     checkpoint, _ = trained
     proto, ranges = calibrated
-    graph = quantise(proto, checkpoint.spec, kind, ranges, base=base)
+    graph = quantised(proto, checkpoint.spec, kind, ranges, base=base)
     scores, maps, _ = explicit.run_onnxruntime(
         graph, explicit.normalised(checkpoint, probe), fuse=(kind, base) == ("int8", "fp32"))
     report = explicit.report_of(checkpoint, probe, scores, maps)
@@ -212,7 +224,7 @@ def test_scores_of_a_trained_model(trained, calibrated, probe, kind, base):
 def test_int8_behind_a_teacher_in_half_precision_keeps_the_limits(trained, calibrated, probe):
     checkpoint, _ = trained
     proto, ranges = calibrated
-    graph = quantise(proto, checkpoint.spec, "int8", ranges, base="fp16", keep=["network/teacher"])
+    graph = quantised(proto, checkpoint.spec, "int8", ranges, base="fp16", keep=["network/teacher"])
     scores, maps, _ = explicit.run_onnxruntime(
         graph, explicit.normalised(checkpoint, probe), fuse=False)
     report = explicit.report_of(checkpoint, probe, scores, maps)
@@ -226,7 +238,7 @@ def test_scores_in_openvino(trained, calibrated, probe):
     checkpoint, _ = trained
     proto, ranges = calibrated
     keep = (*KEEP, "network/bottleneck.blocks.0.shortcut")
-    graph = quantise(proto, checkpoint.spec, "int8", ranges, base="fp32", keep=keep)
+    graph = quantised(proto, checkpoint.spec, "int8", ranges, base="fp32", keep=keep)
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(graph.SerializeToString()), "CPU",
                                   {"INFERENCE_PRECISION_HINT": "f32"})
@@ -287,7 +299,7 @@ def test_bad_arguments(untrained, change, message):
     proto, ranges = untrained["resnet18"]
     arguments = {"kind": "int8", "ranges": ranges} | change
     with pytest.raises(InputError, match=f"^{re.escape(message)}"):
-        quantise(proto, SPEC, **arguments)
+        quantised(proto, SPEC, **arguments)
 
 
 def test_bad_pixels(untrained):
@@ -300,15 +312,18 @@ def test_bad_pixels(untrained):
         calibrate(proto, SPEC, torch.full((1, 3, 64, 64), float("nan")))
 
 
-def test_ranges_in_a_file():
-    ranges = Ranges({"a": 1.5, "b": 0.0}, {"a": 1.25, "b": 0.0})
-    assert Ranges.from_bytes(ranges.to_bytes()) == ranges
+def test_a_quantisation_in_a_file():
+    made = Quantisation(Ranges({"a": 1.5, "b": 0.0}, {"a": 1.25, "b": 0.0}), ("x", "y"))
+    assert Quantisation.from_bytes(made.to_bytes()) == made
 
 
 @pytest.mark.parametrize("data", [
-    b"", b"\xff", b"[]", b"3", b"{}", b'{"largest": {}, "clipped": 3}',
-    b'{"largest": {"a": "1"}, "clipped": {}}', b'{"largest": {"a": -1}, "clipped": {}}',
-    b'{"largest": {}, "clipped": {"a": NaN}}', b'{"largest": {}, "clipped": {}, "more": {}}'])
-def test_ranges_that_are_none(data):
-    with pytest.raises(EngineFileError, match=r"^ranges\.json: expected the ranges"):
-        Ranges.from_bytes(data)
+    b"", b"\xff", b"[]", b"3", b"{}", b'{"ranges": {"largest": {}, "clipped": 3}, "keep": []}',
+    b'{"ranges": {"largest": {"a": "1"}, "clipped": {}}, "keep": []}',
+    b'{"ranges": {"largest": {"a": -1}, "clipped": {}}, "keep": []}',
+    b'{"ranges": {"largest": {}, "clipped": {"a": NaN}}, "keep": []}',
+    b'{"ranges": {"largest": {}, "clipped": {}}, "keep": [3]}',
+    b'{"ranges": {"largest": {}, "clipped": {}}}'])
+def test_quantisations_that_are_none(data):
+    with pytest.raises(EngineFileError, match=r"^quantisation\.json: expected ranges"):
+        Quantisation.from_bytes(data)

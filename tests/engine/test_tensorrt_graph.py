@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from scrd_fast.engine.graph import build_graph, network_graph
-from scrd_fast.engine.precision import explicit_graph, precision_counts
-from scrd_fast.engine.quantize import calibrate, quantise
+from scrd_fast.engine.precision import explicit_graph, precision_counts, scoring_graph
+from scrd_fast.engine.quantize import Quantisation, calibrate, quantise
 
 pytest.importorskip("triton", reason="the plugin is made from a Triton kernel")
 
@@ -15,7 +15,8 @@ def graphs(small):
     proto = build_graph(small.model, small.spec)
     ranges = calibrate(proto, small.spec, torch.rand(4, 3, 64, 64))
     made = {p: explicit_graph(proto, small.spec, p) for p in ("fp32", "fp16", "bf16")}
-    return proto, made | {"int8": quantise(proto, small.spec, "int8", ranges)}
+    return proto, made | {"int8": quantise(
+        scoring_graph(proto, small.spec), "int8", Quantisation(ranges))}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])

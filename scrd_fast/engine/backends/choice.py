@@ -8,7 +8,7 @@ import onnx
 import torch
 
 from scrd_fast.engine.backends.runner import Runner
-from scrd_fast.engine.quantize import KINDS
+from scrd_fast.engine.quantize import KINDS, Quantisation
 from scrd_fast.errors import BackendUnavailable, expect
 from scrd_fast.ops.implementations import no_triton
 from scrd_fast.spec import ScoringSpec
@@ -127,14 +127,14 @@ def _gpu(device: str | None) -> torch.device:
 def make_runner(
     backend: str, proto: onnx.ModelProto, spec: ScoringSpec, precision: str,
     buckets: tuple[int, ...], mode: str = "latency", device: str | None = None,
-    **of_tensorrt: Any,
+    quantisation: Quantisation | None = None, **of_tensorrt: Any,
 ) -> Runner:
     """Compile the network in `proto` for a backend; raises BackendUnavailable.
 
     proto: what engine.graph.build_graph gives; buckets: batch sizes rising from 1; mode:
     "latency" (one stream, all cores) or "throughput" (several streams, where the backend has
-    them); device: which GPU, for a backend that runs on one; of_tensorrt: what
-    backends.tensorrt.make takes besides.
+    them); device: which GPU, for a backend that runs on one; quantisation: for int8
+    and fp8; of_tensorrt: what backends.tensorrt.make takes besides.
     """
     check_precision(backend, precision, device)
     expect(mode in MODES, "mode", f"one of {MODES}", repr(mode))
@@ -143,12 +143,15 @@ def make_runner(
         if backend == "tensorrt":
             from scrd_fast.engine.backends.tensorrt import make as make_plan
 
-            return make_plan(proto, spec, precision, buckets, mode, place, **of_tensorrt)
+            return make_plan(proto, spec, precision, buckets, mode, place,
+                             quantisation=quantisation, **of_tensorrt)
         from scrd_fast.engine.backends.torch_cuda import make as make_on_gpu
 
         return make_on_gpu(proto, spec, precision, buckets, mode, place)
     if backend == "openvino":
-        from scrd_fast.engine.backends.openvino import make
-    else:
-        from scrd_fast.engine.backends.torch_eager import make
+        from scrd_fast.engine.backends.openvino import make as make_on_cpu
+
+        return make_on_cpu(proto, spec, precision, buckets, mode, quantisation=quantisation)
+    from scrd_fast.engine.backends.torch_eager import make
+
     return make(proto, spec, precision, buckets, mode)

@@ -5,7 +5,6 @@ typed, and one code path serves TensorRT 10.13 and later and 11. A plan runs beh
 that all GPU backends share: one execution context and one CUDA graph per batch size.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import onnx
@@ -17,48 +16,42 @@ from scrd_fast.engine.backends.plan import PLAN, TensorRtOptions
 from scrd_fast.engine.backends.runner import Runner, one_stream
 from scrd_fast.engine.backends.tensorrt_build import build_plan
 from scrd_fast.engine.backends.tensorrt_network import PlanNetwork
-from scrd_fast.engine.precision import explicit_graph, precision_counts
+from scrd_fast.engine.precision import explicit_graph, precision_counts, scoring_graph
 from scrd_fast.engine.progress import Progress, silent
-from scrd_fast.engine.quantize import KINDS, RANGES, Ranges, quantise
+from scrd_fast.engine.quantize import KINDS, Quantisation, quantise
 from scrd_fast.errors import EngineBuildError, EngineFileError
 from scrd_fast.spec import ScoringSpec
 
 
 def make(
     proto: onnx.ModelProto, spec: ScoringSpec, precision: str, buckets: tuple[int, ...], mode: str,
-    device: torch.device, *, options: TensorRtOptions, ranges: Ranges | None = None,
-    compiled: Mapping[str, bytes] | None = None,
-    progress: Progress = silent,
+    device: torch.device, *, options: TensorRtOptions, quantisation: Quantisation | None = None,
+    plan: bytes | None = None, progress: Progress = silent,
 ) -> Runner:
     """The network in `proto` (see engine.graph.build_graph) as a plan behind the shared scorer.
 
-    ranges: of the activations, for int8 and fp8 (see engine.quantize). compiled: the members of an
-    engine file instead; with a plan among them nothing is built.
+    quantisation: for int8 and fp8. plan: of an engine file; nothing is built then.
     """
     one_stream("tensorrt", mode)
-    members = dict(compiled or {})
     if precision in KINDS:
-        if ranges is not None:
-            members[RANGES] = ranges.to_bytes()
-        graph = quantise(proto, spec, precision, Ranges.from_bytes(members.get(RANGES, b"")))
+        assert quantisation is not None
+        graph = quantise(scoring_graph(proto, spec), precision, quantisation)
     else:
         graph = explicit_graph(proto, spec, precision)
-    built = PLAN not in members
-    if built:
-        members[PLAN] = build_plan(graph, spec, buckets, options, device, progress)
+    loaded = plan or build_plan(graph, spec, buckets, options, device, progress)
     try:
         with torch.inference_mode(False):
-            network = PlanNetwork(members[PLAN], graph, spec, device, options)
+            network = PlanNetwork(loaded, graph, spec, device, options)
             captured = CapturedNetwork(network.run, spec, buckets, device, torch.float32,
                                        channels_last=False)
     except EngineFileError as error:
-        if built:
+        if plan is None:
             raise EngineBuildError(f"a plan that was just built: {error}") from error
         raise
     counts = precision_counts(graph)
     return replace(
         cuda_runner("tensorrt", str(trt.__version__), captured, lambda: counts),
-        compiled={n: d for n, d in members.items() if n in (PLAN, RANGES)}, layers=network.layers)
+        compiled={PLAN: loaded}, layers=network.layers)
 
 
 def precisions() -> list[str]:

@@ -1,0 +1,121 @@
+"""Which layers stay out of 8 bits: as few as keep the fidelity limits.
+
+What decides is that teacher and student are compared with each other: rounding in one of them looks
+like an anomaly. Each block is quantised alone first, which tells how much it moves the scores; then
+the blocks that move them most stay unquantised, as few as it takes. Candidates run in OpenVINO on
+the CPU, whose graph has the quantised nodes of every other backend's.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import onnx
+
+from scrd_fast.engine.backends.choice import make_runner
+from scrd_fast.engine.fidelity import Judge, Limits, Report, broken_limits
+from scrd_fast.engine.graph import network_graph
+from scrd_fast.engine.measure import in_turn, random_images
+from scrd_fast.engine.progress import Progress
+from scrd_fast.engine.quantize import STEM, Quantisation, convolution_names
+from scrd_fast.errors import FidelityError
+
+_BLOCK = re.compile(r"network/(bottleneck|(teacher|student)\.layer\d\.\d+)\.")
+
+
+@dataclass(frozen=True)
+class Try:
+    """One candidate: what it keeps unquantised, its milliseconds per image, its figures."""
+
+    keep: tuple[str, ...]
+    ms: float
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Search:
+    """sensitivities: largest relative score error by block, that block quantised alone; tries: of
+    the search, in their order; chosen: the last of them that kept the limits."""
+
+    quantisation: Quantisation
+    sensitivities: dict[str, float]
+    tries: tuple[Try, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record, without the ranges."""
+        return {"keep": list(self.quantisation.keep), "sensitivities": self.sensitivities,
+                "tries": [asdict(each) for each in self.tries]}
+
+
+def blocks(proto: onnx.ModelProto) -> list[str]:
+    """Beginnings of the names of what is kept or quantised together: residual blocks, and the
+    bottleneck."""
+    found = [_BLOCK.match(name) for name in convolution_names(proto)]
+    return list(dict.fromkeys(match.group() for match in found if match))
+
+
+def search(
+    proto: onnx.ModelProto, judge: Judge, quantisation: Quantisation, limits: Limits, *,
+    deadline: float, progress: Progress,
+) -> Search:
+    """The quantisation with the fewest kept blocks that keeps the limits in int8.
+
+    quantisation: its ranges; what it keeps is not looked at. deadline: of time.monotonic, by which
+    a search is given up. Raises FidelityError where nothing that was tried keeps the limits.
+    """
+    return _Searcher(proto, judge, quantisation, limits, deadline, progress).run()
+
+
+class _Searcher:
+    def __init__(self, proto: onnx.ModelProto, judge: Judge, quantisation: Quantisation,
+                 limits: Limits, deadline: float, progress: Progress) -> None:
+        self.proto, self.judge, self.base = proto, judge, quantisation
+        self.limits, self.deadline, self.progress = limits, deadline, progress
+        self.tries: list[Try] = []
+        self.broken: dict[int, list[str]] = {}  # by the number of kept blocks
+
+    def run(self) -> Search:
+        if self._keeps(0, []):
+            return self._found(0, [], {})
+        names = blocks(network_graph(self.proto, self.judge.spec, features=True))
+        errors: dict[str, float] = {}
+        for i, name in enumerate(names):
+            self.progress(i, len(names), f"int8: what {name.removeprefix('network/')} is off by")
+            errors[name] = self._report([n for n in names if n != name], few=True)[0].score_error
+        order = sorted(names, key=lambda name: -errors[name])
+        # Double the number of kept blocks until the limits hold, then halve the last step.
+        low, high = 0, 1
+        while not self._keeps(high, order):
+            if high == len(order):
+                raise FidelityError("int8: " + "; ".join(self.broken[high]) + ", every block kept")
+            low, high = high, min(2 * high, len(order))
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._keeps(middle, order) else (middle, high)
+        return self._found(high, order, errors)
+
+    def _found(self, count: int, order: Sequence[str], errors: dict[str, float]) -> Search:
+        keep = (STEM, *order[:count])
+        return Search(replace(self.base, keep=keep), errors, tuple(self.tries))
+
+    def _keeps(self, count: int, order: Sequence[str]) -> bool:
+        """Whether the limits hold with so many of the blocks kept."""
+        self.progress(len(self.tries), len(self.tries) + 1, f"int8: {count} blocks kept")
+        report, ms = self._report(order[:count], few=False)
+        self.tries.append(Try((STEM, *order[:count]), ms, report.to_dict()))
+        self.broken[count] = broken_limits(report, self.limits)
+        return not self.broken[count]
+
+    def _report(self, keep: Sequence[str], *, few: bool) -> tuple[Report, float]:
+        if time.monotonic() > self.deadline:
+            raise FidelityError(f"int8: no time left after {len(self.tries)} tries")
+        spec = self.judge.spec
+        runner = make_runner("openvino", self.proto, spec, "int8", (1,),
+                             quantisation=replace(self.base, keep=(STEM, *keep)))
+        with closing(runner.scorer()) as scorer:
+            report = self.judge.report(scorer, few=few)
+            ms = 0.0 if few else in_turn({"": scorer}, random_images(spec.input_size))[""]
+        return report, ms
