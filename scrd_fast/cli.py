@@ -289,12 +289,13 @@ def info(
 @app.command(epilog=_example("scrd-fast verify model.scrd"))
 def verify(
     engine: Annotated[Path, typer.Argument(help="Engine file (.scrd).")], trust: Trust = False,
+    quiet: Quiet = False,
 ) -> None:
     """Replay the golden images on this machine; exit code 2 where the scores differ."""
     from scrd_fast.engine.load import verify_engine
 
-    with _busy("verifying"):
-        figures = verify_engine(engine, trust=trust)
+    with _bar(quiet) as step:
+        figures = verify_engine(engine, trust=trust, progress=step)
     shown = "  ".join(f"{name} {value:.1e}" for name, value in figures.items())
     typer.echo(f"{engine}: reproduces its golden images  {shown}")
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -13,7 +14,6 @@ from typing import Any
 
 import onnx
 import torch
-from safetensors.torch import save as save_tensors
 
 from scrd_fast import _current
 from scrd_fast.data.images import is_paths, read_images
@@ -39,7 +39,6 @@ from scrd_fast.engine.file import (
     Manifest,
     write_engine_file,
 )
-from scrd_fast.engine.golden import golden_images
 from scrd_fast.engine.graph import build_graph
 from scrd_fast.engine.measure import in_turn, random_images
 from scrd_fast.engine.progress import Progress, silent
@@ -52,17 +51,23 @@ from scrd_fast.engine.quantize import (
     calibration_pixels,
 )
 from scrd_fast.engine.search import Search, search
+from scrd_fast.engine.verify import record
 from scrd_fast.errors import FidelityError, InputError, NotFiniteError, expect
 from scrd_fast.files import atomic_write
 from scrd_fast.model.checkpoint import Checkpoint, load_checkpoint
-from scrd_fast.model.reference import score_images
 from scrd_fast.spec import ScoringSpec
 
-GOLDEN_COUNT = 8
 BATCH = 8
 LARGEST_BATCH = 1024
 MOST_BUCKETS = 16  # each is compiled on its own
 GPU_BUCKETS = (1, 8, 32)
+
+
+def _cpu() -> str:
+    """Its model, as the system calls it."""
+    listed = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", listed.read_text()) if listed.exists() else []
+    return names[0] if names else platform.processor()
 
 
 def fingerprint(device: torch.device | None = None) -> dict[str, Any]:
@@ -71,7 +76,9 @@ def fingerprint(device: torch.device | None = None) -> dict[str, Any]:
         "machine": platform.machine(),
         "system": platform.system(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
     }
     if device is not None:
         machine |= {
@@ -280,11 +287,7 @@ def build_engine(
     runner, report = best.runner, best.report
 
     on_gpu = name in GPU_BACKENDS
-    golden = golden_images(GOLDEN_COUNT, loaded.spec.input_size)
-    result, _ = score_images(loaded.model, loaded.spec, golden)
-    assert result.map is not None
-    tensors = {f"image{i}": torch.from_numpy(image) for i, image in enumerate(golden)}
-    tensors |= {"scores": result.score(loaded.spec), "maps": result.map}
+    golden = record(loaded, runner, progress)
     manifest = Manifest(
         spec=loaded.spec.to_dict(),
         model={"backbone": loaded.config.backbone, "teacher": loaded.config.teacher},
@@ -301,7 +304,7 @@ def build_engine(
                   "limits": asdict(builder.allowed(best.precision)), "candidates": table,
                   "search": best.search and best.search.to_dict(), **report.to_dict()},
     )
-    members = {NETWORK: proto.SerializeToString(), GOLDEN: save_tensors(tensors)}
+    members = {NETWORK: proto.SerializeToString(), GOLDEN: golden}
     if best.quantisation is not None:
         members[QUANTISATION] = best.quantisation.to_bytes()
     write_built(target, manifest, members, runner)

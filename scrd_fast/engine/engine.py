@@ -128,6 +128,7 @@ class Engine:
         self.decisions = (None if manifest.calibration is None
                           else Decisions.from_dict(manifest.calibration))
         self.path = path
+        self.version = runner.version  #: of the library that runs it
         self._inputs, self._layers = runner.inputs, runner.layers
         self._scorer = runner.scorer()
         # At the interpreter's end at the latest: a thread that outlived it would crash.

@@ -71,9 +71,8 @@ class Probe:
 class Report:
     """Figures of one engine against the reference; None where the probe set cannot tell.
 
-    auroc: of synthesised anomalies against normals. flipped: share of decisions that differ, over
-    the probe images and ten thresholds, the 90th to the 99th percentile of the reference's scores
-    of normal images (of all, without labels).
+    auroc: of synthesised anomalies against normals. flipped: see `flipped`; without labels the
+    thresholds are of all images.
     """
 
     images: int
@@ -172,22 +171,33 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
     return float((value - reference).abs().max()) / (scale if scale > 0 else 1.0)
 
 
+def rank_correlation(scores: Any, reference: Any) -> float:
+    """Spearman's, of scores (N,)."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(scores, reference).statistic)
+
+
+def flipped(scores: Any, reference: Any, normal: Any) -> float:
+    """Share of decisions about scores (N,) that differ from the reference's, over ten thresholds:
+    the 90th to the 99th percentile of the reference's scores of normal images."""
+    thresholds = np.quantile(normal, np.linspace(0.90, 0.99, 10))[:, None]
+    return float(np.mean((scores > thresholds) != (reference > thresholds)))
+
+
 def compare(
     probe: Probe, scores: Tensor, maps: Tensor, reference_scores: Tensor, reference_maps: Tensor
 ) -> Report:
     """Figures of scores (N,) and maps (N, S, S) against the reference's."""
-    from scipy.stats import spearmanr
-
     n = len(probe.pixels)
     spread = float(reference_maps.max() - reference_maps.min())
     map_error = float((maps - reference_maps).abs().max()) / (spread if spread > 0 else 1.0)
     a, b = scores.double().numpy(), reference_scores.double().numpy()
     labels = probe.labels
     normal = b if labels is None else b[labels == 0]
-    thresholds = np.quantile(normal, np.linspace(0.90, 0.99, 10))[:, None]
     rank = auroc = change = None
     if n >= JUDGED_FROM:
-        rank = float(spearmanr(a, b).statistic)
+        rank = rank_correlation(a, b)
         if labels is not None:
             known = labels >= 0
             auroc = auroc_of(labels[known], a[known])
@@ -199,7 +209,7 @@ def compare(
         rank_correlation=rank,
         auroc=auroc,
         auroc_change=change,
-        flipped=float(np.mean((a > thresholds) != (b > thresholds))),
+        flipped=flipped(a, b, normal),
     )
 
 

@@ -11,10 +11,8 @@ from typing import Any
 import onnx
 import torch
 from google.protobuf.message import DecodeError
-from safetensors.torch import load as load_tensors
 
 from scrd_fast import _current
-from scrd_fast.engine import fidelity
 from scrd_fast.engine.backends.choice import (
     BACKENDS,
     GPU_BACKENDS,
@@ -29,13 +27,14 @@ from scrd_fast.engine.backends.plan import (
     plan_differences,
 )
 from scrd_fast.engine.backends.runner import Runner
-from scrd_fast.engine.build import are_buckets, fingerprint_of, write_built
+from scrd_fast.engine.build import are_buckets, fingerprint, fingerprint_of, write_built
 from scrd_fast.engine.decisions import Decisions
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.file import GOLDEN, NETWORK, Manifest, read_engine_file
 from scrd_fast.engine.progress import Progress, silent
 from scrd_fast.engine.quantize import KINDS, QUANTISATION, Quantisation
-from scrd_fast.errors import EngineFileError, FidelityError, ScrdError
+from scrd_fast.engine.verify import replay
+from scrd_fast.errors import EngineFileError, ScrdError
 
 
 def load_engine(
@@ -53,7 +52,7 @@ def load_engine(
     """
     engine, golden = open_engine(path, mode, device, trust)
     if verify:
-        replay_golden(engine, golden)
+        replay(engine, golden, alike=_alike(engine, device), whole=False)
     return _current.use(engine)
 
 
@@ -208,7 +207,7 @@ def rebuild_engine(
     target = Path(out) if out is not None else Path(path)
     engine = Engine(manifest, runner, target)
     try:
-        replay_golden(engine, members[GOLDEN])
+        replay(engine, members[GOLDEN], alike=False, whole=True, progress=progress)
         kept = {n: d for n, d in members.items() if n in (NETWORK, GOLDEN, QUANTISATION)}
         write_built(target, manifest, kept, runner)
     except BaseException:
@@ -217,35 +216,24 @@ def rebuild_engine(
     return _current.use(engine)
 
 
-def replay_golden(engine: Engine, golden: bytes) -> dict[str, float]:
-    """Score the golden images; returns the figures, raises FidelityError where they miss."""
-    tensors = load_tensors(golden)
-    count = sum(name.startswith("image") for name in tensors)
-    images = [tensors[f"image{i}"].numpy() for i in range(count)]
-    result = engine.score(images)
-    reference, maps = tensors["scores"], tensors["maps"]
-    assert result.maps is not None
-    spread = float(maps.max() - maps.min()) or 1.0
-    figures = {
-        "score_error": fidelity.relative_error(torch.from_numpy(result.scores), reference),
-        "map_error": float((torch.from_numpy(result.maps) - maps).abs().max()) / spread,
-    }
-    # Eight images cannot judge ranks: a reduced precision may move as far as it did at build.
-    built = engine.manifest.fidelity
-    limits = fidelity.Limits(**built["limits"])
-    for name, figure in figures.items():
-        limit = getattr(limits, name) or 2 * max(float(built[name]), 1e-3)
-        if not figure <= limit:
-            raise FidelityError(
-                f"{engine.path}: this machine does not reproduce the golden images:"
-                f" {name} expected <= {limit:.3g}, got {figure:.3g}"
-            )
-    return figures
-
-
-def verify_engine(path: str | os.PathLike[str], *, trust: bool = False) -> dict[str, float]:
+def verify_engine(
+    path: str | os.PathLike[str], *, trust: bool = False, progress: Progress = silent
+) -> dict[str, float]:
     """Replay the golden images of an engine file on this machine; returns the figures.
 
-    trust: as in `load_engine`.
+    trust: as in `load_engine`. Raises FidelityError where the engine does not give here what it
+    gave where it was built: the same, on a machine like that one, else the same within the limits
+    of its precision, in ranks and decisions, too.
     """
-    return replay_golden(*open_engine(path, trust=trust))
+    engine, golden = open_engine(path, trust=trust)
+    with engine:
+        return replay(engine, golden, alike=_alike(engine), whole=True, progress=progress)
+
+
+def _alike(engine: Engine, device: str | None = None) -> bool:
+    """Whether this machine is like the one that built the engine."""
+    manifest = engine.manifest
+    on_gpu = manifest.backend in GPU_BACKENDS
+    here = fingerprint(torch.device(device or "cuda") if on_gpu else None)
+    return (engine.version == manifest.versions.get(manifest.backend)
+            and all(manifest.fingerprint.get(name) == value for name, value in here.items()))

@@ -1,0 +1,126 @@
+"""What an engine gave when it was built, and whether it still does, here.
+
+`golden.safetensors` holds eight images made by a seeded procedure with the reference's scores and
+maps for them ("scores", "maps"), the engine's own ("built_scores", "built_maps"), and the engine's
+own scores of a larger probe set ("probe_scores"), whose images are made again by their seed.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from scrd_fast.engine import fidelity
+from scrd_fast.engine.backends.runner import Runner
+from scrd_fast.engine.engine import FILES, Engine
+from scrd_fast.engine.golden import golden_images
+from scrd_fast.engine.progress import Progress, silent
+from scrd_fast.errors import EngineFileError, FidelityError
+from scrd_fast.model.checkpoint import Checkpoint
+from scrd_fast.model.reference import score_images
+
+GOLDEN_COUNT = 8
+# On a machine like the one that built it an engine repeats itself; what is left is the order of
+# sums. It is a share of the largest score, and of the maps' range.
+SAME = 1e-5
+_NAMES = ("scores", "maps", "built_scores", "built_maps", "probe_scores", "probe_digest")
+
+
+def record(checkpoint: Checkpoint, runner: Runner, progress: Progress) -> bytes:
+    """The member of an engine file, from a runner that was just built."""
+    spec = checkpoint.spec
+    images = golden_images(GOLDEN_COUNT, spec.input_size)
+    reference, _ = score_images(checkpoint.model, spec, images)
+    assert reference.map is not None
+    with closing(runner.scorer()) as scorer:
+        def score(batch: Sequence[Any], maps: bool) -> tuple[Any, ...]:
+            return scorer.submit(runner.inputs(list(batch), "batch"), maps).get()
+
+        scores, maps, _ = score(images, True)
+        probe = _probe(spec.input_size)
+        probe_scores = _scored(probe, lambda batch: score(batch, False)[0], progress)
+    tensors = {f"image{i}": torch.from_numpy(image) for i, image in enumerate(images)}
+    tensors |= {"scores": reference.score(spec), "maps": reference.map,
+                "built_scores": torch.from_numpy(scores), "built_maps": torch.from_numpy(maps),
+                "probe_scores": probe_scores, "probe_digest": _digest(probe)}
+    return save_tensors(tensors)
+
+
+def replay(engine: Engine, golden: bytes, *, alike: bool, whole: bool,
+           progress: Progress = silent) -> dict[str, float]:
+    """Score the golden images again; returns the figures, raises FidelityError where they miss.
+
+    alike: whether this machine and its libraries are like those that built the engine; it must
+    repeat itself then. Elsewhere its figures must keep the limits of its precision. whole: the
+    larger probe set, too, for ranks and decisions.
+    """
+    try:
+        tensors = load_tensors(golden)
+        count = sum(name.startswith("image") for name in tensors)
+        images = [tensors[f"image{i}"].numpy() for i in range(count)]
+        reference, maps, built, built_maps, probe_scores, digest = (tensors[n] for n in _NAMES)
+    except Exception as error:  # the library has errors of its own for what is no such file
+        raise EngineFileError(f"{engine.path}: its golden images cannot be read: {error}; build it"
+                              " again from its checkpoint") from error
+    result = engine.score(images)
+    assert result.maps is not None
+    ours, our_maps = torch.from_numpy(result.scores), torch.from_numpy(result.maps)
+    figures = {"score_error": fidelity.relative_error(ours, reference),
+               "map_error": _map_error(our_maps, maps),
+               "score_change": fidelity.relative_error(ours, built),
+               "map_change": _map_error(our_maps, built_maps)}
+    limits = fidelity.Limits(**engine.manifest.fidelity["limits"])
+    was = {"score_error": fidelity.relative_error(built, reference),
+           "map_error": _map_error(built_maps, maps)}
+    allowed = {name: getattr(limits, name) or 2 * max(was[name], 1e-3) for name in was}
+    if alike:
+        allowed |= {"score_change": SAME, "map_change": SAME}
+    if whole:
+        probe = _probe(engine.spec.input_size)
+        if not torch.equal(_digest(probe), digest):
+            raise FidelityError(f"{engine.path}: this NumPy or SciPy makes other probe images than"
+                                " those of the build; load_engine(verify=True) needs none")
+        again = _scored(probe, lambda batch: engine.score(batch, maps=False).scores, progress)
+        a, b = again.double().numpy(), probe_scores.double().numpy()
+        figures |= {"rank_lost": 1 - fidelity.rank_correlation(a, b),
+                    "flipped": fidelity.flipped(a, b, b)}
+        allowed |= {"rank_lost": 1 - (limits.rank_correlation or 0.999)}
+        if limits.flipped is not None:
+            allowed["flipped"] = limits.flipped
+    for name, limit in allowed.items():
+        if not figures[name] <= limit:
+            raise FidelityError(f"{engine.path}: this machine does not reproduce the golden images:"
+                                f" {name} expected <= {limit:.3g}, got {figures[name]:.3g}")
+    return figures
+
+
+def _probe(side: int) -> list[NDArray[np.uint8]]:
+    return golden_images(fidelity.JUDGED_FROM, side, fidelity.PROBE_SEED)
+
+
+def _digest(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(image.tobytes())
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+
+
+def _scored(images: Sequence[NDArray[np.uint8]], score: Callable[[Any], NDArray[np.float32]],
+            progress: Progress) -> Tensor:
+    parts = []
+    for start in range(0, len(images), FILES):
+        progress(start, len(images), "scoring golden images")
+        parts.append(score(images[start : start + FILES]))
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def _map_error(maps: Tensor, reference: Tensor) -> float:
+    spread = float(reference.max() - reference.min()) or 1.0
+    return float((maps - reference).abs().max()) / spread
