@@ -25,6 +25,7 @@ from benchmarks.judge import judge
 from benchmarks.peers import PlainOpenVino, PublishedLoop
 from scrd_fast.engine.backends.choice import native_precisions
 from scrd_fast.engine.fidelity import Limits
+from scrd_fast.engine.quantize import KEEP
 from scrd_fast.model.checkpoint import (
     load_checkpoint,
 )
@@ -33,11 +34,14 @@ from scrd_fast.spec import ScoringSpec
 
 PAIRS = 15
 # Faster than the published loop by at least this, on a CPU with AVX-512 (bf16: AVX-512 BF16).
-WANTED = {"fp32": 1.6, "bf16": 3.0}
+WANTED = {"fp32": 1.6, "bf16": 3.0, "int8": 5.5}
+INT8_WANTED = 1.5  # times as fast as bf16
 # Not slower than the best plain graph, which does not even pre-process.
 PLAIN_LIMIT = 1.02
-# Untrained weights rank images by chance, so bf16 may reorder them more than the table allows.
-LOOSE = Limits(rank_correlation=0.99)
+# Untrained weights rank images by chance, so that fewer bits may reorder them more than the table
+# allows, and no layers can be searched for: int8 leaves out those that trained models need.
+LIMITS = {"fp32": None, "bf16": Limits(rank_correlation=0.99), "int8": Limits()}
+LARGEST_ERROR = {"fp32": 1e-4, "bf16": 2e-2, "int8": 0.2}
 
 
 def _serve(kind: str, path: Path, pipe: Connection) -> None:
@@ -101,18 +105,24 @@ def published(checkpoint: Path) -> Iterator[Worker]:
     worker.close()
 
 
-@pytest.fixture(scope="module", params=["fp32", "bf16"])
-def engine(request: pytest.FixtureRequest, checkpoint: Path) -> Iterator[tuple[str, Worker]]:
-    """Precision and worker of our engine."""
-    precision = request.param
+def engine_worker(precision: str, checkpoint: Path, images: NDArray[np.uint8]) -> Worker:
+    """Our engine."""
     if precision not in native_precisions("openvino"):
         pytest.skip(f"this CPU does not compute in {precision} natively")
-    built = scrd_fast.build_engine(checkpoint, checkpoint.with_suffix(f".{precision}.scrd"),
-                                   backend="openvino", precision=precision,
-                                   limits=LOOSE if precision == "bf16" else None)
-    built.close()
-    worker = Worker("engine", built.path)
-    yield precision, worker
+    path = checkpoint.with_suffix(f".{precision}.scrd")
+    if not path.exists():
+        scrd_fast.build_engine(
+            checkpoint, path, backend="openvino", precision=precision, limits=LIMITS[precision],
+            images=images if precision == "int8" else None, keep=KEEP).close()
+    return Worker("engine", path)
+
+
+@pytest.fixture(scope="module", params=list(WANTED))
+def engine(request: pytest.FixtureRequest, checkpoint: Path,
+           images: NDArray[np.uint8]) -> Iterator[tuple[str, Worker]]:
+    """Precision and worker of our engine."""
+    worker = engine_worker(request.param, checkpoint, images)
+    yield request.param, worker
     worker.close()
 
 
@@ -123,7 +133,7 @@ def assert_equal(ours: tuple[Any, ...], theirs: tuple[Any, ...], precision: str,
     A plain graph that is told to compute in bf16 rounds its distances to 8 bits too: its maps are
     held to their size, not to their range.
     """
-    allowed = 1e-4 if precision == "fp32" else 2e-2
+    allowed = LARGEST_ERROR[precision]
     (_, our_scores, our_maps), (_, scores, maps) = ours, theirs
     scale = np.abs(maps).max() if plain and precision == "bf16" else np.ptp(maps)
     assert np.abs(our_maps - maps).max() <= allowed * scale
@@ -165,11 +175,30 @@ def test_engine_against_published_loop(
     judge(benchmark, float(np.median(ratios)), WANTED[precision])
 
 
+def test_int8_against_bf16(
+    benchmark: Any, checkpoint: Path, images: NDArray[np.uint8],
+) -> None:
+    int8, bf16 = (engine_worker(p, checkpoint, images) for p in ("int8", "bf16"))
+    for image in images:
+        assert_equal(int8.score(image[None]), bf16.score(image[None]), "int8")
+    ours, theirs = paired(int8, bf16, [(i[None], i[None]) for i in images], 3 * PAIRS)
+    ratios = theirs / ours
+    record(benchmark, "bf16", ours, theirs, ratios)
+    print(f"\nint8: {np.median(ours):.1f} ms, bf16 {np.median(theirs):.1f} ms,"
+          f" {np.median(ratios):.2f} times as fast ({ratios.min():.2f} to {ratios.max():.2f})")
+    benchmark.pedantic(int8.score, args=(images[:1],), rounds=PAIRS, warmup_rounds=3)
+    for worker in (int8, bf16):
+        worker.close()
+    judge(benchmark, float(np.median(ratios)), INT8_WANTED)
+
+
 def test_engine_against_plain_openvino(
     benchmark: Any, engine: tuple[str, Worker], checkpoint: Path, images: NDArray[np.uint8],
 ) -> None:
     """Against the fastest of three plain graphs, found in the same run."""
     precision, worker = engine
+    if precision == "int8":
+        pytest.skip("a plain graph of OpenVINO is not quantised")
     floats = [preprocess(image[None], ScoringSpec()).numpy() for image in images]
     plain = {variant: Worker(f"{variant} {precision}", checkpoint)
              for variant in PlainOpenVino.VARIANTS}

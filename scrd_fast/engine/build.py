@@ -44,6 +44,7 @@ from scrd_fast.engine.measure import in_turn, random_images
 from scrd_fast.engine.progress import Progress, silent
 from scrd_fast.engine.quantize import (
     BASE,
+    KEEP,
     KINDS,
     QUANTISATION,
     Quantisation,
@@ -129,6 +130,7 @@ class _Builder:
     images: Any
     limits: fidelity.Limits | None
     options: TensorRtOptions
+    keep: tuple[str, ...] | None
     budget: float
     progress: Progress
     judge: fidelity.Judge
@@ -142,9 +144,9 @@ class _Builder:
         quantisation, found = None, None
         if precision in KINDS:
             pixels = calibration_pixels(self.judge.spec, self.images)
-            quantisation = Quantisation(
-                calibrate(self.proto, self.judge.spec, pixels, progress=self.progress))
-        if precision == "int8":
+            ranges = calibrate(self.proto, self.judge.spec, pixels, progress=self.progress)
+            quantisation = Quantisation(ranges, KEEP if self.keep is None else self.keep)
+        if precision == "int8" and self.keep is None:
             assert quantisation is not None
             found = search(self.proto, self.judge, quantisation, self.allowed(precision),
                            deadline=self.deadline, progress=self.progress)
@@ -238,6 +240,7 @@ def build_engine(
     images: Any = None,
     buckets: tuple[int, ...] | None = None,
     limits: fidelity.Limits | None = None,
+    keep: Sequence[str] | None = None,
     tensorrt: TensorRtOptions | None = None,
     budget: float = 600.0,
     progress: Progress = silent,
@@ -255,9 +258,10 @@ def build_engine(
     rising from 1, each compiled on its own; by default 1, 8 and 32 on a GPU, else single images,
     and batches of 8 where those are measured to be faster. On a GPU a batch between two buckets is
     padded, and a bucket that does not fit into its memory is left out with a warning. limits:
-    fidelity limits instead of the table's (engine.fidelity). tensorrt: how a plan is built. budget:
-    seconds after which no further precision is tried and a search is given up. progress: called
-    with (done, total, what).
+    fidelity limits instead of the table's (engine.fidelity). keep: beginnings of the names of the
+    convolutions that 8 bits leave out, instead of searching for them; an earlier search's are in
+    the manifest. tensorrt: how a plan is built. budget: seconds after which no further precision is
+    tried and a search is given up. progress: called with (done, total, what).
 
     Raises CheckpointError, BackendUnavailable, DeviceMemoryError, EngineBuildError, FidelityError
     (with the figures), OutputError.
@@ -277,7 +281,8 @@ def build_engine(
     expect(budget > 0, "budget", "seconds above 0", budget)
     options = tensorrt or TensorRtOptions()
     builder = _Builder(
-        loaded, proto, name, device, buckets, probe_images, limits, options, budget, progress,
+        loaded, proto, name, device, buckets, probe_images, limits, options,
+        None if keep is None else tuple(keep), budget, progress,
         fidelity.Judge(loaded, probe_images, progress), time.monotonic() + budget)
     try:
         best, table = builder.fastest(
