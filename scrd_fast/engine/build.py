@@ -6,7 +6,7 @@ import platform
 import re
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -205,18 +205,14 @@ class _Builder:
                 row["why_not"] = str(error)
                 continue
             row |= made.report.to_dict()
-            if best is None:
-                best = made
-                continue
-            both = {"best": best.runner.scorer(), "made": made.runner.scorer()}
-            ms = in_turn(both, random_images(self.judge.spec.input_size), maps=True)
-            for scorer in both.values():
-                scorer.close()
+            with ExitStack() as stack:  # in turn with the best so far
+                scorers = {each.precision: stack.enter_context(closing(each.runner.scorer()))
+                           for each in (best, made) if each is not None}
+                ms = in_turn(scorers, random_images(self.judge.spec.input_size))
             for each in table:
-                if each["precision"] == best.precision:
-                    each["ms"] = ms["best"]
-            row["ms"] = ms["made"]
-            best = made if ms["made"] < ms["best"] else best
+                each["ms"] = ms.get(each["precision"], each["ms"])
+            if best is None or ms[precision] < ms[best.precision]:
+                best = made
         if best is None:
             raise FidelityError("no precision keeps the fidelity limits: "
                                 + " | ".join(row["why_not"] for row in table))

@@ -37,8 +37,8 @@ class Try:
 
 @dataclass(frozen=True)
 class Search:
-    """sensitivities: largest relative score error by block, that block quantised alone; tries: of
-    the search, in their order; chosen: the last of them that kept the limits."""
+    """What was found. sensitivities: largest relative score error by block, that block quantised
+    alone, empty where nothing had to be kept; tries: in their order."""
 
     quantisation: Quantisation
     sensitivities: dict[str, float]

@@ -82,6 +82,7 @@ def replay(engine: Engine, golden: bytes, *, alike: bool, whole: bool,
     allowed = {name: getattr(limits, name) or 2 * max(was[name], 1e-3) for name in was}
     if alike:
         allowed |= {"score_change": SAME, "map_change": SAME}
+    _check(engine, figures, allowed)
     if whole:
         probe = _probe(engine.spec.input_size)
         if not torch.equal(_digest(probe), digest):
@@ -91,14 +92,17 @@ def replay(engine: Engine, golden: bytes, *, alike: bool, whole: bool,
         a, b = again.double().numpy(), probe_scores.double().numpy()
         figures |= {"rank_lost": 1 - fidelity.rank_correlation(a, b),
                     "flipped": fidelity.flipped(a, b, b)}
-        allowed |= {"rank_lost": 1 - (limits.rank_correlation or 0.999)}
-        if limits.flipped is not None:
-            allowed["flipped"] = limits.flipped
+        _check(engine, figures, {
+            "rank_lost": 1 - (limits.rank_correlation or 0.999),
+            "flipped": 1.0 if limits.flipped is None else limits.flipped})
+    return figures
+
+
+def _check(engine: Engine, figures: dict[str, float], allowed: dict[str, float]) -> None:
     for name, limit in allowed.items():
         if not figures[name] <= limit:
             raise FidelityError(f"{engine.path}: this machine does not reproduce the golden images:"
                                 f" {name} expected <= {limit:.3g}, got {figures[name]:.3g}")
-    return figures
 
 
 def _probe(side: int) -> list[NDArray[np.uint8]]:

@@ -14,10 +14,12 @@ from scrd_fast.engine import load as loading
 from scrd_fast.engine.backends.choice import native_precisions
 from scrd_fast.engine.fidelity import Limits
 from scrd_fast.engine.file import GOLDEN, NETWORK, read_engine_file, write_engine_file
-from scrd_fast.errors import EngineFileError, FidelityError
+from scrd_fast.errors import EngineFileError, FidelityError, NotFiniteError
 from tests.engine.conftest import organs
 
-PRECISIONS = [p for p in ("fp32", "bf16", "int8") if p in native_precisions("openvino")]
+# All faults in every precision takes minutes.
+PRECISIONS = [pytest.param(p, marks=pytest.mark.slow if p == "bf16" else ())
+              for p in ("fp32", "bf16", "int8") if p in native_precisions("openvino")]
 
 
 @pytest.fixture(scope="module", params=PRECISIONS)
@@ -44,9 +46,10 @@ def planted(built, folder, *, network=None, golden=None, **manifest):
 
 def refused(path):
     message = r"does not reproduce the golden images: \w+ expected <= .*, got"
-    for call in (scrd_fast.verify_engine, lambda p: scrd_fast.load_engine(p, verify=True)):
-        with pytest.raises(FidelityError, match=message):
-            call(path)
+    with pytest.raises(FidelityError, match=message):
+        scrd_fast.verify_engine(path)
+    with pytest.raises(FidelityError, match=message):
+        scrd_fast.load_engine(path, verify=True)
 
 
 def test_what_was_built_is_verified(built, tmp_path):
@@ -66,15 +69,13 @@ def flip(weight: str, index: int, bit: int):
     return change
 
 
-@pytest.mark.parametrize("bit", [23, 24, 26, 30])  # from the lowest bit of the exponent on
+@pytest.mark.parametrize("bit", [23, 26, 30])  # from the lowest bit of the exponent on
 @pytest.mark.parametrize(("weight", "index"), [
     ("teacher.conv1.weight", 4000), ("teacher.layer2.0.conv1.weight", 1000),
     ("student.layer1.0.conv2.weight", 30_000), ("bottleneck.conv1.weight", 5)])
 def test_a_flipped_bit_of_an_exponent(built, tmp_path, weight, index, bit):
-    if built[0].precision != "fp32" and bit == 23 and weight != "teacher.conv1.weight":
-        pytest.skip("twice one of 590 000 weights is within a layer's rounding in this precision")
     path = planted(built, tmp_path, network=flip(weight, index, bit))
-    with pytest.raises((FidelityError, scrd_fast.ScrdError)):
+    with pytest.raises((FidelityError, NotFiniteError)):
         scrd_fast.verify_engine(path)
 
 

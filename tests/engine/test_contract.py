@@ -1,0 +1,117 @@
+"""The fidelity contract for every backend that can run here, through every way in."""
+
+import csv
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import scrd_fast
+from scrd_fast.engine.backends.choice import make_runner, native_precisions
+from scrd_fast.engine.fidelity import LIMITS, Probe, broken_limits, compare
+from scrd_fast.engine.graph import build_graph
+from scrd_fast.engine.quantize import (
+    KINDS,
+    Quantisation,
+    calibrate,
+    calibration_pixels,
+)
+from scrd_fast.model.checkpoint import save_checkpoint
+from scrd_fast.model.reference import score_images
+from tests.engine.conftest import EACH_BACKEND
+
+KEEP = ("network/teacher",)  # keeps the limits of int8 without a search
+# The normals of so short a training lie close together: fewer bits move more of them over a
+# threshold than of a model that is worth shipping.
+ALLOWED = {name: limits if name == "fp32" else replace(limits, flipped=0.01)
+           for name, limits in LIMITS.items()}
+
+
+@pytest.fixture(scope="module")
+def images(probe):
+    """The probe as uint8 images (N, 64, 64, 3), as files hold them."""
+    pixels = probe.pixels.permute(0, 2, 3, 1).numpy()
+    return np.round(pixels * 255).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def reference(trained, images):
+    checkpoint, _ = trained
+    result, _ = score_images(checkpoint.model, checkpoint.spec, images)
+    return result.score(checkpoint.spec), result.map
+
+
+@pytest.fixture(scope="module")
+def path(trained, tmp_path_factory):
+    return save_checkpoint(trained[0], tmp_path_factory.mktemp("contract") / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def judged(probe, reference):
+    """Asserts that scores (and maps) keep the limits of a precision."""
+    def judge(precision, scores, maps=None):
+        maps = reference[1] if maps is None else torch.as_tensor(maps)
+        report = compare(Probe(probe.pixels, probe.labels), torch.as_tensor(scores), maps,
+                         *reference)
+        assert not broken_limits(report, ALLOWED[precision]), report
+
+    return judge
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
+@pytest.mark.parametrize("backend", EACH_BACKEND)
+def test_every_way_in(trained, path, images, judged, tmp_path, backend, precision):
+    if precision not in native_precisions(backend):
+        pytest.skip(f"{backend} does not compute in {precision} here")
+    out = tmp_path / "m.scrd"
+    built = scrd_fast.build_engine(path, out, backend=backend, precision=precision,
+                                   images=trained[1], keep=KEEP, buckets=(1, 8),
+                                   limits=ALLOWED[precision])
+    built.close()
+    with scrd_fast.load_engine(out) as engine:
+        whole = engine.score(images)
+        judged(precision, whole.scores, whole.maps)
+        one_by_one = [engine.submit(image[None], maps=False) for image in images]
+        judged(precision, np.concatenate([p.result().scores for p in one_by_one]))
+        judged(precision, scrd_fast.score(list(torch.from_numpy(images))).scores)
+    files = []
+    for i, image in enumerate(images):
+        files.append(tmp_path / f"{i:03d}.png")
+        cv2.imwrite(str(files[-1]), image[:, :, ::-1])
+    done = subprocess.run([sys.executable, "-m", "scrd_fast", "score", out, *files],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    judged(precision, np.float32([row["score"] for row in csv.DictReader(
+        done.stdout.splitlines())]))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_the_scorer_itself(trained, images, judged, batch):
+    """Without the engine file around it, whatever the size of its batches."""
+    checkpoint, normals = trained
+    proto, precision = build_graph(checkpoint.model, checkpoint.spec), native_precisions(
+        "openvino")[0]
+    quantisation = None
+    if precision in KINDS:
+        pixels = calibration_pixels(checkpoint.spec, normals)
+        quantisation = Quantisation(calibrate(proto, checkpoint.spec, pixels), KEEP)
+    runner = make_runner("openvino", proto, checkpoint.spec, precision, (1, 8),
+                         quantisation=quantisation)
+    with closing(runner.scorer()) as scorer:
+        parts = [scorer.submit(images[i : i + batch], True).get()
+                 for i in range(0, len(images), batch)]
+    judged(precision, *(np.concatenate(column) for column in list(zip(*parts, strict=True))[:2]))
+
+
+def test_the_exported_graph(path, images, judged, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(
+        str(scrd_fast.export_onnx(path, tmp_path / "m.onnx")), providers=["CPUExecutionProvider"])
+    parts = [session.run(["score", "map"], {"images": part})
+             for part in np.array_split(images, 16)]
+    judged("fp32", *(np.concatenate(column) for column in zip(*parts, strict=True)))
