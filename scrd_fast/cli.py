@@ -198,12 +198,15 @@ def build(
         help="TensorRT: a plan without weights; loading puts them back.")] = False,
     tail: Annotated[str, typer.Option(
         help="TensorRT: onnx, or plugin for the distances by our own kernel.")] = "onnx",
+    report: Annotated[Path | None, typer.Option(
+        help="HTML page to write: what was tried, with score error against latency.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Compile a checkpoint into one engine file for this machine."""
     from scrd_fast.engine.backends.plan import TensorRtOptions
     from scrd_fast.engine.build import build_engine
     from scrd_fast.engine.load import rebuild_engine
+    from scrd_fast.report.build_report import write_build_report
 
     if (checkpoint is None) == (again is None):
         raise typer.BadParameter("expected a checkpoint or --from ENGINE, and not both")
@@ -225,6 +228,9 @@ def build(
         ms = "" if row["ms"] is None else f"{row['ms']:.2f} ms"
         why = row["why_not"] or f"keeps the limits, score error {row['score_error']:.1e}"
         typer.echo(f"  {row['precision']:<5} {ms:>10}  {why}")
+    if report is not None:
+        write_build_report(engine.path, report)
+        typer.echo(f"{report}: what was tried")
 
 
 @app.command(epilog=_example("scrd-fast score model.scrd images/ --out scores.csv"))

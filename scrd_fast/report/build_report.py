@@ -1,0 +1,96 @@
+"""What a build tried and measured, as one HTML page with a plot of score error against latency."""
+
+import html
+import os
+from collections.abc import Iterable, Sequence
+from io import StringIO
+from typing import Any
+
+from scrd_fast.engine.file import Manifest, read_engine_file
+from scrd_fast.errors import BackendUnavailable
+from scrd_fast.files import atomic_write
+
+_FIGURES = ("score_error", "map_error", "rank_correlation", "auroc_change", "flipped")
+_STYLE = ("body{font:15px sans-serif;margin:2em;max-width:60em}td,th{padding:.2em .8em;"
+          "text-align:right}td:last-child,th:last-child,td:first-child{text-align:left}"
+          "tr.chosen{font-weight:bold}tr:nth-child(even){background:#f3f3f3}")
+
+
+def write_build_report(engine: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+    """Write the page for an engine file; needs matplotlib (`pip install scrd-fast[report]`).
+
+    Raises EngineFileError, OutputError, BackendUnavailable where matplotlib is not installed.
+    """
+    text = _page(read_engine_file(engine)[0], str(engine))
+    with atomic_write(out) as temporary:
+        temporary.write_text(text)
+
+
+def _page(manifest: Manifest, name: str) -> str:
+    fidelity = manifest.fidelity
+    limits = ", ".join(f"{k} {v:g}" for k, v in fidelity["limits"].items() if v is not None)
+    parts = [f"<h1>{html.escape(name)}</h1>",
+             f"<p>{html.escape(manifest.model['backbone'])}, {html.escape(manifest.backend)}"
+             f" {html.escape(manifest.precision)}; limits: {html.escape(limits)}; probe set:"
+             f" {html.escape(str(fidelity['probe']))}, {fidelity['images']} images;"
+             f" built on {html.escape(str(manifest.fingerprint.get('cpu', '')))}</p>",
+             "<h2>Precisions</h2>",
+             _table(("precision", "ms per image", *_FIGURES, "not taken because"),
+                    [((row["precision"], row["ms"], *(row.get(f) for f in _FIGURES),
+                       row["why_not"] or ""), row["precision"] == manifest.precision)
+                     for row in fidelity["candidates"]])]
+    search = fidelity["search"]
+    if search:
+        parts += ["<h2>Search for the layers that stay out of int8</h2>",
+                  _table(("kept", "ms per image", *_FIGURES, "last kept"),
+                         [((len(t["keep"]), t["ms"], *(t["figures"][f] for f in _FIGURES),
+                            t["keep"][-1].removeprefix("network/")),
+                           t["keep"] == search["keep"]) for t in search["tries"]])]
+    parts += ["<h2>Score error against latency</h2>", _plot(manifest)]
+    return (f"<!doctype html><meta charset=utf-8><title>{html.escape(name)}</title>"
+            f"<style>{_STYLE}</style>" + "\n".join(parts) + "\n")
+
+
+def _table(header: Sequence[str], rows: Iterable[tuple[Sequence[Any], bool]]) -> str:
+    def cell(value: Any) -> str:
+        if value is None:
+            return "-"
+        return f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))
+
+    lines = ["<tr>" + "".join(f"<th>{html.escape(h)}</th>" for h in header) + "</tr>"]
+    for values, chosen in rows:
+        lines.append(f"<tr{' class=chosen' if chosen else ''}>"
+                     + "".join(f"<td>{cell(v)}</td>" for v in values) + "</tr>")
+    return "<table>" + "\n".join(lines) + "</table>"
+
+
+def _plot(manifest: Manifest) -> str:
+    """The points as SVG."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BackendUnavailable("report: expected matplotlib, got none; pip install"
+                                 " scrd-fast[report]") from error
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    search = manifest.fidelity["search"] or {"tries": []}
+    points = [(t["ms"], t["figures"]["score_error"], f"{len(t['keep'])} kept")
+              for t in search["tries"]]
+    if points:
+        axes.plot(*zip(*[p[:2] for p in points], strict=True), "o", color="tab:gray",
+                  label="int8, tries of the search (alone)")
+    measured = [(row["ms"], row["score_error"], row["precision"])
+                for row in manifest.fidelity["candidates"] if row["ms"] is not None]
+    if measured:
+        axes.plot(*zip(*[p[:2] for p in measured], strict=True), "s", color="tab:blue",
+                  label="kept the limits (timed in turn)")
+    for x, y, text in points + measured:
+        axes.annotate(text, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="milliseconds per image", ylabel="largest relative score error", yscale="log")
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    if points or measured:
+        axes.legend(fontsize=8)
+    text = StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
