@@ -71,26 +71,23 @@ def _plot(manifest: Manifest) -> str:
     except ImportError as error:
         raise BackendUnavailable("report: expected matplotlib, got none; pip install"
                                  " scrd-fast[report]") from error
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    search = manifest.fidelity["search"] or {"tries": []}
-    points = [(t["ms"], t["figures"]["score_error"], f"{len(t['keep'])} kept")
-              for t in search["tries"]]
-    if points:
-        axes.plot(*zip(*[p[:2] for p in points], strict=True), "o", color="tab:gray",
-                  label="int8, tries of the search (alone)")
-    measured = [(row["ms"], row["score_error"], row["precision"])
-                for row in manifest.fidelity["candidates"] if row["ms"] is not None]
-    if measured:
-        axes.plot(*zip(*[p[:2] for p in measured], strict=True), "s", color="tab:blue",
-                  label="kept the limits (timed in turn)")
-    for x, y, text in points + measured:
-        axes.annotate(text, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="milliseconds per image", ylabel="largest relative score error", yscale="log")
-    axes.set_xlim(left=0)
-    axes.grid(alpha=0.3)
-    if points or measured:
-        axes.legend(fontsize=8)
+    precisions = [(row["ms"], row["score_error"], row["precision"])
+                  for row in manifest.fidelity["candidates"] if row["ms"] is not None]
+    tries = [(t["ms"], t["figures"]["score_error"], str(len(t["keep"])))
+             for t in (manifest.fidelity["search"] or {"tries": []})["tries"]]
+    panels = [("precisions that keep the limits", precisions, "log"),
+              ("int8, by the number of names kept", tries, "linear")]
+    shown = [panel for panel in panels if panel[1]]
+    figure = Figure(figsize=(4.6 * max(len(shown), 1), 3.8), layout="constrained")
+    for i, (title, points, scale) in enumerate(shown):
+        axes = figure.add_subplot(1, len(shown), i + 1)
+        axes.plot(*zip(*[point[:2] for point in points], strict=True), "o")
+        for x, y, text in points:
+            axes.annotate(text, (x, y), xytext=(6, 3), textcoords="offset points", fontsize=9)
+        axes.set(title=title, xlabel="milliseconds per image", yscale=scale,
+                 ylabel="largest relative score error")
+        axes.margins(0.18, 0.15)
+        axes.grid(alpha=0.3)
     text = StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
