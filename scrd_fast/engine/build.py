@@ -24,6 +24,7 @@ from scrd_fast.engine.backends.choice import (
     choose_backend,
     make_runner,
     native_precisions,
+    openvino_missing,
 )
 from scrd_fast.engine.backends.plan import (
     PLAN,
@@ -55,7 +56,7 @@ from scrd_fast.engine.search import Search, search
 from scrd_fast.engine.verify import record
 from scrd_fast.errors import FidelityError, InputError, NotFiniteError, expect
 from scrd_fast.files import atomic_write
-from scrd_fast.model.checkpoint import Checkpoint, load_checkpoint
+from scrd_fast.model.checkpoint import load_checkpoint
 from scrd_fast.spec import ScoringSpec
 
 BATCH = 8
@@ -107,6 +108,11 @@ def _faster_in_batches(runner: Runner, spec: ScoringSpec) -> bool:
     return times["together"] < 0.95 * BATCH * alone["alone"]
 
 
+def _can_search() -> bool:
+    """Whether OpenVINO is here, in which candidates run; without it 8 bits leave out KEEP."""
+    return openvino_missing() is None and "int8" in native_precisions("openvino")
+
+
 @dataclass(frozen=True)
 class _Candidate:
     """A runner, its figures, and what it is made of."""
@@ -122,7 +128,6 @@ class _Candidate:
 class _Builder:
     """Makes and judges the runners of one checkpoint."""
 
-    checkpoint: Checkpoint
     proto: onnx.ModelProto
     backend: str
     device: str | None
@@ -146,7 +151,7 @@ class _Builder:
             pixels = calibration_pixels(self.judge.spec, self.images)
             ranges = calibrate(self.proto, self.judge.spec, pixels, progress=self.progress)
             quantisation = Quantisation(ranges, KEEP if self.keep is None else self.keep)
-        if precision == "int8" and self.keep is None:
+        if precision == "int8" and self.keep is None and _can_search():
             assert quantisation is not None
             found = search(self.proto, self.judge, quantisation, self.allowed(precision),
                            deadline=self.deadline, progress=self.progress)
@@ -279,7 +284,7 @@ def build_engine(
     expect(budget > 0, "budget", "seconds above 0", budget)
     options = tensorrt or TensorRtOptions()
     builder = _Builder(
-        loaded, proto, name, device, buckets, probe_images, limits, options,
+        proto, name, device, buckets, probe_images, limits, options,
         None if keep is None else tuple(keep), budget, progress,
         fidelity.Judge(loaded, probe_images, progress), time.monotonic() + budget)
     try:

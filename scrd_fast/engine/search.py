@@ -21,7 +21,7 @@ from scrd_fast.engine.graph import network_graph
 from scrd_fast.engine.measure import in_turn, random_images
 from scrd_fast.engine.progress import Progress
 from scrd_fast.engine.quantize import STEM, Quantisation, convolution_names
-from scrd_fast.errors import FidelityError
+from scrd_fast.errors import FidelityError, NotFiniteError
 
 _BLOCK = re.compile(r"network/(bottleneck|(teacher|student)\.layer\d\.\d+)\.")
 
@@ -63,8 +63,9 @@ def search(
 ) -> Search:
     """The quantisation with the fewest kept blocks that keeps the limits in int8.
 
-    quantisation: its ranges; what it keeps is not looked at. deadline: of time.monotonic, by which
-    a search is given up. Raises FidelityError where nothing that was tried keeps the limits.
+    quantisation: its ranges; what it keeps is not looked at. deadline: of time.monotonic, after
+    which the search ends with what it has. Raises FidelityError where nothing that was tried keeps
+    the limits.
     """
     return _Searcher(proto, judge, quantisation, limits, deadline, progress).run()
 
@@ -92,7 +93,7 @@ class _Searcher:
             if high == len(order):
                 raise FidelityError("int8: " + "; ".join(self.broken[high]) + ", every block kept")
             low, high = high, min(2 * high, len(order))
-        while high - low > 1:
+        while high - low > 1 and time.monotonic() < self.deadline:
             middle = (low + high) // 2
             low, high = (low, middle) if self._keeps(middle, order) else (middle, high)
         return self._found(high, order, errors)
@@ -116,6 +117,9 @@ class _Searcher:
         runner = make_runner("openvino", self.proto, spec, "int8", (1,),
                              quantisation=replace(self.base, keep=(STEM, *keep)))
         with closing(runner.scorer()) as scorer:
-            report = self.judge.report(scorer, few=few)
+            try:
+                report = self.judge.report(scorer, few=few)
+            except NotFiniteError as error:
+                raise FidelityError("int8: values that are not finite") from error
             ms = 0.0 if few else in_turn({"": scorer}, random_images(spec.input_size))[""]
         return report, ms

@@ -46,11 +46,11 @@ def choose_backend(backend: str, device: str | None) -> str:
         if on_gpu or (device is None and cuda_missing(None) is None):
             backend = "torch_cuda" if tensorrt_missing() else "tensorrt"
         else:
-            backend = "torch_eager" if _openvino_missing() else "openvino"
+            backend = "torch_eager" if openvino_missing() else "openvino"
     fits = device is None or on_gpu == (backend in GPU_BACKENDS)
     expect(fits, "device", f"{'a GPU' if backend in GPU_BACKENDS else 'cpu'} with backend"
            f" {backend!r}", repr(device))
-    if backend == "openvino" and (missing := _openvino_missing()):
+    if backend == "openvino" and (missing := openvino_missing()):
         raise BackendUnavailable(f"backend 'openvino': {missing}, or choose backend='torch_eager'")
     if backend in GPU_BACKENDS and (missing := cuda_missing(device)):
         what = f"backend {backend!r}" if device is None else f"device {device!r}"
@@ -92,7 +92,7 @@ def cuda_missing(device: str | None) -> str | None:
     return no_triton()
 
 
-def _openvino_missing() -> str | None:
+def openvino_missing() -> str | None:
     """Why OpenVINO cannot be used, and what to do; None where it can."""
     if not find_spec("openvino"):
         return "the openvino package is not installed; pip install openvino"
