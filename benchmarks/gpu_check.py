@@ -28,7 +28,7 @@ TESTS = [
     "tests/kernels", *(f"tests/ops/test_{name}.py" for name in (
         "anomaly_map", "simplex_noise", "add_noise", "preprocess", "contrastive_loss")),
     *(f"tests/engine/test_{name}.py" for name in (
-        "torch_cuda", "tensorrt", "engine", "scorer")),
+        "torch_cuda", "tensorrt", "engine", "scorer", "contract")),
     "tests/training/test_gpu.py",
 ]
 BENCHMARKS = sorted(str(p) for p in Path(__file__).parent.glob("test_bench_*_cuda.py"))

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,6 +11,8 @@ import scrd_fast
 from scrd_fast.engine.file import read_engine_file, write_engine_file
 from scrd_fast.errors import DataError, EngineFileError, InputError
 from tests.engine.conftest import organs, pictures
+
+cv2 = pytest.importorskip("cv2")
 
 NORMALS, FRESH = organs(40, 64), organs(30, 64, seed=1)
 

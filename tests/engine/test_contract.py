@@ -6,7 +6,6 @@ import sys
 from contextlib import closing
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -63,22 +62,37 @@ def judged(probe, reference):
     return judge
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
-@pytest.mark.parametrize("backend", EACH_BACKEND)
-def test_every_way_in(trained, path, images, judged, tmp_path, backend, precision):
-    if precision not in native_precisions(backend):
-        pytest.skip(f"{backend} does not compute in {precision} here")
-    out = tmp_path / "m.scrd"
-    built = scrd_fast.build_engine(path, out, backend=backend, precision=precision,
-                                   images=trained[1], keep=KEEP, buckets=(1, 8),
-                                   limits=ALLOWED[precision])
-    built.close()
+@pytest.fixture(scope="module", params=EACH_BACKEND)
+def backend(request):
+    if request.param == "openvino":
+        pytest.importorskip("openvino")
+    return request.param
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16", "fp16", "int8"])
+def built(request, trained, path, backend):
+    """Precision and engine file."""
+    if request.param not in native_precisions(backend):
+        pytest.skip(f"{backend} does not compute in {request.param} here")
+    out = path.with_suffix(f".{backend}.{request.param}.scrd")
+    scrd_fast.build_engine(path, out, backend=backend, precision=request.param, images=trained[1],
+                           keep=KEEP, buckets=(1, 8), limits=ALLOWED[request.param]).close()
+    return request.param, out
+
+
+def test_every_way_to_score(built, images, judged):
+    precision, out = built
     with scrd_fast.load_engine(out) as engine:
         whole = engine.score(images)
         judged(precision, whole.scores, whole.maps)
         one_by_one = [engine.submit(image[None], maps=False) for image in images]
         judged(precision, np.concatenate([p.result().scores for p in one_by_one]))
         judged(precision, scrd_fast.score(list(torch.from_numpy(images))).scores)
+
+
+def test_the_command_line(built, images, judged, tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    precision, out = built
     files = []
     for i, image in enumerate(images):
         files.append(tmp_path / f"{i:03d}.png")
@@ -93,6 +107,7 @@ def test_every_way_in(trained, path, images, judged, tmp_path, backend, precisio
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_the_scorer_itself(trained, images, judged, batch):
     """Without the engine file around it, whatever the size of its batches."""
+    pytest.importorskip("openvino")
     checkpoint, normals = trained
     proto, precision = build_graph(checkpoint.model, checkpoint.spec), native_precisions(
         "openvino")[0]

@@ -26,6 +26,7 @@ from scrd_fast.model.checkpoint import save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
 
+pytest.importorskip("openvino")
 pytestmark = pytest.mark.skipif("int8" not in native_precisions("openvino"),
                                 reason="OpenVINO does not compute in int8 on this CPU")
 

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import onnx
 import pytest
@@ -16,6 +15,9 @@ from scrd_fast.engine.fidelity import Limits
 from scrd_fast.engine.file import GOLDEN, NETWORK, read_engine_file, write_engine_file
 from scrd_fast.errors import EngineFileError, FidelityError, NotFiniteError
 from tests.engine.conftest import organs
+
+cv2 = pytest.importorskip("cv2")
+pytest.importorskip("openvino")
 
 # All faults in every precision takes minutes.
 PRECISIONS = [pytest.param(p, marks=pytest.mark.slow if p == "bf16" else ())
