@@ -206,10 +206,14 @@ def build(
     from scrd_fast.engine.backends.plan import TensorRtOptions
     from scrd_fast.engine.build import build_engine
     from scrd_fast.engine.load import rebuild_engine
-    from scrd_fast.report.build_report import write_build_report
+    from scrd_fast.report.build_report import check_matplotlib, write_build_report
 
     if (checkpoint is None) == (again is None):
         raise typer.BadParameter("expected a checkpoint or --from ENGINE, and not both")
+    if again is not None and report is not None:
+        raise typer.BadParameter("--report: expected a build, got --from, which judges nothing new")
+    if report is not None:
+        check_matplotlib()
     with _bar(quiet) as shown:
         if again is not None:
             engine = rebuild_engine(again, out, device=device, progress=shown)
@@ -220,6 +224,10 @@ def build(
                 images=None if images is None else str(images), budget=budget, progress=shown,
                 tensorrt=TensorRtOptions(workspace_gb=workspace_gb, level=level,
                                          stripped=stripped, tail=tail))
+    if again is not None:
+        typer.echo(f"{engine.path}: compiled again for this machine, and gives its golden images'"
+                   " scores")
+        return
     fidelity = engine.manifest.fidelity
     typer.echo(f"{engine.path}: {engine.manifest.backend} {engine.manifest.precision},"
                f" score error {fidelity['score_error']:.1e}, map error"

@@ -54,7 +54,14 @@ from scrd_fast.engine.quantize import (
 )
 from scrd_fast.engine.search import Search, search
 from scrd_fast.engine.verify import record
-from scrd_fast.errors import FidelityError, InputError, NotFiniteError, expect
+from scrd_fast.errors import (
+    DeviceMemoryError,
+    EngineBuildError,
+    FidelityError,
+    InputError,
+    NotFiniteError,
+    expect,
+)
 from scrd_fast.files import atomic_write
 from scrd_fast.model.checkpoint import load_checkpoint
 from scrd_fast.spec import ScoringSpec
@@ -207,6 +214,11 @@ class _Builder:
             except FidelityError as error:
                 row["why_not"] = str(error)
                 continue
+            except (DeviceMemoryError, EngineBuildError, NotFiniteError) as error:
+                if len(precisions) == 1:
+                    raise
+                row["why_not"] = f"{precision}: {error}"
+                continue
             row |= made.report.to_dict()
             if broken := fidelity.broken_limits(made.report, self.allowed(precision)):
                 row["why_not"] = f"{precision}: " + "; ".join(broken)
@@ -220,6 +232,7 @@ class _Builder:
                 each["ms"] = ms.get(each["precision"], each["ms"])
             if best is None or ms[precision] < ms[best.precision]:
                 best = made
+            del made
         if best is None:
             raise FidelityError("no precision keeps the fidelity limits: "
                                 + " | ".join(row["why_not"] for row in table))

@@ -6,12 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from scrd_fast.data.images import is_paths, list_images
-from scrd_fast.engine.decisions import Array, Decisions, Drift, conformal, drift, labelled
+from scrd_fast.engine.decisions import (
+    Array,
+    Decisions,
+    Drift,
+    check_rate,
+    check_rule,
+    conformal,
+    drift,
+    labelled,
+)
 from scrd_fast.engine.engine import FILES, Engine, Result, join
 from scrd_fast.engine.file import read_engine_file, write_engine_file
 from scrd_fast.engine.load import open_engine
 from scrd_fast.engine.progress import Progress, silent
-from scrd_fast.errors import DataError, InputError, expect
+from scrd_fast.errors import DataError, EngineFileError, InputError, expect
 
 
 def calibrate(
@@ -34,7 +43,9 @@ def calibrate(
     if anomalous is None:
         expect(rule in (None, "conformal") and target is None, "rule",
                "'conformal' without anomalous images, and no target", (rule, target))
+        check_rate(0.01 if fpr is None else fpr)
     else:
+        check_rule(rule or "f1", target, seed)
         expect(fpr is None, "fpr", "none with anomalous images; rule='specificity' bounds the"
                " false alarms there", fpr)
     engine, _ = open_engine(path, device=device, trust=trust)
@@ -46,6 +57,9 @@ def calibrate(
             sick, _ = _scored(engine, anomalous, "anomalous", progress)
             decisions = labelled(scores, weights, sick, rule or "f1", target, seed=seed)
     manifest, members = read_engine_file(path)
+    if manifest.members != engine.manifest.members:
+        raise EngineFileError(f"{path}: was written anew while its images were scored; calibrate"
+                              " it again")
     write_engine_file(Path(path), replace(manifest, calibration=decisions.to_dict()), members)
     return decisions
 
@@ -69,6 +83,8 @@ def monitor(
 def _scored(engine: Engine, images: Any, name: str, progress: Progress) -> tuple[Array, Array]:
     """Scores (N,) and scale weights (N, 3); raises DataError naming a file that cannot be read."""
     chosen = list_images(images) if is_paths(images) else images
+    sized = isinstance(chosen, list | tuple) or getattr(chosen, "ndim", 0) > 0
+    expect(sized, name, "an array or list of images, paths or a folder", type(images).__name__)
     parts = []
     for start in range(0, len(chosen), FILES):
         part = engine.score(chosen[start : start + FILES], maps=False)

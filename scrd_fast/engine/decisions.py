@@ -8,6 +8,7 @@ where its score lies above `Decisions.threshold`, whichever rule has set that.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,10 @@ class Decisions:
     threshold: float
     report: dict[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def _normal(self) -> NDArray[np.float32]:
+        return np.asarray(self.normal_scores, np.float32)
+
     def p_values(self, scores: Array) -> NDArray[np.float32]:
         """Conformal p-values (N,) of scores (N,); NaN where a score is.
 
@@ -48,7 +53,7 @@ class Decisions:
         image exchangeable with them, P(p <= a) <= a for every a (Vovk, Gammerman and Shafer,
         Algorithmic Learning in a Random World, 2005).
         """
-        normal = np.asarray(self.normal_scores, np.float32)
+        normal, scores = self._normal, np.asarray(scores, np.float32)
         larger = len(normal) - np.searchsorted(normal, scores, side="left")
         p = ((1 + larger) / (len(normal) + 1)).astype(np.float32)
         return np.where(np.isnan(scores), np.float32("nan"), p)
@@ -64,14 +69,16 @@ class Decisions:
     def from_dict(values: Mapping[str, Any]) -> "Decisions":
         """Raises EngineFileError for anything that `to_dict` has not made."""
         try:
-            read = Decisions(**values)
+            read = Decisions(**{**values, "normal_scores": tuple(values["normal_scores"]),
+                                "scale_weights": tuple(map(tuple, values["scale_weights"]))})
             scores = np.asarray(read.normal_scores, np.float32)
             weights = np.asarray(read.scale_weights, np.float32)
             good = (scores.ndim == 1 and len(scores) > 0 and np.isfinite(scores).all()
                     and (np.diff(scores) >= 0).all() and weights.shape == (len(scores), 3)
                     and np.isfinite(weights).all() and read.rule in RULES
-                    and math.isfinite(read.threshold) and isinstance(read.report, dict))
-        except (TypeError, ValueError) as error:
+                    and abs(read.threshold) < 1e30  # NaN and what float32 cannot hold are not
+                    and isinstance(read.report, dict))
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise EngineFileError(f"manifest.calibration does not fit: {error}") from error
         if not good:
             raise EngineFileError("manifest.calibration: expected rising finite scores, three"
@@ -94,6 +101,21 @@ def _checked(scores: Array, weights: Array, name: str) -> tuple[Array, Array]:
     return scores, weights
 
 
+def check_rate(rate: Any) -> None:
+    """Raise InputError unless it can be a false-alarm rate."""
+    expect(isinstance(rate, int | float) and 0 < rate <= 0.5, "fpr", "a share above 0, up to 0.5",
+           rate)
+
+
+def check_rule(rule: Any, target: Any, seed: Any) -> None:
+    """Raise InputError unless `labelled` can choose by them."""
+    expect(rule in RULES[1:], "rule", f"one of {RULES[1:]}", repr(rule))
+    good = target is None if rule == "f1" else isinstance(target, int | float) and 0 < target < 1
+    expect(good, "target", "a share between 0 and 1 with 'sensitivity' and 'specificity', none"
+           " with 'f1'", target)
+    expect(type(seed) is int and 0 <= seed < 2**64, "seed", "an integer from 0", seed)
+
+
 def conformal(scores: Array, weights: Array, rate: float) -> Decisions:
     """Decisions from the scores (N,) and scale weights (N, 3) of held-out normal images alone.
 
@@ -101,7 +123,7 @@ def conformal(scores: Array, weights: Array, rate: float) -> Decisions:
     average over draws of these images and of new ones exchangeable with them. Raises InputError
     where the images are too few for it.
     """
-    expect(0 < rate < 1, "fpr", "a share between 0 and 1", rate)
+    check_rate(rate)
     scores, weights = _checked(scores, weights, "normals")
     needed = normals_needed(rate)
     expect(len(scores) >= needed, "normals", f"at least {needed} images for a false-alarm rate of"
@@ -130,9 +152,7 @@ def labelled(
     sensitivity or specificity of at least `target`. The other half tells how good it is. Raises
     InputError.
     """
-    expect(rule in RULES[1:], "rule", f"one of {RULES[1:]}", repr(rule))
-    expect((target is None) == (rule == "f1") and (target is None or 0 < target < 1), "target",
-           "a share between 0 and 1 with 'sensitivity' and 'specificity', none with 'f1'", target)
+    check_rule(rule, target, seed)
     scores, weights = _checked(scores, weights, "normals")
     sick, _ = _checked(anomalous_scores, np.zeros((len(anomalous_scores), 3)), "anomalous")
     for name, found in (("normals", scores), ("anomalous", sick)):

@@ -4,7 +4,6 @@ Relative error means max|a - b| / max|b| over the probe set.
 """
 
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -133,14 +132,21 @@ class Judge:
         """images: as in `make_probe`."""
         self.spec, self._model, self._images = checkpoint.spec, checkpoint.model, images
         self._progress = progress
+        self._probes: dict[bool, Probe] = {}
+        self._references: dict[bool, tuple[Tensor, Tensor]] = {}
 
-    @lru_cache  # noqa: B019 (a judge lives as long as a build)
     def probe(self, few: bool) -> Probe:
-        return make_probe(self.spec, self._images, FEW if few else JUDGED_FROM)
+        if few not in self._probes:
+            self._probes[few] = make_probe(self.spec, self._images, FEW if few else JUDGED_FROM)
+        return self._probes[few]
 
-    @lru_cache  # noqa: B019
     def _reference(self, few: bool) -> tuple[Tensor, Tensor]:
         """Scores (N,) and maps (N, S, S)."""
+        if few not in self._references:
+            self._references[few] = self._by_reference(few)
+        return self._references[few]
+
+    def _by_reference(self, few: bool) -> tuple[Tensor, Tensor]:
         pixels = self.probe(few).pixels
         scores: list[Tensor] = []
         maps: list[Tensor] = []
@@ -180,8 +186,13 @@ def rank_correlation(scores: Any, reference: Any) -> float:
 
 def flipped(scores: Any, reference: Any, normal: Any) -> float:
     """Share of decisions about scores (N,) that differ from the reference's, over ten thresholds:
-    the 90th to the 99th percentile of the reference's scores of normal images."""
-    thresholds = np.quantile(normal, np.linspace(0.90, 0.99, 10))[:, None]
+    the 90th to the 99th percentile of the reference's scores of normal images, each moved to the
+    middle between the scores beside it, so that no decision hangs on the rounding of one."""
+    values = np.unique(normal)
+    above = np.append(values, values[-1] + max(abs(values[-1]), 1.0) * 1e-3)[1:]
+    percentiles = np.quantile(normal, np.linspace(0.90, 0.99, 10))
+    below = np.searchsorted(values, percentiles, side="right") - 1
+    thresholds = ((values + above) / 2)[below, None]
     return float(np.mean((scores > thresholds) != (reference > thresholds)))
 
 

@@ -132,6 +132,9 @@ def _read_manifest(path: Path, text: bytes, digest: bytes) -> Manifest:
             )
         manifest = from_mapping(Manifest, values, "manifest")
         manifest.scoring_spec()
+        for name in ("model", "precision_used", "fingerprint", "versions", "fidelity"):
+            expect(isinstance(getattr(manifest, name), dict), f"manifest.{name}", "a JSON object",
+                   type(getattr(manifest, name)).__name__)
         digests = manifest.members
         texts = isinstance(digests, dict) and all(isinstance(d, str) for d in digests.values())
         expect(texts, "manifest.members", "digests by name", digests)

@@ -33,7 +33,7 @@ from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.file import GOLDEN, NETWORK, Manifest, read_engine_file
 from scrd_fast.engine.progress import Progress, silent
 from scrd_fast.engine.quantize import KINDS, QUANTISATION, Quantisation
-from scrd_fast.engine.verify import replay
+from scrd_fast.engine.verify import renewed, replay
 from scrd_fast.errors import EngineFileError, ScrdError
 
 
@@ -52,7 +52,11 @@ def load_engine(
     """
     engine, golden = open_engine(path, mode, device, trust)
     if verify:
-        replay(engine, golden, alike=_alike(engine, device), whole=False)
+        try:
+            replay(engine, golden, alike=_alike(engine, device), whole=False)
+        except BaseException:
+            engine.close()
+            raise
     return _current.use(engine)
 
 
@@ -208,7 +212,8 @@ def rebuild_engine(
     engine = Engine(manifest, runner, target)
     try:
         replay(engine, members[GOLDEN], alike=False, whole=True, progress=progress)
-        kept = {n: d for n, d in members.items() if n in (NETWORK, GOLDEN, QUANTISATION)}
+        kept = {n: d for n, d in members.items() if n in (NETWORK, QUANTISATION)}
+        kept[GOLDEN] = renewed(engine, members[GOLDEN])
         write_built(target, manifest, kept, runner)
     except BaseException:
         engine.close()

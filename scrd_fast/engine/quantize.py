@@ -89,7 +89,7 @@ class Quantisation:
                     raise ValueError("a range is negative or not finite")
             if not all(isinstance(name, str) for name in read.keep):
                 raise ValueError("a name is no text")
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise EngineFileError(f"{QUANTISATION}: expected ranges of activations and names of"
                                   f" layers, got something else: {error}") from error
         return read

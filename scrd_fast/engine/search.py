@@ -70,6 +70,10 @@ def search(
     return _Searcher(proto, judge, quantisation, limits, deadline, progress).run()
 
 
+class _TimeIsUpError(FidelityError):
+    """Nothing more can be tried."""
+
+
 class _Searcher:
     def __init__(self, proto: onnx.ModelProto, judge: Judge, quantisation: Quantisation,
                  limits: Limits, deadline: float, progress: Progress) -> None:
@@ -93,9 +97,12 @@ class _Searcher:
             if high == len(order):
                 raise FidelityError("int8: " + "; ".join(self.broken[high]) + ", every block kept")
             low, high = high, min(2 * high, len(order))
-        while high - low > 1 and time.monotonic() < self.deadline:
+        while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if self._keeps(middle, order) else (middle, high)
+            try:
+                low, high = (low, middle) if self._keeps(middle, order) else (middle, high)
+            except _TimeIsUpError:
+                break
         return self._found(high, order, errors)
 
     def _found(self, count: int, order: Sequence[str], errors: dict[str, float]) -> Search:
@@ -112,7 +119,7 @@ class _Searcher:
 
     def _report(self, keep: Sequence[str], *, few: bool) -> tuple[Report, float]:
         if time.monotonic() > self.deadline:
-            raise FidelityError(f"int8: no time left after {len(self.tries)} tries")
+            raise _TimeIsUpError(f"int8: no time left after {len(self.tries)} tries")
         spec = self.judge.spec
         runner = make_runner("openvino", self.proto, spec, "int8", (1,),
                              quantisation=replace(self.base, keep=(STEM, *keep)))

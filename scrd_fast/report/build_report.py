@@ -3,11 +3,12 @@
 import html
 import os
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from io import StringIO
 from typing import Any
 
 from scrd_fast.engine.file import Manifest, read_engine_file
-from scrd_fast.errors import BackendUnavailable
+from scrd_fast.errors import BackendUnavailable, EngineFileError
 from scrd_fast.files import atomic_write
 
 _FIGURES = ("score_error", "map_error", "rank_correlation", "auroc_change", "flipped")
@@ -21,9 +22,21 @@ def write_build_report(engine: str | os.PathLike[str], out: str | os.PathLike[st
 
     Raises EngineFileError, OutputError, BackendUnavailable where matplotlib is not installed.
     """
-    text = _page(read_engine_file(engine)[0], str(engine))
+    check_matplotlib()
+    try:
+        text = _page(read_engine_file(engine)[0], str(engine))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise EngineFileError(f"{engine}: its manifest tells nothing of a build ({error!r})"
+                              ) from error
     with atomic_write(out) as temporary:
         temporary.write_text(text)
+
+
+def check_matplotlib() -> None:
+    """Raise BackendUnavailable where it is not installed."""
+    if not find_spec("matplotlib"):
+        raise BackendUnavailable("report: expected matplotlib, got none; pip install"
+                                 " scrd-fast[report]")
 
 
 def _page(manifest: Manifest, name: str) -> str:
@@ -32,8 +45,8 @@ def _page(manifest: Manifest, name: str) -> str:
     parts = [f"<h1>{html.escape(name)}</h1>",
              f"<p>{html.escape(manifest.model['backbone'])}, {html.escape(manifest.backend)}"
              f" {html.escape(manifest.precision)}; limits: {html.escape(limits)}; probe set:"
-             f" {html.escape(str(fidelity['probe']))}, {fidelity['images']} images;"
-             f" built on {html.escape(str(manifest.fingerprint.get('cpu', '')))}</p>",
+             f" {html.escape(str(fidelity['probe']))}, {html.escape(str(fidelity['images']))}"
+             f" images; built on {html.escape(str(manifest.fingerprint.get('cpu', '')))}</p>",
              "<h2>Precisions</h2>",
              _table(("precision", "ms per image", *_FIGURES, "not taken because"),
                     [((row["precision"], row["ms"], *(row.get(f) for f in _FIGURES),
@@ -66,11 +79,8 @@ def _table(header: Sequence[str], rows: Iterable[tuple[Sequence[Any], bool]]) ->
 
 def _plot(manifest: Manifest) -> str:
     """The points as SVG."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BackendUnavailable("report: expected matplotlib, got none; pip install"
-                                 " scrd-fast[report]") from error
+    from matplotlib.figure import Figure
+
     precisions = [(row["ms"], row["score_error"], row["precision"])
                   for row in manifest.fidelity["candidates"] if row["ms"] is not None]
     tries = [(t["ms"], t["figures"]["score_error"], str(len(t["keep"])))
@@ -83,7 +93,8 @@ def _plot(manifest: Manifest) -> str:
         axes = figure.add_subplot(1, len(shown), i + 1)
         axes.plot(*zip(*[point[:2] for point in points], strict=True), "o")
         for x, y, text in points:
-            axes.annotate(text, (x, y), xytext=(6, 3), textcoords="offset points", fontsize=9)
+            axes.annotate(text, (x, y), xytext=(6, 3), textcoords="offset points", fontsize=9,
+                          parse_math=False)
         axes.set(title=title, xlabel="milliseconds per image", yscale=scale,
                  ylabel="largest relative score error")
         axes.margins(0.18, 0.15)

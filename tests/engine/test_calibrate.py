@@ -106,6 +106,10 @@ def test_monitor(path):
     (NORMALS, {"anomalous": FRESH[:0]}, InputError, "anomalous: expected at least one image"),
     (NORMALS, {"anomalous": FRESH[:5]}, InputError, "anomalous: expected at least 20 images"),
     (NORMALS.astype(np.int64), {"fpr": 0.5}, InputError, "batch: expected"),
+    (None, {}, InputError, "normals: expected an array or list of images"),
+    (NORMALS, {"fpr": 0.5, "rule": "magic"}, InputError, "rule: expected 'conformal'"),
+    (NORMALS, {"anomalous": FRESH, "rule": "sensitivity"}, InputError, "target: expected a share"),
+    (NORMALS, {"anomalous": FRESH, "seed": -1}, InputError, "seed: expected an integer from 0"),
     ("no such folder", {}, DataError, "no such folder: expected a folder of images"),
 ])
 def test_bad_input_leaves_the_file_as_it_was(path, normals, options, error, message):

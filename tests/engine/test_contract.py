@@ -22,7 +22,8 @@ from scrd_fast.engine.quantize import (
 )
 from scrd_fast.model.checkpoint import save_checkpoint
 from scrd_fast.model.reference import score_images
-from tests.engine.conftest import EACH_BACKEND
+from tests.engine.conftest import needs_tensorrt
+from tests.gpu import ON_GPU
 
 KEEP = ("network/teacher",)  # keeps the limits of int8 without a search
 # The normals of so short a training lie close together: fewer bits move more of them over a
@@ -62,22 +63,26 @@ def judged(probe, reference):
     return judge
 
 
-@pytest.fixture(scope="module", params=EACH_BACKEND)
-def backend(request):
-    if request.param == "openvino":
-        pytest.importorskip("openvino")
-    return request.param
+CASES = [
+    *(("openvino", p) for p in ("fp32", "bf16", "int8")), ("torch_eager", "fp32"),
+    pytest.param(("torch_eager", "bf16"), marks=pytest.mark.slow),
+    *(pytest.param(("torch_cuda", p), marks=ON_GPU) for p in ("fp32", "bf16", "fp16")),
+    *(pytest.param(("tensorrt", p), marks=[*ON_GPU, needs_tensorrt])
+      for p in ("fp32", "bf16", "fp16", "int8"))]
 
 
-@pytest.fixture(scope="module", params=["fp32", "bf16", "fp16", "int8"])
-def built(request, trained, path, backend):
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def built(request, trained, path):
     """Precision and engine file."""
-    if request.param not in native_precisions(backend):
-        pytest.skip(f"{backend} does not compute in {request.param} here")
-    out = path.with_suffix(f".{backend}.{request.param}.scrd")
-    scrd_fast.build_engine(path, out, backend=backend, precision=request.param, images=trained[1],
-                           keep=KEEP, buckets=(1, 8), limits=ALLOWED[request.param]).close()
-    return request.param, out
+    backend, precision = request.param
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    if precision not in native_precisions(backend):
+        pytest.skip(f"{backend} does not compute in {precision} here")
+    out = path.with_suffix(f".{backend}.{precision}.scrd")
+    scrd_fast.build_engine(path, out, backend=backend, precision=precision, images=trained[1],
+                           keep=KEEP, buckets=(1, 8), limits=ALLOWED[precision]).close()
+    return precision, out
 
 
 def test_every_way_to_score(built, images, judged):
@@ -104,7 +109,7 @@ def test_the_command_line(built, images, judged, tmp_path):
         done.stdout.splitlines())]))
 
 
-@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("batch", [3, 8])
 def test_the_scorer_itself(trained, images, judged, batch):
     """Without the engine file around it, whatever the size of its batches."""
     pytest.importorskip("openvino")

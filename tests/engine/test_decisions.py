@@ -111,12 +111,15 @@ def test_through_json():
     np.testing.assert_array_equal(read.p_values(scores), decisions.p_values(scores))
     np.testing.assert_array_equal(read.anomalous(scores), decisions.anomalous(scores))
     assert json.dumps(read.to_dict()) == text
+    assert read == decisions
 
 
 @pytest.mark.parametrize("change", [
     {"normal_scores": []}, {"normal_scores": [2.0, 1.0]}, {"normal_scores": "abc"},
     {"normal_scores": [1.0, float("nan")]}, {"scale_weights": [[1, 2]]}, {"rule": "magic"},
-    {"threshold": None}, {"threshold": float("inf")}, {"report": 3}, {"more": 1}])
+    {"threshold": None}, {"threshold": float("inf")}, {"threshold": 1e300},
+    {"threshold": 10**400}, {"normal_scores": [1, 10**400]}, {"normal_scores": 3},
+    {"report": 3}, {"more": 1}])
 def test_calibrations_that_are_none(change):
     values = conformal(np.float32([1, 2]), weights_of(2), 0.5).to_dict()
     with pytest.raises(EngineFileError, match=r"^manifest\.calibration"):
@@ -126,7 +129,11 @@ def test_calibrations_that_are_none(change):
 @pytest.mark.parametrize(("call", "error", "message"), [
     (lambda: conformal([1, np.nan], weights_of(2), 0.5), NotFiniteError, "^normals: expected fin"),
     (lambda: conformal([1, 2], weights_of(3), 0.5), InputError, r"^normals: expected scores \(N,"),
-    (lambda: conformal([1, 2], weights_of(2), 0), InputError, "^fpr: expected a share between"),
+    (lambda: conformal([1, 2], weights_of(2), 0), InputError, "^fpr: expected a share above 0"),
+    (lambda: conformal([1, 2], weights_of(2), 1 - 1e-10), InputError, "^fpr: expected a share"),
+    (lambda: conformal([1, 2], weights_of(2), "1"), InputError, "^fpr: expected a share"),
+    (lambda: labelled(normal_scores(40), weights_of(40), normal_scores(40), "f1", seed=-1),
+     InputError, "^seed: expected an integer from 0"),
     (lambda: conformal([], np.zeros((0, 3)), 0.5), InputError, "^normals: expected at least 1"),
     (lambda: labelled(normal_scores(40), weights_of(40), [], "f1"), InputError,
      "^anomalous: expected at least 20 images of each kind, got 0"),

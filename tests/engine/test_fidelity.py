@@ -15,7 +15,9 @@ from scrd_fast.engine.fidelity import (
     Report,
     broken_limits,
     compare,
+    flipped,
     make_probe,
+    odd_pixels,
     relative_error,
 )
 from scrd_fast.engine.golden import golden_images
@@ -102,9 +104,10 @@ def test_auroc_and_its_change():
 
 
 def test_flipped_decisions():
-    """Scores 0 to 239: the thresholds, percentiles 90 to 99, lie from 215.1 to 236.6."""
+    """Scores 0 to 239: the percentiles 90 to 99 are 215.1 to 236.6, the thresholds
+    the middles between the scores beside them: 215.5 to 236.5."""
     scores, maps = reference()
-    for moved, crossed in ((100.0, 0), (215.5, 1), (226.0, 5), (1000.0, 10)):
+    for moved, crossed in ((100.0, 0), (215.6, 1), (226.0, 5), (1000.0, 10)):
         other = scores.clone()
         other[0] = moved
         report = compare(probe(), other, maps, scores, maps)
@@ -178,8 +181,8 @@ def test_probe_of_images(kind):
     given = {"array": images, "list": list(images), "tensor": torch.from_numpy(images)}[kind]
     first, again = make_probe(SPEC, given, 8), make_probe(SPEC, given, 8)
     assert torch.equal(first.pixels, again.pixels)
-    assert first.labels.tolist() == [0] * 4 + [1] * 4
-    clean, noisy = first.pixels.split(4)
+    assert first.labels.tolist() == [0] * 4 + [1] * 4 + [-1] * 7
+    clean, noisy = first.pixels[:8].split(4)
     # Spread over the whole set, first and last among them.
     assert torch.equal(clean, to_pixels(images[[0, 3, 6, 10]], SPEC))
     changed = (clean != noisy).flatten(2).any(dim=2)
@@ -190,8 +193,36 @@ def test_probe_of_images(kind):
 @pytest.mark.parametrize(("images", "count", "used"), [(50, 20, 10), (1, 2, 1)])
 def test_probe_size(images, count, used):
     found = make_probe(SPEC, pictures(images), count)
-    assert len(found.pixels) == 2 * used
-    assert found.labels.tolist() == [0] * used + [1] * used
+    assert len(found.pixels) == 2 * used + 7
+    assert found.labels.tolist() == [0] * used + [1] * used + [-1] * 7
+
+
+def test_odd_content():
+    """Last in the probe: black, white, grey, three of extreme contrast, noise; not in the AUROC."""
+    odd = make_probe(SPEC, pictures(4), 8).pixels[8:]
+    assert torch.equal(odd, odd_pixels(SPEC))
+    assert [float(image.mean()) for image in odd[:5]] == [0, 1, 0.5, 0.5, 0.5]
+    assert len(odd[3].unique()) == 2
+    assert int(odd[5].sum()) == 3
+    assert float(odd[6].std()) > 0.25
+    assert 0 <= float(odd.min()) < float(odd.max()) <= 1
+    labels = np.repeat([0, 1, -1], [N // 2 - 1, N // 2, 1])
+    scores, maps = reference()
+    other = scores.clone()
+    other[-1] = -1e6  # the odd image
+    report = compare(probe(labels), other, maps, scores, maps)
+    assert report.auroc == 1
+    assert report.auroc_change == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 11, 51, 100, 101])
+def test_no_decision_hangs_on_rounding(count):
+    """Percentiles of some numbers of images are the scores of images."""
+    normal = np.random.default_rng(0).gamma(9, 0.1, count).repeat(2)
+    assert flipped(normal * (1 + 1e-9), normal, normal) == 0
+    assert flipped(normal * (1 - 1e-9), normal, normal) == 0
+    if count > 10:
+        assert flipped(normal * 2, normal, normal) > 0.03
 
 
 def test_golden_images_are_made_by_their_numbers():
@@ -219,6 +250,6 @@ def test_few_images_still_give_enough_to_judge():
     images = np.random.default_rng(0).integers(0, 256, (3, 40, 40), dtype=np.uint8)
     probe = make_probe(SPEC, images, 200)
     assert len(probe.pixels) == len(probe.labels) >= 200
-    assert probe.labels.sum() == len(probe.labels) - 3
-    noisy = probe.pixels[3:]
+    assert (probe.labels == 1).sum() == len(probe.labels) - 3 - 7
+    noisy = probe.pixels[3:-7]
     assert len({p.numpy().tobytes() for p in noisy}) == len(noisy)

@@ -20,7 +20,7 @@ cv2 = pytest.importorskip("cv2")
 pytest.importorskip("openvino")
 
 # All faults in every precision takes minutes.
-PRECISIONS = [pytest.param(p, marks=pytest.mark.slow if p == "bf16" else ())
+PRECISIONS = [pytest.param(p, marks=() if p == "fp32" else pytest.mark.slow)
               for p in ("fp32", "bf16", "int8") if p in native_precisions("openvino")]
 
 
@@ -131,9 +131,37 @@ def test_another_machine_is_held_to_the_limits(built, tmp_path):
     refused(planted(built, tmp_path, fingerprint=elsewhere, spec=swapped))
 
 
-def test_golden_images_that_are_none(built, tmp_path):
+def test_an_engine_compiled_again_is_held_to_itself(built, tmp_path):
+    """Not to what it gave on the machine that first built it."""
+    there = load(built[1][GOLDEN])["built_scores"] * np.float32(1 + 5e-5)
+    path = planted(built, tmp_path, golden={"built_scores": there},
+                   fingerprint=built[0].fingerprint | {"cpu": "another"})
+    scrd_fast.rebuild_engine(path).close()
+    assert scrd_fast.verify_engine(path)["score_change"] <= 1e-6
+
+
+@pytest.mark.parametrize("golden", [
+    b"", b"garbage", {"image0": None}, {"built_maps": np.zeros((8, 3, 3), np.float32)},
+    {"probe_scores": np.zeros(3, np.float32)}])
+def test_golden_images_that_are_none(built, tmp_path, golden):
     old, members = built
-    for golden in (b"", b"garbage", save({"image0": np.zeros((4, 4), np.uint8)})):
-        path = write_engine_file(tmp_path / "m.scrd", old, members | {GOLDEN: golden})
-        with pytest.raises(EngineFileError, match=r"m\.scrd: its golden images cannot be read"):
-            scrd_fast.verify_engine(path)
+    if isinstance(golden, dict):
+        tensors = load(members[GOLDEN]) | golden
+        golden = save({name: value for name, value in tensors.items() if value is not None})
+    path = write_engine_file(tmp_path / "m.scrd", old, members | {GOLDEN: golden})
+    with pytest.raises(EngineFileError, match=r"m\.scrd: its golden images cannot be read"):
+        scrd_fast.verify_engine(path)
+
+
+@pytest.mark.parametrize("fidelity", [{}, {"limits": 3}, {"limits": {"flipped": "much"}},
+                                      {"limits": {"magic": 1}}])
+def test_limits_that_are_none(built, tmp_path, fidelity):
+    path = planted(built, tmp_path, fidelity=fidelity)
+    with pytest.raises(EngineFileError, match=r"m\.scrd: its golden images cannot be read"):
+        scrd_fast.verify_engine(path)
+
+
+@pytest.mark.parametrize("name", ["model", "versions", "fingerprint", "fidelity"])
+def test_a_manifest_of_other_types(built, tmp_path, name):
+    with pytest.raises(EngineFileError, match=rf"manifest\.{name}: expected a JSON object"):
+        scrd_fast.verify_engine(planted(built, tmp_path, **{name: 3}))
