@@ -6,7 +6,7 @@ own scores of a larger probe set ("probe_scores"), whose images are made again b
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
@@ -64,8 +64,8 @@ def replay(engine: Engine, golden: bytes, *, alike: bool, whole: bool,
     """
     try:
         tensors = load_tensors(golden)
-        count = sum(name.startswith("image") for name in tensors)
-        images = [tensors[f"image{i}"].numpy() for i in range(count)]
+        images = _images(tensors)
+        count = len(images)
         reference, maps, built, built_maps, probe_scores, digest = (tensors[n] for n in _NAMES)
         side = engine.spec.input_size
         shapes = [(count,), (count, side, side)] * 2 + [(fidelity.JUDGED_FROM,), (32,)]
@@ -108,16 +108,18 @@ def replay(engine: Engine, golden: bytes, *, alike: bool, whole: bool,
 
 def renewed(engine: Engine, golden: bytes) -> bytes:
     """The member for an engine that was compiled again and whose replay was good: what it gives
-    here takes the place of what the engine before it gave."""
+    here takes the place of what the engine before it gave. Ranks and decisions stay those of the
+    first build, from which no chain of compilations may drift."""
     tensors = load_tensors(golden)
-    count = sum(name.startswith("image") for name in tensors)
-    result = engine.score([tensors[f"image{i}"].numpy() for i in range(count)])
+    result = engine.score(_images(tensors))
     assert result.maps is not None
-    probe_scores = _scored(_probe(engine.spec.input_size),
-                           lambda batch: engine.score(batch, maps=False).scores, silent)
     return save_tensors(tensors | {"built_scores": torch.from_numpy(result.scores),
-                                   "built_maps": torch.from_numpy(result.maps),
-                                   "probe_scores": probe_scores})
+                                   "built_maps": torch.from_numpy(result.maps)})
+
+
+def _images(tensors: Mapping[str, Tensor]) -> list[NDArray[np.uint8]]:
+    count = sum(name.startswith("image") for name in tensors)
+    return [tensors[f"image{i}"].numpy() for i in range(count)]
 
 
 def _check(engine: Engine, figures: dict[str, float], allowed: dict[str, float]) -> None:

@@ -51,6 +51,14 @@ def small_path(small, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def small_file(small_path, tmp_path_factory):
+    """Its engine file: fp32, on the CPU."""
+    path = tmp_path_factory.mktemp("small_file") / "m.scrd"
+    scrd_fast.build_engine(small_path, path, device="cpu", precision="fp32", buckets=(1,)).close()
+    return path
+
+
+@pytest.fixture(scope="session")
 def large():
     """Wide-ResNet-50-2 at 256 px with the recorded weights."""
     config = ModelConfig("wide_resnet50_2", "recorded")

@@ -17,17 +17,10 @@ cv2 = pytest.importorskip("cv2")
 NORMALS, FRESH = organs(40, 64), organs(30, 64, seed=1)
 
 
-@pytest.fixture(scope="module")
-def built(small_path, tmp_path_factory):
-    path = tmp_path_factory.mktemp("calibrate") / "m.scrd"
-    scrd_fast.build_engine(small_path, path, device="cpu", precision="fp32", buckets=(1,)).close()
-    return path
-
-
 @pytest.fixture
-def path(built, tmp_path):
+def path(small_file, tmp_path):
     copy = tmp_path / "m.scrd"
-    copy.write_bytes(built.read_bytes())
+    copy.write_bytes(small_file.read_bytes())
     return copy
 
 

@@ -38,18 +38,11 @@ def built(options: TensorRtOptions | None = None, version: str = "10.16.1.11") -
             "plan": plan_fingerprint(version, options or TensorRtOptions())}
 
 
-@pytest.fixture(scope="module")
-def engine_file(small_path, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("plan") / "m.scrd"
-    scrd_fast.build_engine(small_path, path, device="cpu", precision="fp32", buckets=(1,)).close()
-    return path
-
-
 @pytest.fixture
-def planned(engine_file, tmp_path):
+def planned(small_file, tmp_path):
     """An engine file with a plan in it, and its manifest."""
     path = tmp_path / "m.scrd"
-    manifest, members = read_engine_file(engine_file)
+    manifest, members = read_engine_file(small_file)
     manifest = replace(manifest, backend="tensorrt", fingerprint=manifest.fingerprint | built())
     write_engine_file(path, manifest, {**members, PLAN: BYTES})
     return path, read_engine_file(path)[0]
@@ -154,11 +147,11 @@ def test_tensorrt_that_is_not_there(planned, small_path, tmp_path):
     assert not (tmp_path / "other.scrd").exists()
 
 
-def test_an_engine_file_is_compiled_again(engine_file, tmp_path):
+def test_an_engine_file_is_compiled_again(small_file, tmp_path):
     """For CPU backends, too: the golden images decide."""
     out = tmp_path / "again.scrd"
-    first, _ = read_engine_file(engine_file)
-    with scrd_fast.rebuild_engine(engine_file, out) as engine:
+    first, _ = read_engine_file(small_file)
+    with scrd_fast.rebuild_engine(small_file, out) as engine:
         assert engine.path == out
         assert engine.manifest.fidelity == first.fidelity
     with scrd_fast.load_engine(out, verify=True) as engine:
