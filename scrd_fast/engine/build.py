@@ -41,7 +41,7 @@ from scrd_fast.engine.file import (
     write_engine_file,
 )
 from scrd_fast.engine.graph import build_graph
-from scrd_fast.engine.measure import in_turn, random_images
+from scrd_fast.engine.measure import in_turn, random_images, scoring
 from scrd_fast.engine.progress import Progress, silent
 from scrd_fast.engine.quantize import (
     BASE,
@@ -110,9 +110,10 @@ def _faster_in_batches(runner: Runner, spec: ScoringSpec) -> bool:
     """Whether a batch of BATCH costs less than its images one by one, by at least 5 %."""
     (together,) = random_images(spec.input_size, 1, BATCH)
     with closing(runner.scorer()) as scorer:
-        times = in_turn({"together": scorer}, [together], maps=False, rounds=3, warmup=1)
-        alone = in_turn({"alone": scorer}, list(together[:, None]), maps=False, rounds=BATCH)
-    return times["together"] < 0.95 * BATCH * alone["alone"]
+        score = scoring(scorer, maps=False)
+        ms = in_turn({"together": score, "one by one": lambda batch: [
+            score(batch[i : i + 1]) for i in range(BATCH)]}, [together], rounds=3, warmup=1)
+    return ms["together"] < 0.95 * ms["one by one"]
 
 
 def _can_search() -> bool:
@@ -225,9 +226,9 @@ class _Builder:
                 del made  # a GPU's memory is for the next one
                 continue
             with ExitStack() as stack:  # in turn with the best so far
-                scorers = {each.precision: stack.enter_context(closing(each.runner.scorer()))
-                           for each in (best, made) if each is not None}
-                ms = in_turn(scorers, random_images(self.judge.spec.input_size))
+                calls = {each.precision: scoring(stack.enter_context(
+                    closing(each.runner.scorer()))) for each in (best, made) if each is not None}
+                ms = in_turn(calls, random_images(self.judge.spec.input_size))
             for each in table:
                 each["ms"] = ms.get(each["precision"], each["ms"])
             if best is None or ms[precision] < ms[best.precision]:

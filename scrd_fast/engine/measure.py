@@ -1,7 +1,7 @@
 """Timing engines: the one place that does."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,21 +12,23 @@ from scrd_fast.engine.engine import Engine
 
 
 def in_turn(
-    scorers: Mapping[str, Scorer], batches: Sequence[Any], *, maps: bool = True, rounds: int = 20,
+    calls: Mapping[str, Callable[[Any], object]], batches: Sequence[Any], *, rounds: int = 20,
     warmup: int = 4,
 ) -> dict[str, float]:
-    """Median milliseconds of each scorer from images to score (and map), A B A B on one batch after
-    the other: what slows the machine down for a while slows all of them.
-
-    batches: what their `submit` takes.
-    """
-    times: dict[str, list[float]] = {name: [] for name in scorers}
+    """Median milliseconds of each call of a batch, A B A B on one batch after the other: what slows
+    the machine down for a while slows all of them."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(warmup + rounds):
-        for name, scorer in scorers.items():
+        for name, call in calls.items():
             start = time.perf_counter()
-            scorer.submit(batches[i % len(batches)], maps).get()
+            call(batches[i % len(batches)])
             times[name].append(time.perf_counter() - start)
     return {name: float(np.median(ts[warmup:]) * 1e3) for name, ts in times.items()}
+
+
+def scoring(scorer: Scorer, *, maps: bool = True) -> Callable[[Any], object]:
+    """The call from images, as its `submit` takes them, to scores (and maps)."""
+    return lambda batch: scorer.submit(batch, maps).get()
 
 
 def random_images(side: int, count: int = 4, batch: int = 1) -> list[NDArray[np.uint8]]:
@@ -41,10 +43,5 @@ def latency_ms(engine: Engine, images: NDArray[Any], *, repeats: int = 30,
 
     images: (N, H, W) or (N, H, W, 3), taken in turn.
     """
-    times = []
-    for i in range(warmup + repeats):
-        image = images[i % len(images)][None]
-        start = time.perf_counter()
-        engine.score(image)
-        times.append(time.perf_counter() - start)
-    return float(np.median(times[warmup:]) * 1e3)
+    batches = [images[i : i + 1] for i in range(len(images))]
+    return in_turn({"": engine.score}, batches, rounds=repeats, warmup=warmup)[""]

@@ -18,7 +18,7 @@ import onnx
 from scrd_fast.engine.backends.choice import make_runner
 from scrd_fast.engine.fidelity import Judge, Limits, Report, broken_limits
 from scrd_fast.engine.graph import network_graph
-from scrd_fast.engine.measure import in_turn, random_images
+from scrd_fast.engine.measure import in_turn, random_images, scoring
 from scrd_fast.engine.progress import Progress
 from scrd_fast.engine.quantize import STEM, Quantisation, convolution_names
 from scrd_fast.errors import FidelityError, NotFiniteError
@@ -128,5 +128,6 @@ class _Searcher:
                 report = self.judge.report(scorer, few=few)
             except NotFiniteError as error:
                 raise FidelityError("int8: values that are not finite") from error
-            ms = 0.0 if few else in_turn({"": scorer}, random_images(spec.input_size))[""]
+            ms = 0.0 if few else in_turn(
+                {"": scoring(scorer)}, random_images(spec.input_size))[""]
         return report, ms
