@@ -4,6 +4,7 @@
 
 #include "error.hpp"
 #include "isa.hpp"
+#include "peak.hpp"
 #include "thread_pool.hpp"
 
 namespace py = pybind11;
@@ -46,6 +47,10 @@ PYBIND11_MODULE(_native, module) {
   module.def(
       "set_isa", [](const std::string& name) { scrd::set_isa(scrd::isa_from_name(name)); },
       py::arg("name"), "Use this instruction set from now on.");
+  module.def("peak_ops", &scrd::peak_ops, py::arg("kind"), py::arg("seconds"),
+             py::call_guard<py::gil_scoped_release>(),
+             "Operations per second of multiply-add instructions on registers, by all threads; 0 "
+             "where none is known for this CPU. kind: fp32, bf16 or int8.");
   module.def(
       "threads", [] { return scrd::shared_pool()->threads(); },
       "Threads that an operation may use, the caller included.");

@@ -1,0 +1,123 @@
+#include "peak.hpp"
+
+#include <chrono>
+#include <memory>
+
+#include "error.hpp"
+#include "isa.hpp"
+#include "thread_pool.hpp"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace scrd {
+namespace {
+
+constexpr int kChains = 12;
+
+// kChains instructions on registers, repeated; operations: of one instruction. run is null where
+// the CPU has no such instruction.
+struct Loop {
+  void (*run)(std::uint64_t repetitions) = nullptr;
+  int operations = 0;
+};
+
+#if defined(__x86_64__)
+
+// Latencies are up to 6 cycles at two instructions a cycle, which 12 chains that do not wait for
+// each other fill. In assembly, so that no compiler merges, moves or spills any of it. The operands
+// are 1.0 in float32, (0, 1) in bfloat16 and small integers in int8: no chain becomes subnormal.
+#define SCRD_CHAINS(step) \
+  step(0) step(1) step(2) step(3) step(4) step(5) step(6) step(7) step(8) step(9) step(10) step(11)
+#define SCRD_LOOP(name, zero, spread, step)                                                      \
+  void name(std::uint64_t repetitions) {                                                         \
+    const std::uint32_t operand = 0x3f800000;                                                    \
+    asm volatile(SCRD_CHAINS(zero) spread "\n1:\n" SCRD_CHAINS(step) "dec %0\n\tjnz 1b\n"        \
+                 : "+r"(repetitions)                                                             \
+                 : "r"(operand)                                                                  \
+                 : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", \
+                   "xmm9", "xmm10", "xmm11", "xmm14");                                           \
+  }
+
+#define SCRD_SSE_ZERO(i) "pxor %%xmm" #i ", %%xmm" #i "\n\t"
+#define SCRD_VEX_ZERO(i) "vpxor %%xmm" #i ", %%xmm" #i ", %%xmm" #i "\n\t"
+#define SCRD_SSE_STEP(i) "mulps %%xmm14, %%xmm" #i "\n\taddps %%xmm14, %%xmm" #i "\n\t"
+#define SCRD_FMA_256(i) "vfmadd231ps %%ymm14, %%ymm14, %%ymm" #i "\n\t"
+#define SCRD_FMA_512(i) "vfmadd231ps %%zmm14, %%zmm14, %%zmm" #i "\n\t"
+#define SCRD_BF16_512(i) "vdpbf16ps %%zmm14, %%zmm14, %%zmm" #i "\n\t"
+#define SCRD_INT8_256(i) "%{vex%} vpdpbusd %%ymm14, %%ymm14, %%ymm" #i "\n\t"
+#define SCRD_INT8_512(i) "vpdpbusd %%zmm14, %%zmm14, %%zmm" #i "\n\t"
+
+SCRD_LOOP(sse, SCRD_SSE_ZERO, "movd %1, %%xmm14\n\tpshufd $0, %%xmm14, %%xmm14", SCRD_SSE_STEP)
+SCRD_LOOP(fma_256, SCRD_VEX_ZERO, "vmovd %1, %%xmm14\n\tvpbroadcastd %%xmm14, %%ymm14",
+          SCRD_FMA_256)
+SCRD_LOOP(fma_512, SCRD_VEX_ZERO, "vpbroadcastd %1, %%zmm14", SCRD_FMA_512)
+SCRD_LOOP(bf16_512, SCRD_VEX_ZERO, "vpbroadcastd %1, %%zmm14", SCRD_BF16_512)
+SCRD_LOOP(int8_256, SCRD_VEX_ZERO, "vmovd %1, %%xmm14\n\tvpbroadcastd %%xmm14, %%ymm14",
+          SCRD_INT8_256)
+SCRD_LOOP(int8_512, SCRD_VEX_ZERO, "vpbroadcastd %1, %%zmm14", SCRD_INT8_512)
+
+// Feature bits of leaf 7, which compilers do not all know by name.
+struct Leaf7 {
+  unsigned ecx = 0, edx = 0, eax1 = 0;
+  Leaf7() {
+    unsigned eax = 0, ebx = 0;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return;
+    unsigned ebx1 = 0, ecx1 = 0, edx1 = 0;
+    if (eax >= 1) __get_cpuid_count(7, 1, &eax1, &ebx1, &ecx1, &edx1);
+  }
+};
+
+Loop loop_of(const std::string& kind) {
+  const Leaf7 has;
+  const Isa best = available_isas().back();
+  if (kind == "fp32") {
+    if (best == Isa::avx512) return {fma_512, 32};
+    if (best == Isa::avx2) return {fma_256, 16};
+    return {sse, 8};
+  }
+  if (kind == "bf16") {
+    const bool tiles = has.edx & (1u << 22), there = has.eax1 & (1u << 5);
+    return there && !tiles && best == Isa::avx512 ? Loop{bf16_512, 64} : Loop{};
+  }
+  const bool tiles = has.edx & (1u << 25);
+  if (tiles) return {};
+  if (best == Isa::avx512 && (has.ecx & (1u << 11))) return {int8_512, 128};
+  if (best != Isa::plain && (has.eax1 & (1u << 4))) return {int8_256, 64};
+  return {};
+}
+
+#else
+
+Loop loop_of(const std::string&) { return {}; }
+
+#endif
+
+}  // namespace
+
+double peak_ops(const std::string& kind, double seconds) {
+  if (kind != "fp32" && kind != "bf16" && kind != "int8") {
+    fail("kind", "one of fp32, bf16, int8", "'" + kind + "'");
+  }
+  if (!(seconds > 0 && seconds <= 60)) {
+    fail("seconds", "a number above 0, 60 at most", std::to_string(seconds));
+  }
+  const Loop loop = loop_of(kind);
+  if (loop.run == nullptr) return 0;
+  const std::shared_ptr<ThreadPool> pool = shared_pool();
+  // In pieces of some 10 microseconds, so that a thread that wakes late costs little.
+  constexpr std::uint64_t kPiece = 8192;
+  const std::size_t pieces = 64 * static_cast<std::size_t>(pool->threads());
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point start = Clock::now();
+  double done = 0, taken = 0;
+  while (taken < seconds) {
+    pool->for_each(pieces, [&](std::size_t) { loop.run(kPiece); });
+    done += static_cast<double>(pieces) * kPiece;
+    taken = std::chrono::duration<double>(Clock::now() - start).count();
+  }
+  return done * kChains * loop.operations / taken;
+}
+
+}  // namespace scrd
