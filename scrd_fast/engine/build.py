@@ -48,6 +48,7 @@ from scrd_fast.engine.quantize import (
     KEEP,
     KINDS,
     QUANTISATION,
+    BiasCorrection,
     Quantisation,
     calibrate,
     calibration_pixels,
@@ -159,11 +160,14 @@ class _Builder:
             pixels = calibration_pixels(self.judge.spec, self.images)
             ranges = calibrate(self.proto, self.judge.spec, pixels, progress=self.progress)
             quantisation = Quantisation(ranges, KEEP if self.keep is None else self.keep)
-        if precision == "int8" and self.keep is None and _can_search():
-            assert quantisation is not None
-            found = search(self.proto, self.judge, quantisation, self.allowed(precision),
-                           deadline=self.deadline, progress=self.progress)
-            quantisation = found.quantisation
+            correction = BiasCorrection(self.proto, self.judge.spec, pixels)
+            if precision == "int8" and self.keep is None and _can_search():
+                found = search(self.proto, self.judge, quantisation, correction,
+                               self.allowed(precision), deadline=self.deadline,
+                               progress=self.progress)
+                quantisation = found.quantisation
+            else:
+                quantisation = correction.corrected(quantisation, precision)
         self.progress(0, 1, f"compiling {self.backend} {precision}")
         runner = self._compiled(precision, quantisation)
         report = self._report(runner, precision)

@@ -9,38 +9,19 @@ from collections import Counter
 
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor
+from onnx import TensorProto, helper
 
-from scrd_fast.engine.backends.torch_network import DTYPES
 from scrd_fast.engine.graph import cut_graph, output_shapes
+from scrd_fast.engine.tensors import DTYPES, ONNX_TYPES, to_proto, to_tensor
 from scrd_fast.errors import FidelityError, expect
 from scrd_fast.spec import ScoringSpec
 
-_ONNX_TYPES = {
-    torch.float32: TensorProto.FLOAT,
-    torch.float16: TensorProto.FLOAT16,
-    torch.bfloat16: TensorProto.BFLOAT16,
-    torch.int8: TensorProto.INT8,
-    torch.float8_e4m3fn: TensorProto.FLOAT8E4M3FN,
-}
 _BF16_OPSET = 22  # the first whose convolutions and maximum pools know bfloat16
 
 
 def is_network(node: onnx.NodeProto) -> bool:
     """Whether a node is of the part that a precision is for."""
     return bool(node.name.startswith("network/"))
-
-
-def to_proto(name: str, value: Tensor) -> onnx.TensorProto:
-    """A tensor on the CPU as an initializer of the same type, float8_e4m3fn included."""
-    raw = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return helper.make_tensor(name, _ONNX_TYPES[value.dtype], value.shape, raw, raw=True)
-
-
-def to_tensor(weight: onnx.TensorProto) -> Tensor:
-    """A float32 initializer as a tensor of its own memory."""
-    return torch.from_numpy(numpy_helper.to_array(weight).copy())
 
 
 def _rounded(weight: onnx.TensorProto, precision: str) -> onnx.TensorProto:
@@ -131,7 +112,7 @@ def in_precision(proto: onnx.ModelProto, precision: str) -> onnx.ModelProto:
                 cast = f"{part}/{name.removeprefix('network/')}.{kind}"
                 casts[inside, name] = cast
                 nodes.append(helper.make_node("Cast", [name], [cast], name=cast,
-                                              to=_ONNX_TYPES[DTYPES[kind]]))
+                                              to=ONNX_TYPES[DTYPES[kind]]))
             node.input[i] = casts[inside, name]
         nodes.append(node)
     replace_nodes(graph, nodes)

@@ -20,7 +20,12 @@ from scrd_fast.engine.fidelity import Judge, Limits, Report, broken_limits
 from scrd_fast.engine.graph import network_graph
 from scrd_fast.engine.measure import in_turn, random_images, scoring
 from scrd_fast.engine.progress import Progress
-from scrd_fast.engine.quantize import STEM, Quantisation, convolution_names
+from scrd_fast.engine.quantize import (
+    ALWAYS,
+    BiasCorrection,
+    Quantisation,
+    convolution_names,
+)
 from scrd_fast.errors import FidelityError, NotFiniteError
 
 _BLOCK = re.compile(r"network/(bottleneck|(teacher|student)\.layer\d\.\d+)\.")
@@ -58,16 +63,16 @@ def blocks(proto: onnx.ModelProto) -> list[str]:
 
 
 def search(
-    proto: onnx.ModelProto, judge: Judge, quantisation: Quantisation, limits: Limits, *,
-    deadline: float, progress: Progress,
+    proto: onnx.ModelProto, judge: Judge, quantisation: Quantisation, correction: BiasCorrection,
+    limits: Limits, *, deadline: float, progress: Progress,
 ) -> Search:
     """The quantisation with the fewest kept blocks that keeps the limits in int8.
 
-    quantisation: its ranges; what it keeps is not looked at. deadline: of time.monotonic, after
+    quantisation: its ranges; nothing else of it is looked at. deadline: of time.monotonic, after
     which the search ends with what it has. Raises FidelityError where nothing that was tried keeps
     the limits.
     """
-    return _Searcher(proto, judge, quantisation, limits, deadline, progress).run()
+    return _Searcher(proto, judge, quantisation, correction, limits, deadline, progress).run()
 
 
 class _TimeIsUpError(FidelityError):
@@ -76,20 +81,26 @@ class _TimeIsUpError(FidelityError):
 
 class _Searcher:
     def __init__(self, proto: onnx.ModelProto, judge: Judge, quantisation: Quantisation,
-                 limits: Limits, deadline: float, progress: Progress) -> None:
+                 correction: BiasCorrection, limits: Limits, deadline: float,
+                 progress: Progress) -> None:
         self.proto, self.judge, self.base = proto, judge, quantisation
+        self.correction = correction
         self.limits, self.deadline, self.progress = limits, deadline, progress
         self.tries: list[Try] = []
-        self.broken: dict[int, list[str]] = {}  # by the number of kept blocks
+        # By the number of kept blocks.
+        self.tried: dict[int, Quantisation] = {}
+        self.broken: dict[int, list[str]] = {}
 
     def run(self) -> Search:
         if self._keeps(0, []):
-            return self._found(0, [], {})
+            return self._found(0, {})
         names = blocks(network_graph(self.proto, self.judge.spec, features=True))
         errors: dict[str, float] = {}
         for i, name in enumerate(names):
             self.progress(i, len(names), f"int8: what {name.removeprefix('network/')} is off by")
-            errors[name] = self._report([n for n in names if n != name], few=True)[0].score_error
+            # Biases as they are: shifts cost more than they would change of the order.
+            alone = self._keeping([n for n in names if n != name])
+            errors[name] = self._report(alone, few=True)[0].score_error
         order = sorted(names, key=lambda name: -errors[name])
         # Double the number of kept blocks until the limits hold, then halve the last step.
         low, high = 0, 1
@@ -103,26 +114,30 @@ class _Searcher:
                 low, high = (low, middle) if self._keeps(middle, order) else (middle, high)
             except _TimeIsUpError:
                 break
-        return self._found(high, order, errors)
+        return self._found(high, errors)
 
-    def _found(self, count: int, order: Sequence[str], errors: dict[str, float]) -> Search:
-        keep = (STEM, *order[:count])
-        return Search(replace(self.base, keep=keep), errors, tuple(self.tries))
+    def _found(self, count: int, errors: dict[str, float]) -> Search:
+        return Search(self.tried[count], errors, tuple(self.tries))
+
+    def _keeping(self, keep: Sequence[str]) -> Quantisation:
+        return replace(self.base, keep=(*ALWAYS, *keep))
 
     def _keeps(self, count: int, order: Sequence[str]) -> bool:
         """Whether the limits hold with so many of the blocks kept."""
         self.progress(len(self.tries), len(self.tries) + 1, f"int8: {count} blocks kept")
-        report, ms = self._report(order[:count], few=False)
-        self.tries.append(Try((STEM, *order[:count]), ms, report.to_dict()))
+        chosen = self.correction.corrected(self._keeping(order[:count]), "int8")
+        report, ms = self._report(chosen, few=False)
+        self.tried[count] = chosen
+        self.tries.append(Try(chosen.keep, ms, report.to_dict()))
         self.broken[count] = broken_limits(report, self.limits)
         return not self.broken[count]
 
-    def _report(self, keep: Sequence[str], *, few: bool) -> tuple[Report, float]:
+    def _report(self, chosen: Quantisation, *, few: bool) -> tuple[Report, float]:
         if time.monotonic() > self.deadline:
             raise _TimeIsUpError(f"int8: no time left after {len(self.tries)} tries")
         spec = self.judge.spec
         runner = make_runner("openvino", self.proto, spec, "int8", (1,),
-                             quantisation=replace(self.base, keep=(STEM, *keep)))
+                             quantisation=chosen)
         with closing(runner.scorer()) as scorer:
             try:
                 report = self.judge.report(scorer, few=few)

@@ -8,8 +8,9 @@ import triton
 
 from scrd_fast.engine.backends.cuda import CapturedNetwork, cuda_runner, no_room, with_tail
 from scrd_fast.engine.backends.runner import Runner, one_stream
-from scrd_fast.engine.backends.torch_network import DTYPES, TorchNetwork
+from scrd_fast.engine.backends.torch_network import TorchNetwork
 from scrd_fast.engine.graph import network_graph
+from scrd_fast.engine.tensors import DTYPES
 from scrd_fast.spec import ScoringSpec
 
 

@@ -5,18 +5,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from onnx import helper, numpy_helper
+from onnx import helper
 from torch import Tensor
 
 from scrd_fast.engine.graph import NETWORK_INPUT, network_graph
+from scrd_fast.engine.tensors import DTYPES, to_tensor
 from scrd_fast.ops.preprocess import normalise
 from scrd_fast.spec import ScoringSpec
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 Attributes = dict[str, Any]
 
@@ -49,6 +48,17 @@ def _max_pool(a: Attributes, x: Tensor) -> Tensor:
     return F.max_pool2d(x, a["kernel_shape"], a["strides"], a["pads"][:2])
 
 
+def _quantise(a: Attributes, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """The 8-bit numbers of activations by one scale, as float values; zero points are 0."""
+    if a["kind"] == torch.int8:
+        return torch.round(x / scale).clamp(-127, 127)
+    return (x / scale).clamp(-448, 448).to(a["kind"]).to(x.dtype)
+
+
+def _dequantise(a: Attributes, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return x * (scale[:, None, None, None] if scale.ndim else scale)
+
+
 def _depth_to_space(a: Attributes, x: Tensor) -> Tensor:
     """Channels (row, column, c) of a channels-last tensor to space: whole vectors of c move."""
     n, channels, height, width = x.shape
@@ -59,8 +69,8 @@ def _depth_to_space(a: Attributes, x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-# Every operator that engine.graph writes into the network and its distances, and what `_fuse` makes
-# of them.
+# Every operator that engine.graph and engine.quantize write into the network and its distances, and
+# what `_fuse` makes of them.
 _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Conv": _conv,
     "ConvRelu": _conv_relu,
@@ -75,6 +85,8 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Sqrt": lambda a, x: torch.sqrt(x),
     "Softmax": lambda a, x: torch.softmax(x, a["axis"]),
     "Concat": lambda a, *xs: torch.cat(xs, a["axis"]),
+    "QuantizeLinear": _quantise,
+    "DequantizeLinear": _dequantise,
     "DepthToSpace": lambda a, x: F.pixel_shuffle(x, a["blocksize"]),
     "VectorsToSpace": _depth_to_space,
     "ReduceSum": lambda a, x: x.sum(a["axes"], keepdim=bool(a["keepdims"])),
@@ -97,6 +109,8 @@ def _read_node(node: onnx.NodeProto, dtype: torch.dtype, weights: dict[str, Tens
     inputs = list(node.input)
     if node.op_type.startswith("Reduce"):  # ONNX has the axes as an input, of integers
         attributes["axes"] = weights[inputs.pop()].tolist()
+    if node.op_type == "QuantizeLinear":
+        attributes["kind"] = weights[inputs[2]].dtype
     return _Node(node.op_type, tuple(inputs), node.output[0], node.name,
                  dtype if node.name.startswith("network/") else torch.float32, attributes)
 
@@ -160,8 +174,7 @@ class TorchNetwork:
         device = device or torch.device("cpu")
         self.precision = precision
         self._outputs = [output.name for output in proto.graph.output]
-        weights = {t.name: torch.from_numpy(np.array(numpy_helper.to_array(t)))
-                   for t in proto.graph.initializer}
+        weights = {t.name: to_tensor(t) for t in proto.graph.initializer}
         nodes = [_read_node(node, dtype, weights) for node in proto.graph.node]
         self._nodes = _fuse(nodes, weights, self._outputs) if fuse else nodes
         in_network = {name for node in nodes if node.dtype == dtype for name in node.inputs}
@@ -175,7 +188,8 @@ class TorchNetwork:
         self._last_use = {name: i for i, node in enumerate(self._nodes) for name in node.inputs}
 
     def values(self, pixels: Tensor) -> Iterator[tuple[str, str, Tensor]]:
-        """Run the graph and yield (node name, output name, value) after every node."""
+        """Run the graph and yield (node name, output name, value) after every node. A value that
+        is changed in place goes on as it then is."""
         alive = {NETWORK_INPUT: pixels.contiguous(memory_format=torch.channels_last)}
         for i, node in enumerate(self._nodes):
             operands = [self._weights[n] if n in self._weights else alive[n] for n in node.inputs]
