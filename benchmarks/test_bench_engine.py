@@ -25,7 +25,7 @@ from benchmarks.judge import judge
 from benchmarks.peers import PlainOpenVino, PublishedLoop
 from scrd_fast.engine.backends.choice import native_precisions
 from scrd_fast.engine.fidelity import Limits
-from scrd_fast.engine.quantize import ALWAYS
+from scrd_fast.engine.quantize import STEM
 from scrd_fast.model.checkpoint import (
     Checkpoint,
     ModelConfig,
@@ -119,7 +119,7 @@ def engine_worker(precision: str, checkpoint: Path, images: NDArray[np.uint8]) -
     if not path.exists():
         scrd_fast.build_engine(
             checkpoint, path, backend="openvino", precision=precision, limits=LIMITS[precision],
-            images=images if precision == "int8" else None, keep=ALWAYS).close()
+            images=images if precision == "int8" else None, keep=[STEM]).close()
     return Worker("engine", path)
 
 

@@ -21,7 +21,7 @@ from scrd_fast.engine.graph import network_graph
 from scrd_fast.engine.measure import in_turn, random_images, scoring
 from scrd_fast.engine.progress import Progress
 from scrd_fast.engine.quantize import (
-    ALWAYS,
+    STEM,
     BiasCorrection,
     Quantisation,
     convolution_names,
@@ -120,7 +120,7 @@ class _Searcher:
         return Search(self.tried[count], errors, tuple(self.tries))
 
     def _keeping(self, keep: Sequence[str]) -> Quantisation:
-        return replace(self.base, keep=(*ALWAYS, *keep))
+        return replace(self.base, keep=(STEM, *keep))
 
     def _keeps(self, count: int, order: Sequence[str]) -> bool:
         """Whether the limits hold with so many of the blocks kept."""

@@ -35,6 +35,7 @@ from tests.engine.conftest import organs
 KINDS = ("int8", "fp8")
 BACKBONES = ("resnet18", "wide_resnet50_2")
 SPEC = ScoringSpec(input_size=64, weighting="scale")
+LEFT_OUT = (*KEEP, SHORTCUT)
 LARGEST = {"int8": 127, "fp8": 448}
 
 
@@ -115,7 +116,7 @@ def test_placement(untrained, backbone, kind):
     assert set(graph.convolutions) == set(plain.convolutions)
     for name, conv in graph.convolutions.items():
         for operand in conv.input[:2]:
-            assert graph.is_dequantised(operand) == (not name.startswith(KEEP)), name
+            assert graph.is_dequantised(operand) == (not name.startswith(LEFT_OUT)), name
     sums = [n for n in graph.nodes if n.op_type == "Add" and n.name.startswith("network/")]
     assert len(sums) == {"resnet18": 14, "wide_resnet50_2": 29}[backbone]
     for node in sums:
@@ -144,7 +145,7 @@ def test_scales(untrained, backbone, kind):
     known, top = ranges.of(kind), LARGEST[kind]
     step = 0.5 if kind == "int8" else 2.0**-4  # half a number; half of the last of 3 bits
     for name, conv in graph.convolutions.items():
-        if name.startswith(KEEP):
+        if name.startswith(LEFT_OUT):
             continue
         weight = graph.maker[conv.input[1]]
         stored, scale, zero = map(graph.value, weight.input)
@@ -249,7 +250,7 @@ def test_bias_correction(trained, calibrated, kind):
     made = BiasCorrection(proto, spec, pixels).corrected(plain, kind)
     assert (made.ranges, made.keep) == (plain.ranges, plain.keep)
     names = convolution_names(proto)
-    assert set(made.shifts) == {n for n in names if n == SHORTCUT or not n.startswith(KEEP)}
+    assert set(made.shifts) == {n for n in names if not n.startswith(KEEP)}
     network, inputs = network_graph(proto, spec, features=True), normalise(pixels, spec)
 
     def means(graph: onnx.ModelProto) -> dict[str, torch.Tensor]:
@@ -287,7 +288,7 @@ def test_scores_in_openvino(trained, calibrated, probe):
         info = node.get_rt_info()
         if info["layerType"].astype(str) == "Convolution":
             computed[info["runtimePrecision"].astype(str)] += 1
-    kept = sum(node.name.startswith(KEEP) for node in graph.graph.node if node.op_type == "Conv")
+    kept = sum(name.startswith(LEFT_OUT) for name in convolution_names(graph))
     assert computed["f32"] == kept
     assert computed["u8"] + computed["i8"] == sum(computed.values()) - kept
     inputs = explicit.normalised(checkpoint, probe)

@@ -14,6 +14,9 @@ from scrd_fast.model.scrd import SCRD
 from scrd_fast.report.build_report import write_build_report
 from scrd_fast.spec import ScoringSpec
 
+pytest.importorskip("openvino", reason="builds for OpenVINO")
+pytest.importorskip("matplotlib", reason="needs the report extra")
+
 FIGURES = {"images": 207, "map_error": 0.02, "score_error": 0.01, "rank_correlation": 0.9998,
            "auroc": 0.9, "auroc_change": 0.0, "flipped": 0.002}
 
