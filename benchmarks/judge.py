@@ -8,10 +8,14 @@ from scrd_fast import _native
 
 
 def judge(
-    benchmark: Any, ratio: float, wanted: float, *, at_most: bool = False, gpu: bool = False
+    benchmark: Any, ratio: float, wanted: float | None, *, at_most: bool = False,
+    gpu: bool = False,
 ) -> None:
-    """Print what is wanted; assert it on a CPU with AVX-512 or, with `gpu`, on a CUDA GPU, which
-    the wanted figures are for."""
+    """Print what is wanted, if anything; assert it on a CPU with AVX-512 or, with `gpu`, on a CUDA
+    GPU, which the wanted figures are for."""
+    if wanted is None:
+        benchmark.extra_info |= {"ratio": ratio}
+        return
     limit = f"{'at most' if at_most else 'at least'} {wanted:g}"
     needs = "a CUDA GPU" if gpu else "AVX-512"
     benchmark.extra_info |= {"ratio": ratio, "wanted": limit, "needs": needs}

@@ -107,8 +107,8 @@ class PublishedTail(torch.nn.Module):
         return blurred[:, 0]
 
 
-class PublishedOnGpu(torch.nn.Module):
-    """The published model and its post-processing on a GPU, in one dtype, channels-last."""
+class PublishedInTorch(torch.nn.Module):
+    """The published model and its post-processing on one device, in one dtype, channels-last."""
 
     def __init__(self, model: SCRD, spec: ScoringSpec, dtype: torch.dtype,
                  device: torch.device) -> None:
@@ -126,6 +126,44 @@ class PublishedOnGpu(torch.nn.Module):
         features = self.model(pixels.to(self.dtype, memory_format=torch.channels_last))
         maps = self.tail(features.teacher, features.student)
         return maps.mean(dim=(1, 2)), maps
+
+
+class EagerTorch:
+    """What a careful user of PyTorch runs on a CPU: `PublishedInTorch` in bf16, or, `compiled`,
+    what torch.compile makes of it with its weights frozen."""
+
+    def __init__(self, model: SCRD, spec: ScoringSpec, *, compiled: bool) -> None:
+        network = PublishedInTorch(model, spec, torch.bfloat16, torch.device("cpu"))
+        self._call: Any = network
+        if compiled:
+            from torch._inductor import config
+
+            config.freezing = True
+            self._call = torch.compile(network, dynamic=False)
+
+    @torch.no_grad()
+    def score(self, images: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(N, S, S, 3) -> scores (N,) and maps (N, S, S)."""
+        scores, maps = self._call(torch.from_numpy(images))
+        return scores.numpy(), maps.numpy()
+
+
+class OnnxRuntime:
+    """The exported graph, from uint8 pixels on, in onnxruntime with as many threads as PyTorch."""
+
+    def __init__(self, model: SCRD, spec: ScoringSpec) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self._session = onnxruntime.InferenceSession(
+            build_graph(model, spec).SerializeToString(), options,
+            providers=["CPUExecutionProvider"])
+
+    def score(self, images: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(N, S, S, 3) -> scores (N,) and maps (N, S, S)."""
+        scores, maps = self._session.run(["score", "map"], {"images": images})
+        return scores, maps
 
 
 class _WholeModel(torch.nn.Module):

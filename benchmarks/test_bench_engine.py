@@ -11,6 +11,7 @@ machine hurts both, and the ratio is taken pair by pair.
 import multiprocessing
 import time
 from collections.abc import Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,14 @@ from numpy.typing import NDArray
 
 import scrd_fast
 from benchmarks.judge import judge
-from benchmarks.peers import PlainOpenVino, PublishedLoop
+from benchmarks.peers import EagerTorch, OnnxRuntime, PlainOpenVino, PublishedLoop
 from scrd_fast.engine.backends.choice import native_precisions
+from scrd_fast.engine.bench import lower_limit
 from scrd_fast.engine.fidelity import Limits
-from scrd_fast.engine.quantize import STEM
+from scrd_fast.engine.file import read_engine_file
+from scrd_fast.engine.graph import build_graph
+from scrd_fast.engine.measure import cpu_limits
+from scrd_fast.engine.quantize import QUANTISATION, STEM, Quantisation
 from scrd_fast.model.checkpoint import (
     Checkpoint,
     ModelConfig,
@@ -40,6 +45,9 @@ PAIRS = 12
 # Faster than the published loop by at least this, on a CPU with AVX-512 (bf16: AVX-512 BF16).
 WANTED = {"fp32": 1.6, "bf16": 3.0, "int8": 5.5}
 INT8_WANTED = 1.5  # times as fast as bf16
+# Times as fast the best precision is than what a user would run instead.
+PEERS = {"eager bf16": None, "torch.compile bf16": 1.6, "onnxruntime fp32": 3.3}
+PEAK_WANTED = {"bf16": 0.75}  # share of the arithmetic peak that was measured in the same run
 # Not slower than the best plain graph, which does not even pre-process.
 PLAIN_LIMIT = 1.02
 # Untrained weights rank images by chance, so that fewer bits may reorder them more than the table
@@ -53,22 +61,24 @@ LARGEST_ERROR = {"fp32": 1e-4, "bf16": 2e-2, "int8": 0.2}
 def _serve(kind: str, path: Path, pipe: Connection) -> None:
     """A worker: answers each image with (seconds, score, map).
 
-    kind: "published", "engine", or variant and precision of PlainOpenVino, "static fp32".
+    kind: "published", "engine", one of PEERS, or variant and precision of PlainOpenVino, such as
+    "static fp32".
     """
     scorer: Any
-    if kind == "published":
-        loaded = load_checkpoint(path)
-        loop = PublishedLoop(loaded.model, loaded.spec)
-        scorer = loop.score
-    elif kind != "engine":
-        loaded = load_checkpoint(path)
-        scorer = PlainOpenVino(loaded.model, loaded.spec, *kind.split()).score
-    else:
+    if kind == "engine":
         engine = scrd_fast.load_engine(path)
 
         def scorer(image: NDArray[np.uint8]) -> Any:
             result = engine.score(image)
             return result.scores, result.maps
+    else:
+        loaded = load_checkpoint(path)
+        make: Any = {
+            "published": PublishedLoop, "onnxruntime fp32": OnnxRuntime,
+            "eager bf16": partial(EagerTorch, compiled=False),
+            "torch.compile bf16": partial(EagerTorch, compiled=True),
+        }.get(kind, lambda *arguments: PlainOpenVino(*arguments, *kind.split()))
+        scorer = make(loaded.model, loaded.spec).score
 
     while (image := pipe.recv()) is not None:
         start = time.perf_counter()
@@ -184,6 +194,53 @@ def test_engine_against_published_loop(
           f" ({ratios.min():.2f} to {ratios.max():.2f})")
     benchmark.pedantic(worker.score, args=(images[:1],), rounds=PAIRS, warmup_rounds=3)
     judge(benchmark, float(np.median(ratios)), WANTED[precision])
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_best_precision_against_peers(
+    benchmark: Any, checkpoint: Path, images: NDArray[np.uint8], peer: str,
+) -> None:
+    """The fastest precision that this CPU has; its fidelity was judged when it was built."""
+    precision = native_precisions("openvino")[0]
+    ours, theirs = engine_worker(precision, checkpoint, images), Worker(peer, checkpoint)
+    for image in images:
+        assert_equal(ours.score(image[None]), theirs.score(image[None]), precision)
+    ours_ms, theirs_ms = paired(ours, theirs, [(i[None], i[None]) for i in images], PAIRS)
+    ratios = theirs_ms / ours_ms
+    record(benchmark, peer, ours_ms, theirs_ms, ratios)
+    print(f"\n{precision}: engine {np.median(ours_ms):.1f} ms, {peer} {np.median(theirs_ms):.1f}"
+          f" ms, {np.median(ratios):.2f} times as fast ({ratios.min():.2f} to {ratios.max():.2f})")
+    benchmark.pedantic(ours.score, args=(images[:1],), rounds=PAIRS, warmup_rounds=3)
+    for worker in (ours, theirs):
+        worker.close()
+    judge(benchmark, float(np.median(ratios)), PEERS[peer])
+
+
+def test_share_of_the_peak(
+    benchmark: Any, engine: tuple[str, Worker], checkpoint: Path, images: NDArray[np.uint8],
+) -> None:
+    """The time that the network's arithmetic takes at the CPU's peak, over the engine's."""
+    precision, worker = engine
+    loaded = load_checkpoint(checkpoint)
+    _, members = read_engine_file(checkpoint.with_suffix(f".{precision}.scrd"))
+    quantisation = (Quantisation.from_bytes(members[QUANTISATION])
+                    if QUANTISATION in members else None)
+    proto = build_graph(loaded.model, loaded.spec)
+    rates, times = [], []
+    for _ in range(4):  # in turn
+        rates.append(cpu_limits())
+        times += [worker.score(image[None])[0] * 1e3 for image in images][1:]
+    best = {kind: max(r[kind] or 0.0 for r in rates) or None for kind in rates[0]}
+    limit = lower_limit(proto, loaded.spec, precision, best, quantisation)
+    if limit is None:
+        pytest.skip(f"the arithmetic peak of this CPU in {precision} is not known")
+    share = limit.arithmetic_ms / float(np.median(times))
+    benchmark.extra_info |= {"rates": best, "operations": limit.operations,
+                             "limit_ms": limit.arithmetic_ms, "engine_ms": float(np.median(times))}
+    print(f"\n{precision}: {np.median(times):.1f} ms, at the peak {limit.arithmetic_ms:.1f} ms:"
+          f" {share:.0%}; " + ", ".join(f"{k} {v / 1e9:.0f} G/s" for k, v in best.items() if v))
+    benchmark.pedantic(worker.score, args=(images[:1],), rounds=PAIRS, warmup_rounds=3)
+    judge(benchmark, share, PEAK_WANTED.get(precision))
 
 
 @pytest.mark.parametrize(("backbone", "side"), [("wide_resnet50_2", 256), ("resnet18", 128)])

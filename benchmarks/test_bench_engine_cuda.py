@@ -19,7 +19,7 @@ from torch import Tensor
 
 import scrd_fast
 from benchmarks.judge import judge
-from benchmarks.peers import PublishedOnGpu
+from benchmarks.peers import PublishedInTorch
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.fidelity import Limits
 from scrd_fast.model.checkpoint import load_checkpoint
@@ -92,7 +92,7 @@ def test_against_torch_compile(benchmark: Any, engine: Engine, checkpoint: Path,
                                n: int) -> None:
     """Compiling the peer takes minutes."""
     loaded = load_checkpoint(checkpoint)
-    peer = PublishedOnGpu(loaded.model, loaded.spec, torch.float16, torch.device("cuda"))
+    peer = PublishedInTorch(loaded.model, loaded.spec, torch.float16, torch.device("cuda"))
     compiled = torch.compile(peer, mode="max-autotune", dynamic=False)
     batch = images[:n]
 

@@ -314,6 +314,34 @@ def verify(
     typer.echo(f"{engine}: reproduces its golden images  {shown}")
 
 
+@app.command(epilog=_example("scrd-fast bench model.scrd --json bench.json"))
+def bench(
+    engine: Annotated[Path, typer.Argument(help="Engine file (.scrd).")],
+    seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 60.0,
+    out: Annotated[Path | None, typer.Option(
+        "--json", help="File for all figures, the environment with them.")] = None,
+    device: Annotated[str | None, typer.Option(
+        help="cuda:<index> for an engine that runs on a GPU.")] = None,
+    trust: Trust = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time an engine on this machine, from pixels to score and map."""
+    import json
+
+    from scrd_fast.engine.bench import bench as run
+    from scrd_fast.files import atomic_write
+    from scrd_fast.report.bench import lines
+
+    with _bar(quiet) as step:
+        found = run(engine, device=device, trust=trust, seconds=seconds, progress=step)
+    for line in lines(found):
+        typer.echo(line)
+    if out is not None:
+        with atomic_write(out) as temporary:
+            temporary.write_text(json.dumps(found.to_dict(), indent=1) + "\n")
+        typer.echo(f"{out}: all figures")
+
+
 @app.command(epilog=_example(
     "scrd-fast calibrate model.scrd held-out-normals/ --fpr 0.01",
     "scrd-fast calibrate model.scrd held-out-normals/ --anomalous sick/ --rule sensitivity"

@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.peers import PublishedOnGpu, PublishedTail, published_map
+from benchmarks.peers import PublishedInTorch, PublishedTail, published_map
 from scrd_fast.model.reference import score_images
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
@@ -27,6 +27,6 @@ def test_the_published_model_on_a_gpu_is_the_reference():
     images = pictures(2, 64)
     expected, _ = score_images(model, spec, images)
     with torch.no_grad():
-        scores, maps = PublishedOnGpu(model, spec, torch.float32, CPU)(torch.from_numpy(images))
+        scores, maps = PublishedInTorch(model, spec, torch.float32, CPU)(torch.from_numpy(images))
     assert float((scores - expected.mean).abs().max()) <= 1e-5
     assert float((maps - expected.map).abs().max()) <= 1e-4

@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from scrd_fast import _native
 from scrd_fast.engine.backends.runner import Scorer
 from scrd_fast.engine.engine import Engine
 
@@ -24,6 +26,45 @@ def in_turn(
             call(batches[i % len(batches)])
             times[name].append(time.perf_counter() - start)
     return {name: float(np.median(ts[warmup:]) * 1e3) for name, ts in times.items()}
+
+
+def percentiles(ms: NDArray[np.float64]) -> dict[str, float]:
+    """p50_ms, p90_ms and p99_ms of times."""
+    values = np.percentile(ms, (50, 90, 99))
+    return {f"p{p}_ms": float(value) for p, value in zip((50, 90, 99), values, strict=True)}
+
+
+def repeated(
+    call: Callable[[Any], object], batches: Sequence[Any], *, seconds: float, warmup: int = 5,
+    least: int = 10,
+) -> NDArray[np.float64]:
+    """Milliseconds of calls for so many seconds, `least` calls at least, one batch after the
+    other."""
+    times: list[float] = []
+    for i in range(warmup):
+        call(batches[i % len(batches)])
+    end = time.perf_counter() + seconds
+    while len(times) < least or time.perf_counter() < end:
+        start = time.perf_counter()
+        call(batches[len(times) % len(batches)])
+        times.append((time.perf_counter() - start) * 1e3)
+    return np.array(times)
+
+
+def cpu_limits(nbytes: float = 2.0**29) -> dict[str, float | None]:
+    """What this CPU can do at most, measured with as many threads as operations use: operations
+    per second in "fp32", "bf16" and "int8" on registers, None where they are not known (see
+    csrc/peak.hpp), and "copy", bytes read and written per second where as many as `nbytes` are.
+
+    The best of several tries in turn: whatever else the machine does only makes them less.
+    """
+    kinds = ("fp32", "bf16", "int8")
+    tries = [{kind: _native.peak_ops(kind, 0.05) for kind in kinds} for _ in range(5)]
+    source = torch.ones(max(1, int(nbytes) // 8))
+    target = torch.empty_like(source)
+    ms = repeated(target.copy_, [source], seconds=0.2)
+    best: dict[str, float | None] = {kind: max(t[kind] for t in tries) or None for kind in kinds}
+    return best | {"copy": 2 * source.nbytes / float(ms.min()) * 1e3}
 
 
 def scoring(scorer: Scorer, *, maps: bool = True) -> Callable[[Any], object]:

@@ -1,0 +1,245 @@
+"""How fast an engine is on this machine, and how near that is to what the machine allows."""
+
+import json
+import os
+import platform
+import queue
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from scrd_fast.engine.backends.choice import GPU_BACKENDS, native_precisions
+from scrd_fast.engine.build import fingerprint
+from scrd_fast.engine.engine import Engine
+from scrd_fast.engine.file import NETWORK, Manifest, read_engine_file
+from scrd_fast.engine.graph import network_graph
+from scrd_fast.engine.load import load_engine
+from scrd_fast.engine.measure import cpu_limits, percentiles, random_images, repeated
+from scrd_fast.engine.progress import Progress, silent
+from scrd_fast.engine.quantize import KINDS, QUANTISATION, SHORTCUT, Quantisation
+from scrd_fast.errors import ScrdError, expect
+from scrd_fast.spec import ScoringSpec
+
+BATCHES = (1, 8, 32)
+LOADS = (0.25, 0.5, 0.75, 0.9)
+BUSY = 0.5  # load average per core before anything is timed, from which on the report says so
+
+# A process of its own: what it takes to start is what a user waits for.
+_START = """
+import json, resource, sys, time
+begun = time.perf_counter()
+import numpy as np
+import scrd_fast
+path, device, trust, side = json.loads(sys.argv[1])
+engine = scrd_fast.load_engine(path, device=device, trust=trust)
+loaded = time.perf_counter()
+engine.score(np.zeros((1, side, side, 3), np.uint8))
+scored = time.perf_counter()
+print(json.dumps({"load_s": loaded - begun, "first_score_s": scored - begun,
+                  "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+"""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What one image takes at least at the CPU's measured rates: for its operations (by precision)
+    and for reading the bytes of the weights."""
+
+    operations: dict[str, float]
+    arithmetic_ms: float
+    weight_bytes: float
+    memory_ms: float
+
+    @property
+    def bound(self) -> str:
+        """What takes longer."""
+        return "arithmetic" if self.arithmetic_ms >= self.memory_ms else "memory"
+
+    @property
+    def ms(self) -> float:
+        return max(self.arithmetic_ms, self.memory_ms)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured; see docs/performance.md.
+
+    start: load_s, first_score_s (both from the start of a process's imports), peak_memory_mib;
+    batches: batch, p50_ms, p90_ms, p99_ms, images_per_s, and share_of_limit where `limit` is
+    known; loads: under images that arrive at random, load (share of capacity), images_per_s,
+    p50_ms, p90_ms, p99_ms from arrival to score; rates: of `measure.cpu_limits`.
+    """
+
+    engine: dict[str, Any]
+    environment: dict[str, Any]
+    start: dict[str, float]
+    batches: list[dict[str, Any]]
+    loads: list[dict[str, Any]]
+    rates: dict[str, float | None]
+    limit: Limit | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """The machine and its libraries; busy: whether other work ran on it at that moment."""
+    listed = Path("/proc/cpuinfo")
+    found = re.search(r"^flags\s*: (.*)$", listed.read_text(), re.M) if listed.exists() else None
+    flags = set(found[1].split()) if found else set()
+    here = fingerprint(device)
+    load = os.getloadavg()[0]
+    return here | {
+        "cpu_flags": sorted(f for f in flags if f.startswith(("avx", "amx", "fma"))),
+        "load_average": load,
+        "busy": load > BUSY * here["cores"],
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
+
+
+def operations(
+    proto: onnx.ModelProto, spec: ScoringSpec, precision: str,
+    quantisation: Quantisation | None = None,
+) -> dict[str, float]:
+    """Of the network's convolutions for one image, by the precision that they compute in on a CPU;
+    a multiplication and an addition are two. proto: what engine.graph.build_graph gives."""
+    network = network_graph(proto, spec, features=True)
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+              for v in onnx.shape_inference.infer_shapes(network).graph.value_info}
+    shapes |= {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+               for v in network.graph.output if v.name not in shapes}
+    weights = {w.name: w.dims for w in network.graph.initializer}
+    base = "bf16" if "bf16" in native_precisions("openvino") else "fp32"
+    left_out = (SHORTCUT, *quantisation.keep) if quantisation else ()
+    counts: dict[str, float] = {}
+    for node in network.graph.node:
+        if node.op_type == "Conv":
+            kind = base if precision in KINDS and node.name.startswith(left_out) else precision
+            _, _, height, width = shapes[node.output[0]]
+            counts[kind] = counts.get(kind, 0.0) + 2.0 * height * width * float(
+                np.prod(weights[node.input[1]]))
+    return counts
+
+
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+
+
+def weight_bytes(proto: onnx.ModelProto, spec: ScoringSpec, precision: str) -> float:
+    """Of the network in a precision."""
+    weights = network_graph(proto, spec, features=True).graph.initializer
+    return sum(float(np.prod(w.dims)) for w in weights) * _BYTES[precision]
+
+
+def lower_limit(
+    proto: onnx.ModelProto, spec: ScoringSpec, precision: str, rates: dict[str, float | None],
+    quantisation: Quantisation | None = None,
+) -> Limit | None:
+    """What an image takes at least on a CPU of such rates; None where one is not known."""
+    counts = operations(proto, spec, precision, quantisation)
+    copy, nbytes = rates["copy"], weight_bytes(proto, spec, precision)
+    if copy is None or any(rates.get(kind) is None for kind in counts):
+        return None
+    arithmetic = sum(count / (rates[kind] or 1.0) for kind, count in counts.items())
+    return Limit(counts, arithmetic * 1e3, nbytes, nbytes / copy * 1e3)
+
+
+def _start(path: Path, device: str | None, trust: bool, side: int) -> dict[str, float]:
+    arguments = json.dumps([str(path.resolve()), device, trust, side])
+    done = subprocess.run([sys.executable, "-c", _START, arguments], capture_output=True,
+                          text=True, check=False)
+    if done.returncode:
+        raise ScrdError(f"{path}: a process that loads it failed: {done.stderr.strip()[-500:]}")
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+def _under_load(engine: Engine, batches: Sequence[Any], rate: float, seconds: float,
+                seed: int) -> dict[str, float]:
+    """Single images that arrive at random (Poisson), whether or not the last is done: times from
+    when each was due to its score."""
+    rng = np.random.default_rng(seed)
+    due = np.cumsum(rng.exponential(1 / rate, max(20, int(rate * seconds))))
+    waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    done = np.empty(len(due))
+
+    def collect() -> None:
+        for i in range(len(due)):
+            waiting.get().result()
+            done[i] = time.perf_counter()
+
+    collector = threading.Thread(target=collect, daemon=True)
+    collector.start()
+    start = time.perf_counter()
+    for i, at in enumerate(due):
+        time.sleep(max(0.0, start + at - time.perf_counter()))
+        waiting.put(engine.submit(batches[i % len(batches)]))
+    collector.join()
+    return percentiles((done - start - due) * 1e3) | {"images": float(len(due))}
+
+
+def bench(
+    path: str | os.PathLike[str], *, device: str | None = None, trust: bool = False,
+    seconds: float = 60.0, progress: Progress = silent,
+) -> Bench:
+    """Time an engine file on this machine, from pixels to score and map.
+
+    seconds: about how long in all, starting and warming up aside. device, trust: as in
+    `load_engine`. Raises what `load_engine` does, InputError.
+    """
+    expect(1 <= seconds <= 3600, "seconds", "1 to 3600", seconds)
+    file = Path(path)
+    manifest, members = read_engine_file(file)
+    on_gpu = manifest.backend in GPU_BACKENDS
+    where = environment(torch.device(device or "cuda") if on_gpu else None)
+    share = seconds / (len(BATCHES) + len(LOADS))
+    total = 2 + len(BATCHES) + len(LOADS)
+    progress(0, total, "starting a process")
+    spec = ScoringSpec.from_dict(manifest.spec)
+    start = _start(file, device, trust, spec.input_size)
+    with load_engine(file, device=device, trust=trust) as engine:
+        rates, limit = ({}, None) if on_gpu else _limit_of(manifest, members, spec)
+        rows: list[dict[str, Any]] = []
+        for i, batch in enumerate(BATCHES):
+            progress(1 + i, total, f"batches of {batch}")
+            ms = repeated(engine.score, random_images(spec.input_size, 8, batch), seconds=share,
+                          warmup=3, least=5)
+            figures = percentiles(ms)
+            rows.append({
+                "batch": batch, **figures, "calls": len(ms),
+                "images_per_s": batch * 1e3 / figures["p50_ms"],
+                "share_of_limit": limit and limit.ms * batch / figures["p50_ms"]})
+        capacity = rows[0]["images_per_s"]
+        loads: list[dict[str, Any]] = []
+        images = random_images(spec.input_size, 8)
+        for i, load in enumerate(LOADS):
+            progress(1 + len(BATCHES) + i, total, f"{load:.0%} of capacity")
+            figures = _under_load(engine, images, load * capacity, share, seed=i)
+            loads.append({"load": load, "images_per_s": load * capacity, **figures})
+    return Bench(
+        engine={"path": str(file), "backend": manifest.backend, "precision": manifest.precision,
+                "buckets": list(manifest.buckets), **manifest.model,
+                "input_size": spec.input_size},
+        environment=where, start=start, batches=rows, loads=loads, rates=rates, limit=limit)
+
+
+def _limit_of(
+    manifest: Manifest, members: dict[str, bytes], spec: ScoringSpec
+) -> tuple[dict[str, float | None], Limit | None]:
+    """The CPU's rates, and the limit that they set for an engine."""
+    proto = onnx.load_from_string(members[NETWORK])
+    quantisation = (Quantisation.from_bytes(members[QUANTISATION])
+                    if QUANTISATION in members else None)
+    rates = cpu_limits(weight_bytes(proto, spec, manifest.precision))
+    return rates, lower_limit(proto, spec, manifest.precision, rates, quantisation)

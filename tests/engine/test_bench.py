@@ -1,0 +1,123 @@
+"""scrd-fast bench: figures of an engine, and the limits that they are held against."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import scrd_fast
+from scrd_fast.engine import bench as benching
+from scrd_fast.engine.bench import BATCHES, LOADS, bench, lower_limit, operations
+from scrd_fast.engine.graph import build_graph
+from scrd_fast.engine.measure import cpu_limits
+from scrd_fast.engine.quantize import SHORTCUT, STEM, Quantisation, Ranges
+from scrd_fast.errors import InputError
+from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
+from scrd_fast.model.scrd import SCRD
+from scrd_fast.spec import ScoringSpec
+
+SPEC = ScoringSpec(input_size=64)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return SCRD("resnet18").eval()
+
+
+@pytest.fixture(scope="module")
+def engine_file(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    path = save_checkpoint(Checkpoint(model, SPEC, ModelConfig("resnet18", "random")),
+                           folder / "model.safetensors")
+    scrd_fast.build_engine(path, device="cpu", precision="fp32").close()
+    return folder / "model.scrd"
+
+
+def test_operations_are_those_that_pytorch_counts(model):
+    """Transposed convolutions are written as plain ones in the graph, which cost the same."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counted = FlopCounterMode(display=False)
+    with torch.no_grad(), counted:
+        model(torch.zeros(1, 3, 64, 64))
+    proto = build_graph(model, SPEC)
+    found = operations(proto, SPEC, "fp32")
+    assert found.keys() == {"fp32"}
+    assert found["fp32"] == pytest.approx(counted.get_total_flops(), rel=0.01)
+    left_out = Quantisation(Ranges({}, {}), (STEM,))
+    parts = operations(proto, SPEC, "int8", left_out)
+    assert sum(parts.values()) == found["fp32"]
+    (base,) = parts.keys() - {"int8"}
+    stem, shortcut = 2 * 32 * 32 * 64 * 3 * 7 * 7, 2 * 2 * 2 * 512 * 768
+    assert parts[base] == stem + shortcut, (STEM, SHORTCUT)
+
+
+def test_a_limit(model):
+    proto = build_graph(model, SPEC)
+    count = operations(proto, SPEC, "fp32")["fp32"]
+    slow = {"fp32": count / 2, "bf16": None, "int8": None, "copy": 1e30}
+    limit = lower_limit(proto, SPEC, "fp32", slow)
+    assert (limit.bound, limit.ms) == ("arithmetic", pytest.approx(2000))
+    limit = lower_limit(proto, SPEC, "fp32", slow | {"copy": limit.weight_bytes / 3})
+    assert (limit.bound, limit.ms) == ("memory", pytest.approx(3000))
+    assert limit.weight_bytes >= 4 * sum(p.numel() for p in model.parameters() if p.ndim == 4) * 0.9
+    assert lower_limit(proto, SPEC, "bf16", slow) is None
+
+
+def test_limits_of_this_cpu():
+    rates = cpu_limits()
+    assert rates["fp32"] is None or 1e9 < rates["fp32"] < 1e14
+    assert 1e8 < rates["copy"] < 1e13
+    for lower, higher in (("fp32", "bf16"), ("bf16", "int8")):
+        if rates[lower] and rates[higher]:
+            assert rates[lower] < rates[higher]
+
+
+def test_figures_of_an_engine(engine_file):
+    told = []
+    found = bench(engine_file, seconds=1, progress=lambda *step: told.append(step))
+    assert [row["batch"] for row in found.batches] == list(BATCHES)
+    assert [row["load"] for row in found.loads] == list(LOADS)
+    for row in [*found.batches, *found.loads]:
+        assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+    for row in found.batches:
+        assert row["calls"] >= 5
+        if found.limit is not None:  # a limit that an engine beats is none
+            assert row["p50_ms"] > row["batch"] * found.limit.arithmetic_ms
+            assert row["share_of_limit"] == row["batch"] * found.limit.ms / row["p50_ms"]
+    assert 0 < found.start["load_s"] < found.start["first_score_s"]
+    assert found.start["peak_memory_mib"] > 50
+    assert found.environment["cores"] >= 1
+    assert [step[0] for step in told] == list(range(len(told)))
+    assert json.loads(json.dumps(found.to_dict()))["engine"]["precision"] == "fp32"
+    with pytest.raises(InputError, match=r"^seconds: expected 1 to 3600, got 0"):
+        bench(engine_file, seconds=0)
+
+
+def test_times_under_load_count_from_the_arrival(engine_file):
+    """An engine that is kept busy beyond its capacity falls behind more and more."""
+    images = benching.random_images(64, 2)
+    with scrd_fast.load_engine(engine_file) as engine:
+        quick = benching.percentiles(benching.repeated(engine.score, images, seconds=0.2))["p50_ms"]
+        late = benching._under_load(engine, images, 5e3 / quick, 100 * quick / 1e3, seed=0)
+    assert late["images"] == 500
+    assert late["p90_ms"] > 20 * quick
+
+
+def test_the_command_line(engine_file, tmp_path):
+    out = tmp_path / "bench.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "scrd_fast", "bench", engine_file, "--seconds", "1", "--json", out],
+        capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "resnet18 at 64 px" in done.stdout
+    assert "images/s" in done.stdout
+    stored = json.loads(out.read_text())
+    assert f"{stored['batches'][0]['p50_ms']:.2f}" in done.stdout
+    missing = subprocess.run([sys.executable, "-m", "scrd_fast", "bench", tmp_path / "no.scrd"],
+                             capture_output=True, text=True, check=False)
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("error: ")
