@@ -5,7 +5,7 @@ OUT ?= demo-results
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all check csrc-test csrc-tsan bench gpu-check clean
+.PHONY: demo test test-all check csrc-test csrc-tsan bench gpu-check bench-compare readme-table clean
 
 demo: $(VENV)/.demo
 	$(BIN)/scrd-fast demo --out $(OUT)
@@ -26,8 +26,18 @@ gpu-check:
 	$(PYTHON) setup.py -q build_ext --inplace
 	$(PYTHON) -m benchmarks.gpu_check
 
+# Stores the result in benchmarks/results and reports on it, whether all figures were kept or not.
 bench: $(VENV)/.bench
-	$(BIN)/python -m pytest benchmarks -s --benchmark-columns=min,median,max,rounds
+	@mkdir -p build
+	status=0; $(BIN)/python -m pytest benchmarks -s --benchmark-columns=min,median,max,rounds \
+	    --benchmark-json=build/benchmarks.json || status=$$?; \
+	$(BIN)/python -m benchmarks.report build/benchmarks.json && exit $$status
+
+bench-compare: $(VENV)/.test
+	$(BIN)/python -m benchmarks.report --compare "$(BASE)"
+
+readme-table: $(VENV)/.test
+	$(BIN)/python -m benchmarks.report --readme
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; use make PYTHON=...")'

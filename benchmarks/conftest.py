@@ -1,13 +1,26 @@
-"""Fixtures that more than one benchmark uses."""
+"""Fixtures that more than one benchmark uses, and the machine in what pytest-benchmark stores."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from scrd_fast.engine.bench import environment
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
+
+_ENVIRONMENT = pytest.StashKey[dict[str, Any]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Look at the machine before anything is timed: afterwards it is busy with that."""
+    config.stash[_ENVIRONMENT] = environment()
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    output_json["scrd_fast"] = config.stash[_ENVIRONMENT]
 
 
 @pytest.fixture(scope="session")

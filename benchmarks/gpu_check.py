@@ -1,14 +1,12 @@
 """Runs everything that needs a GPU, in under 8 minutes: python -m benchmarks.gpu_check
 
 First the tests marked gpu, then the benchmarks, those that compile for minutes last, one by one
-and only for as long as there is time. Writes benchmarks/results/<device>/<date>.json and prints a
-short table. Downloads nothing.
+and only for as long as there is time. Stores the result (benchmarks/results.py) and prints a short
+table. Downloads nothing.
 """
 
-import datetime
 import json
 import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -18,12 +16,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.results import figures, store, table
 from scrd_fast.engine.backends.choice import cuda_missing
-from scrd_fast.files import atomic_write
 
 SECONDS = 420  # and less than a minute before them for the C++ extension
 FOR_BENCHMARKS = 150  # of them, which the tests may not take
-RESULTS = Path(__file__).parent / "results"
 TESTS = [
     "tests/kernels", *(f"tests/ops/test_{name}.py" for name in (
         "anomaly_map", "simplex_noise", "add_noise", "preprocess", "contrastive_loss")),
@@ -63,19 +60,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def table(figures: list[dict[str, Any]]) -> str:
-    """A line for each benchmark that wants something, with whether it got it."""
-    lines = []
-    for figure in figures:
-        if "wanted" in figure:
-            relation, _, limit = figure["wanted"].rpartition(" ")
-            kept = (figure["ratio"] <= float(limit) if relation == "at most"
-                    else figure["ratio"] >= float(limit))
-            lines.append(f"{figure['name']:<48} {figure['ratio']:>10.2f}  {figure['wanted']:<14}"
-                         f" {'kept' if kept else 'MISSED'}")
-    return "\n".join(lines)
-
-
 def main() -> int:
     if missing := cuda_missing(None):
         print(f"gpu-check: {missing}", file=sys.stderr)
@@ -91,21 +75,15 @@ def main() -> int:
         "benchmarks": ["-s", "-m", "gpu and not slow", *BENCHMARKS],
         **{name: ["-s", "-m", "gpu and slow", f"{engine}::{name}"] for name in COMPILING},
     }
-    steps, figures = {}, []
+    steps, rows = {}, []
     for name, arguments in plan.items():
         print(f"gpu-check: {name}, {left():.0f} s left", flush=True)
         kept = FOR_BENCHMARKS if name == "tests" else 0
-        steps[name], stored = run_pytest(arguments, left() - kept)
-        figures += [{"name": b["name"], **b["extra_info"]} for b in stored.get("benchmarks", [])]
+        steps[name], raw = run_pytest(arguments, left() - kept)
+        rows += figures(raw)
     where = environment()
-    folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", where["gpu"].lower()).strip("-")
-    folder.mkdir(parents=True, exist_ok=True)
-    out = folder / f"{datetime.date.today()}.json"
-    result = {"environment": where, "seconds": SECONDS - left(), "steps": steps,
-              "figures": figures}
-    with atomic_write(out) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"\n{table(figures)}\n{steps}\n{out}")
+    out = store(where, rows, seconds=SECONDS - left(), steps=steps)
+    print(f"\n{table(rows)}\n{steps}\n{out}")
     needed = steps["tests"] == steps["benchmarks"] == "passed"
     return 0 if needed and "failed" not in steps.values() else 1
 

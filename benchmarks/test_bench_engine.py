@@ -236,6 +236,7 @@ def test_share_of_the_peak(
         pytest.skip(f"the arithmetic peak of this CPU in {precision} is not known")
     share = limit.arithmetic_ms / float(np.median(times))
     benchmark.extra_info |= {"rates": best, "operations": limit.operations,
+                             "weight_bytes": limit.weight_bytes,
                              "limit_ms": limit.arithmetic_ms, "engine_ms": float(np.median(times))}
     print(f"\n{precision}: {np.median(times):.1f} ms, at the peak {limit.arithmetic_ms:.1f} ms:"
           f" {share:.0%}; " + ", ".join(f"{k} {v / 1e9:.0f} G/s" for k, v in best.items() if v))

@@ -1,0 +1,87 @@
+"""Stored results: benchmarks/results/<device>/<date>-<commit>.json, what pytest-benchmark wrote
+beside each as <date>-<commit>.raw.json.gz."""
+
+import datetime
+import gzip
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from scrd_fast.files import atomic_write
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def figures(raw: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each benchmark of a pytest-benchmark file: its name, milliseconds, extra_info."""
+    return [{"name": each["name"],
+             **{key: 1e3 * each["stats"][key] for key in ("min", "median", "max")},
+             **each["extra_info"]} for each in raw.get("benchmarks", [])]
+
+
+def kept(figure: dict[str, Any]) -> bool | None:
+    """Whether a figure is what was wanted of it; None where nothing was."""
+    if "wanted" not in figure:
+        return None
+    relation, _, limit = figure["wanted"].rpartition(" ")
+    ratio: float = figure["ratio"]
+    return ratio <= float(limit) if relation == "at most" else ratio >= float(limit)
+
+
+def title(figure: dict[str, Any]) -> str:
+    """The name of a benchmark as words."""
+    name = re.sub(r"^test_", "", figure["name"]).replace("_", " ").replace("[", " [", 1)
+    return name.replace("-", ", ")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A line for each figure of which something is wanted, with whether it is so."""
+    return "\n".join(
+        f"{figure['name']:<56} {figure['ratio']:>8.2f}  {figure['wanted']:<14}"
+        f" {'kept' if kept(figure) else 'MISSED'}" for figure in rows if "wanted" in figure)
+
+
+def commit() -> str:
+    """Of the working tree, with "-changed" where it differs; "unknown" outside of git."""
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=RESULTS.parent, capture_output=True,
+                              text=True, check=True).stdout.strip()
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short", "HEAD") + ("-changed" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def store(
+    environment: dict[str, Any], rows: list[dict[str, Any]], raw: dict[str, Any] | None = None,
+    **more: Any,
+) -> Path:
+    """Write a result of today; the file's path."""
+    device = str(environment.get("gpu") or environment["cpu"])
+    folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    revision = commit()
+    out = folder / f"{datetime.date.today()}-{revision}.json"
+    result = {"environment": environment, "commit": revision, **more, "figures": rows}
+    with atomic_write(out) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    if raw is not None:
+        with atomic_write(out.with_suffix(".raw.json.gz")) as temporary:
+            temporary.write_bytes(gzip.compress(json.dumps(raw).encode(), mtime=0))
+    return out
+
+
+def stored(path: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def history(like: dict[str, Any] | None = None) -> list[Path]:
+    """Stored results, oldest first; like: of the same device as this environment."""
+    found = [path for path in RESULTS.glob("*/*.json")
+             if like is None or all(stored(path)["environment"].get(key) == like.get(key)
+                                    for key in ("cpu", "gpu", "cores"))]
+    return sorted(found, key=lambda path: stored(path).get("time", path.stem))
