@@ -16,10 +16,11 @@ def judge(
     if wanted is None:
         benchmark.extra_info |= {"ratio": ratio}
         return
+    judged = torch.cuda.is_available() if gpu else "avx512" in _native.isas()
     limit = f"{'at most' if at_most else 'at least'} {wanted:g}"
     needs = "a CUDA GPU" if gpu else "AVX-512"
-    benchmark.extra_info |= {"ratio": ratio, "wanted": limit, "needs": needs}
-    if not (torch.cuda.is_available() if gpu else "avx512" in _native.isas()):
+    benchmark.extra_info |= {"ratio": ratio, "wanted": limit, "needs": needs, "judged": judged}
+    if not judged:
         print(f"{limit} is wanted with {needs}, which this machine lacks: not judged")
         return
     print(f"{limit} is wanted with {needs}")

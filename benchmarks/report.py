@@ -125,8 +125,11 @@ def web_page(raw: dict[str, Any], result: dict[str, Any]) -> str:
 
 def readme_table() -> str:
     """The newest stored result's table, between the lines that mark it in README.md."""
-    newest = [path for path in history() if "gpu" not in stored(path)["environment"]][-1]
-    return f"{BEGIN}\n{markdown(stored(newest))}{END}"
+    of_cpus = [path for path in history() if "gpu" not in stored(path)["environment"]]
+    if not of_cpus:
+        raise SystemExit("benchmarks/results: expected a stored result of a CPU, got none; run make"
+                         " bench")
+    return f"{BEGIN}\n{markdown(stored(of_cpus[-1]))}{END}"
 
 
 def with_table(readme: str) -> str:
@@ -164,9 +167,10 @@ def main() -> int:
     parser.add_argument("--compare", metavar="COMMIT")
     arguments = parser.parse_args()
     if arguments.compare:
-        base = [path for path in history() if f"-{arguments.compare}" in path.stem]
+        base = [path for path in history() if stored(path)["commit"] == arguments.compare]
         if not base:
-            parser.error(f"--compare: expected a commit of {[p.stem for p in history()]}, got"
+            known = [stored(path)["commit"] for path in history()]
+            parser.error(f"--compare: expected a stored commit of {known}, got"
                          f" {arguments.compare!r}")
         newest = history(stored(base[-1])["environment"])[-1]
         moved = compare(stored(base[-1]), stored(newest))

@@ -11,19 +11,22 @@ from typing import Any
 
 from scrd_fast.files import atomic_write
 
+_MARKS = {True: "kept", False: "MISSED", None: "not judged"}
 RESULTS = Path(__file__).parent / "results"
 
 
 def figures(raw: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each benchmark of a pytest-benchmark file: its name, milliseconds, extra_info."""
-    return [{"name": each["name"],
+    """A row for each benchmark of a pytest-benchmark file: the file's subject, its name,
+    milliseconds, extra_info."""
+    return [{"of": Path(each["fullname"].partition("::")[0]).stem.removeprefix("test_bench_"),
+             "name": each["name"],
              **{key: 1e3 * each["stats"][key] for key in ("min", "median", "max")},
              **each["extra_info"]} for each in raw.get("benchmarks", [])]
 
 
 def kept(figure: dict[str, Any]) -> bool | None:
-    """Whether a figure is what was wanted of it; None where nothing was."""
-    if "wanted" not in figure:
+    """Whether a figure is what was wanted; None where nothing was, or not of such a device."""
+    if not figure.get("judged"):
         return None
     relation, _, limit = figure["wanted"].rpartition(" ")
     ratio: float = figure["ratio"]
@@ -31,16 +34,17 @@ def kept(figure: dict[str, Any]) -> bool | None:
 
 
 def title(figure: dict[str, Any]) -> str:
-    """The name of a benchmark as words."""
-    name = re.sub(r"^test_", "", figure["name"]).replace("_", " ").replace("[", " [", 1)
-    return name.replace("-", ", ")
+    """The subject and the name of a benchmark as words."""
+    name, _, parameters = figure["name"].removeprefix("test_").partition("[")
+    text = f"{figure['of']}: {name}".replace("_", " ")
+    return text + (f" [{parameters[:-1].replace('-', ', ')}]" if parameters else "")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A line for each figure of which something is wanted, with whether it is so."""
     return "\n".join(
         f"{figure['name']:<56} {figure['ratio']:>8.2f}  {figure['wanted']:<14}"
-        f" {'kept' if kept(figure) else 'MISSED'}" for figure in rows if "wanted" in figure)
+        f" {_MARKS[kept(figure)]}" for figure in rows if "wanted" in figure)
 
 
 def commit() -> str:
@@ -68,7 +72,8 @@ def store(
     result = {"environment": environment, "commit": revision, **more, "figures": rows}
     with atomic_write(out) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
-    if raw is not None:
+    if raw is not None:  # but for the host's name and kernel, which are nobody's business
+        raw = {key: value for key, value in raw.items() if key != "machine_info"}
         with atomic_write(out.with_suffix(".raw.json.gz")) as temporary:
             temporary.write_bytes(gzip.compress(json.dumps(raw).encode(), mtime=0))
     return out

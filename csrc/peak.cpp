@@ -27,13 +27,14 @@ struct Loop {
 
 // Latencies are up to 6 cycles at two instructions a cycle, which 12 chains that do not wait for
 // each other fill. In assembly, so that no compiler merges, moves or spills any of it. The operands
-// are 1.0 in float32, (0, 1) in bfloat16 and small integers in int8: no chain becomes subnormal.
+// are 1.0 in float32 and (0, 1) in bfloat16, so that no chain becomes subnormal. Upper halves are
+// left clean: dirty ones would slow down the SSE code of whoever comes next.
 #define SCRD_CHAINS(step) \
   step(0) step(1) step(2) step(3) step(4) step(5) step(6) step(7) step(8) step(9) step(10) step(11)
-#define SCRD_LOOP(name, zero, spread, step)                                                      \
+#define SCRD_LOOP(name, zero, spread, step, end)                                                 \
   void name(std::uint64_t repetitions) {                                                         \
     const std::uint32_t operand = 0x3f800000;                                                    \
-    asm volatile(SCRD_CHAINS(zero) spread "\n1:\n" SCRD_CHAINS(step) "dec %0\n\tjnz 1b\n"        \
+    asm volatile(SCRD_CHAINS(zero) spread "\n1:\n" SCRD_CHAINS(step) "dec %0\n\tjnz 1b\n" end    \
                  : "+r"(repetitions)                                                             \
                  : "r"(operand)                                                                  \
                  : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", \
@@ -46,17 +47,19 @@ struct Loop {
 #define SCRD_FMA_256(i) "vfmadd231ps %%ymm14, %%ymm14, %%ymm" #i "\n\t"
 #define SCRD_FMA_512(i) "vfmadd231ps %%zmm14, %%zmm14, %%zmm" #i "\n\t"
 #define SCRD_BF16_512(i) "vdpbf16ps %%zmm14, %%zmm14, %%zmm" #i "\n\t"
-#define SCRD_INT8_256(i) "%{vex%} vpdpbusd %%ymm14, %%ymm14, %%ymm" #i "\n\t"
+// vpdpbusd %ymm14, %ymm14, %ymm<i> in its VEX form, which older assemblers do not know.
+#define SCRD_INT8_256(i) \
+  ".byte 0xc4, 0xc2 - 0x80 * (" #i " / 8), 0x0d, 0x50, 0xc6 + 8 * (" #i " & 7)\n\t"
 #define SCRD_INT8_512(i) "vpdpbusd %%zmm14, %%zmm14, %%zmm" #i "\n\t"
 
-SCRD_LOOP(sse, SCRD_SSE_ZERO, "movd %1, %%xmm14\n\tpshufd $0, %%xmm14, %%xmm14", SCRD_SSE_STEP)
+SCRD_LOOP(sse, SCRD_SSE_ZERO, "movd %1, %%xmm14\n\tpshufd $0, %%xmm14, %%xmm14", SCRD_SSE_STEP, "")
 SCRD_LOOP(fma_256, SCRD_VEX_ZERO, "vmovd %1, %%xmm14\n\tvpbroadcastd %%xmm14, %%ymm14",
-          SCRD_FMA_256)
-SCRD_LOOP(fma_512, SCRD_VEX_ZERO, "vpbroadcastd %1, %%zmm14", SCRD_FMA_512)
-SCRD_LOOP(bf16_512, SCRD_VEX_ZERO, "vpbroadcastd %1, %%zmm14", SCRD_BF16_512)
+          SCRD_FMA_256, "vzeroupper\n")
+SCRD_LOOP(fma_512, SCRD_VEX_ZERO, "vpbroadcastd %1, %%zmm14", SCRD_FMA_512, "vzeroupper\n")
+SCRD_LOOP(bf16_512, SCRD_VEX_ZERO, "vpbroadcastd %1, %%zmm14", SCRD_BF16_512, "vzeroupper\n")
 SCRD_LOOP(int8_256, SCRD_VEX_ZERO, "vmovd %1, %%xmm14\n\tvpbroadcastd %%xmm14, %%ymm14",
-          SCRD_INT8_256)
-SCRD_LOOP(int8_512, SCRD_VEX_ZERO, "vpbroadcastd %1, %%zmm14", SCRD_INT8_512)
+          SCRD_INT8_256, "vzeroupper\n")
+SCRD_LOOP(int8_512, SCRD_VEX_ZERO, "vpbroadcastd %1, %%zmm14", SCRD_INT8_512, "vzeroupper\n")
 
 // Feature bits of leaf 7, which compilers do not all know by name.
 struct Leaf7 {

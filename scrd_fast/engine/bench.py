@@ -7,9 +7,9 @@ import queue
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,8 @@ LOADS = (0.25, 0.5, 0.75, 0.9)
 BUSY = 0.5  # load average per core before anything is timed, from which on the report says so
 
 # A process of its own: what it takes to start is what a user waits for.
-_START = """
-import json, resource, sys, time
+_START = r"""
+import json, pathlib, re, sys, time
 begun = time.perf_counter()
 import numpy as np
 import scrd_fast
@@ -45,8 +45,9 @@ engine = scrd_fast.load_engine(path, device=device, trust=trust)
 loaded = time.perf_counter()
 engine.score(np.zeros((1, side, side, 3), np.uint8))
 scored = time.perf_counter()
+peak = re.search(r"VmHWM:\s*(\d+)", pathlib.Path("/proc/self/status").read_text())[1]
 print(json.dumps({"load_s": loaded - begun, "first_score_s": scored - begun,
-                  "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+                  "peak_memory_mib": int(peak) / 1024}))
 """
 
 
@@ -65,9 +66,9 @@ class Limit:
         """What takes longer."""
         return "arithmetic" if self.arithmetic_ms >= self.memory_ms else "memory"
 
-    @property
-    def ms(self) -> float:
-        return max(self.arithmetic_ms, self.memory_ms)
+    def ms(self, batch: int = 1) -> float:
+        """Of a batch, which needs to read the weights once."""
+        return max(self.arithmetic_ms * batch, self.memory_ms)
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,13 @@ def operations(
     shapes |= {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
                for v in network.graph.output if v.name not in shapes}
     weights = {w.name: w.dims for w in network.graph.initializer}
-    base = "bf16" if "bf16" in native_precisions("openvino") else "fp32"
-    left_out = (SHORTCUT, *quantisation.keep) if quantisation else ()
+    base, left_out = precision, (SHORTCUT, *(quantisation.keep if quantisation else ()))
+    if precision in KINDS:
+        base = "bf16" if "bf16" in native_precisions("openvino") else "fp32"
     counts: dict[str, float] = {}
     for node in network.graph.node:
         if node.op_type == "Conv":
-            kind = base if precision in KINDS and node.name.startswith(left_out) else precision
+            kind = base if node.name.startswith(left_out) else precision
             _, _, height, width = shapes[node.output[0]]
             counts[kind] = counts.get(kind, 0.0) + 2.0 * height * width * float(
                 np.prod(weights[node.input[1]]))
@@ -172,20 +174,24 @@ def _under_load(engine: Engine, batches: Sequence[Any], rate: float, seconds: fl
     rng = np.random.default_rng(seed)
     due = np.cumsum(rng.exponential(1 / rate, max(20, int(rate * seconds))))
     waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    done = np.empty(len(due))
 
-    def collect() -> None:
-        for i in range(len(due)):
-            waiting.get().result()
-            done[i] = time.perf_counter()
+    def collect() -> list[float]:
+        done = []
+        while (pending := waiting.get()) is not None:
+            pending.result()
+            done.append(time.perf_counter())
+        return done
 
-    collector = threading.Thread(target=collect, daemon=True)
-    collector.start()
-    start = time.perf_counter()
-    for i, at in enumerate(due):
-        time.sleep(max(0.0, start + at - time.perf_counter()))
-        waiting.put(engine.submit(batches[i % len(batches)]))
-    collector.join()
+    with ThreadPoolExecutor(1) as pool:
+        collected = pool.submit(collect)
+        start = time.perf_counter()
+        try:
+            for i, at in enumerate(due):
+                time.sleep(max(0.0, start + at - time.perf_counter()))
+                waiting.put(engine.submit(batches[i % len(batches)]))
+        finally:
+            waiting.put(None)
+        done = np.array(collected.result())
     return percentiles((done - start - due) * 1e3) | {"images": float(len(due))}
 
 
@@ -202,6 +208,7 @@ def bench(
     file = Path(path)
     manifest, members = read_engine_file(file)
     on_gpu = manifest.backend in GPU_BACKENDS
+    load_engine(file, device=device, trust=trust).close()  # its errors, not those of a process
     where = environment(torch.device(device or "cuda") if on_gpu else None)
     share = seconds / (len(BATCHES) + len(LOADS))
     total = 2 + len(BATCHES) + len(LOADS)
@@ -219,7 +226,7 @@ def bench(
             rows.append({
                 "batch": batch, **figures, "calls": len(ms),
                 "images_per_s": batch * 1e3 / figures["p50_ms"],
-                "share_of_limit": limit and limit.ms * batch / figures["p50_ms"]})
+                "share_of_limit": limit and limit.ms(batch) / figures["p50_ms"]})
         capacity = rows[0]["images_per_s"]
         loads: list[dict[str, Any]] = []
         images = random_images(spec.input_size, 8)

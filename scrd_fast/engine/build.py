@@ -24,7 +24,6 @@ from scrd_fast.engine.backends.choice import (
     choose_backend,
     make_runner,
     native_precisions,
-    openvino_missing,
 )
 from scrd_fast.engine.backends.plan import (
     PLAN,
@@ -117,11 +116,6 @@ def _faster_in_batches(runner: Runner, spec: ScoringSpec) -> bool:
     return ms["together"] < 0.95 * ms["one by one"]
 
 
-def _can_search() -> bool:
-    """Whether OpenVINO is here, in which candidates run; without it 8 bits leave out KEEP."""
-    return openvino_missing() is None and "int8" in native_precisions("openvino")
-
-
 @dataclass(frozen=True)
 class _Candidate:
     """A runner, its figures, and what it is made of."""
@@ -161,7 +155,8 @@ class _Builder:
             ranges = calibrate(self.proto, self.judge.spec, pixels, progress=self.progress)
             quantisation = Quantisation(ranges, KEEP if self.keep is None else self.keep)
             correction = BiasCorrection(self.proto, self.judge.spec, pixels)
-            if precision == "int8" and self.keep is None and _can_search():
+            # Candidates run in OpenVINO: what it keeps the limits with says little of GPUs.
+            if (precision, self.backend, self.keep) == ("int8", "openvino", None):
                 found = search(self.proto, self.judge, quantisation, correction,
                                self.allowed(precision), deadline=self.deadline,
                                progress=self.progress)
@@ -272,10 +267,10 @@ def build_engine(
     beside it by default. backend: "auto", "openvino", "torch_eager", "tensorrt" or "torch_cuda".
     precision: "fp32", "bf16", "fp16" (on a GPU), "int8" or "fp8" (TensorRT; 8 bits need `images` to
     calibrate on), or "auto": of those that the machine computes in natively, int8 with `images`
-    included and fp8 not, the fastest that keeps the fidelity limits, as measured here. In int8 the
-    layers that must not be quantised are searched for (engine.search). device: "cpu", "cuda" or
-    "cuda:<index>"; by default a GPU where one can be used. images: normal images (array, folder or
-    paths) to calibrate and to judge fidelity on; their pictures are not kept. buckets: batch sizes
+    included and fp8 not, the fastest that keeps the fidelity limits, as measured here. In int8 on
+    CPUs the layers that must not be quantised are searched for (engine.search). device: "cpu",
+    "cuda" or "cuda:<index>"; by default a GPU where one can be used. images: normal images (array,
+    folder or paths) to calibrate and to judge fidelity on, which are not kept. buckets: batch sizes
     rising from 1, each compiled on its own; by default 1, 8 and 32 on a GPU, else single images,
     and batches of 8 where those are measured to be faster. On a GPU a batch between two buckets is
     padded, and a bucket that does not fit into its memory is left out with a warning. limits:

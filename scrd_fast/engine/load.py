@@ -32,9 +32,9 @@ from scrd_fast.engine.decisions import Decisions
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.file import GOLDEN, NETWORK, Manifest, read_engine_file
 from scrd_fast.engine.progress import Progress, silent
-from scrd_fast.engine.quantize import KINDS, QUANTISATION, Quantisation
+from scrd_fast.engine.quantize import KINDS, QUANTISATION, Quantisation, check_shifts
 from scrd_fast.engine.verify import renewed, replay
-from scrd_fast.errors import EngineFileError, ScrdError
+from scrd_fast.errors import EngineFileError, InputError, ScrdError
 
 
 def load_engine(
@@ -167,6 +167,10 @@ def _make_runner(
         _check_whole(proto)
         if manifest.precision in KINDS:
             quantisation = Quantisation.from_bytes(members.get(QUANTISATION, b""))
+            try:
+                check_shifts(proto, quantisation)
+            except InputError as error:
+                raise EngineFileError(f"{QUANTISATION}: {error}") from error
         return make_runner(manifest.backend, proto, manifest.scoring_spec(), manifest.precision,
                            manifest.buckets, mode, device, quantisation, **of_tensorrt)
     except EngineFileError as error:

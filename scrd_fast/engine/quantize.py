@@ -98,13 +98,14 @@ class Quantisation:
                     raise ValueError("a range is negative or not finite")
             if not all(isinstance(name, str) for name in read.keep):
                 raise ValueError("a name is no text")
-            if not all(isinstance(shift, list) and all(map(math.isfinite, shift))
+            if not all(isinstance(shift, list) and all(abs(each) < 1e30 for each in shift)
                        for shift in read.shifts.values()):
                 raise ValueError("a shift is no list of finite numbers")
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise EngineFileError(f"{QUANTISATION}: expected ranges of activations, names of"
-                                  " layers and shifts of biases, got something else:"
-                                  f" {error}") from error
+                                  " layers and shifts of biases, got something else"
+                                  f" ({error!r}); build the engine again from its checkpoint"
+                                  ) from error
         return read
 
 
@@ -152,6 +153,15 @@ class _Places:
     sums: frozenset[str]
     concatenations: frozenset[str]
     groups: dict[str, str]
+
+
+def check_shifts(proto: onnx.ModelProto, quantisation: Quantisation) -> None:
+    """Raise InputError unless every shift is one of a convolution of a graph."""
+    shapes = {weight.name: tuple(weight.dims) for weight in proto.graph.initializer}
+    biases = {node.name: shapes.get(node.input[2]) for node in _convolutions(proto.graph)}
+    for name, shift in quantisation.shifts.items():
+        expect(name in biases, "shifts", "names of the network's convolutions", repr(name))
+        expect(biases[name] == (len(shift),), f"shifts[{name!r}]", biases[name], (len(shift),))
 
 
 def _convolutions(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -311,10 +321,8 @@ class _Quantiser:
     def shift(self, node: onnx.NodeProto) -> None:
         """Add to the bias of a convolution what keeps its means."""
         name = node.input[2]
-        bias, shift = to_tensor(self.weights[name]), torch.tensor(self.shifts[node.name])
-        expect(bias.shape == shift.shape, f"shifts[{node.name!r}]", tuple(bias.shape),
-               tuple(shift.shape))
-        self.weights[name] = to_proto(name, bias + shift)
+        bias = to_tensor(self.weights[name]) + torch.tensor(self.shifts[node.name])
+        self.weights[name] = to_proto(name, bias)
 
     def write(self) -> None:
         """Rewrite the graph in place."""
@@ -357,6 +365,7 @@ def quantise(
     unknown = sorted(k for k in keep if not any(name.startswith(k) for name in names))
     expect(not unknown, "keep", "beginnings of names of the network's convolutions, such as"
            " 'network/teacher.conv1'", unknown)
+    check_shifts(made, quantisation)
     places, known = _places(made.graph, keep), quantisation.ranges.of(kind)
     missing = sorted(set(places.groups) - set(known))
     expect(not missing, "ranges", "those of all tensors that are quantised",

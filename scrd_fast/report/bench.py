@@ -31,5 +31,5 @@ def lines(found: Bench) -> Iterator[str]:
                f" {row['p99_ms']:>9.2f} {row['images_per_s']:>9.1f}")
     known = [f"{rate / 1e9:.0f} {_UNITS[name]}" for name, rate in found.rates.items() if rate]
     if found.limit is not None:
-        yield (f"limit: {found.limit.ms:.2f} ms an image, by {found.limit.bound}, at the"
+        yield (f"limit: {found.limit.ms():.2f} ms an image, by {found.limit.bound}, at the"
                f" {', '.join(known)} measured here")

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from scrd_fast.engine.bench import BATCHES, LOADS, bench, lower_limit, operation
 from scrd_fast.engine.graph import build_graph
 from scrd_fast.engine.measure import cpu_limits
 from scrd_fast.engine.quantize import SHORTCUT, STEM, Quantisation, Ranges
-from scrd_fast.errors import InputError
+from scrd_fast.errors import InputError, ScrdError
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
@@ -60,9 +61,11 @@ def test_a_limit(model):
     count = operations(proto, SPEC, "fp32")["fp32"]
     slow = {"fp32": count / 2, "bf16": None, "int8": None, "copy": 1e30}
     limit = lower_limit(proto, SPEC, "fp32", slow)
-    assert (limit.bound, limit.ms) == ("arithmetic", pytest.approx(2000))
+    assert (limit.bound, limit.ms()) == ("arithmetic", pytest.approx(2000))
+    assert limit.ms(8) == pytest.approx(16000)
     limit = lower_limit(proto, SPEC, "fp32", slow | {"copy": limit.weight_bytes / 3})
-    assert (limit.bound, limit.ms) == ("memory", pytest.approx(3000))
+    assert (limit.bound, limit.ms()) == ("memory", pytest.approx(3000))
+    assert limit.ms(8) == pytest.approx(16000), "the weights are read once"
     assert limit.weight_bytes >= 4 * sum(p.numel() for p in model.parameters() if p.ndim == 4) * 0.9
     assert lower_limit(proto, SPEC, "bf16", slow) is None
 
@@ -87,7 +90,7 @@ def test_figures_of_an_engine(engine_file):
         assert row["calls"] >= 5
         if found.limit is not None:  # a limit that an engine beats is none
             assert row["p50_ms"] > row["batch"] * found.limit.arithmetic_ms
-            assert row["share_of_limit"] == row["batch"] * found.limit.ms / row["p50_ms"]
+            assert row["share_of_limit"] == found.limit.ms(row["batch"]) / row["p50_ms"]
     assert 0 < found.start["load_s"] < found.start["first_score_s"]
     assert found.start["peak_memory_mib"] > 50
     assert found.environment["cores"] >= 1
@@ -95,6 +98,8 @@ def test_figures_of_an_engine(engine_file):
     assert json.loads(json.dumps(found.to_dict()))["engine"]["precision"] == "fp32"
     with pytest.raises(InputError, match=r"^seconds: expected 1 to 3600, got 0"):
         bench(engine_file, seconds=0)
+    with pytest.raises(ScrdError, match="device"):
+        bench(engine_file, device="foo")
 
 
 def test_times_under_load_count_from_the_arrival(engine_file):
@@ -103,6 +108,8 @@ def test_times_under_load_count_from_the_arrival(engine_file):
     with scrd_fast.load_engine(engine_file) as engine:
         quick = benching.percentiles(benching.repeated(engine.score, images, seconds=0.2))["p50_ms"]
         late = benching._under_load(engine, images, 5e3 / quick, 100 * quick / 1e3, seed=0)
+        with pytest.raises(InputError):
+            benching._under_load(engine, [np.zeros((1, 0, 0))], 1e3, 0.01, seed=0)
     assert late["images"] == 500
     assert late["p90_ms"] > 20 * quick
 

@@ -51,7 +51,7 @@ def _max_pool(a: Attributes, x: Tensor) -> Tensor:
 def _quantise(a: Attributes, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     """The 8-bit numbers of activations by one scale, as float values; zero points are 0."""
     if a["kind"] == torch.int8:
-        return torch.round(x / scale).clamp(-127, 127)
+        return torch.round(x / scale).clamp(-128, 127)
     return (x / scale).clamp(-448, 448).to(a["kind"]).to(x.dtype)
 
 
