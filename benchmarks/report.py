@@ -79,11 +79,16 @@ def _plots(raw: dict[str, Any], result: dict[str, Any]) -> str:
 
     page = Figure(figsize=(13, 4.2), layout="constrained")
     latencies, roofline, past = page.subplots(1, 3)
+    times: dict[str, list[float]] = {}
     for each in raw["benchmarks"]:
-        if each["name"].startswith("test_engine_against_published_loop"):
-            latencies.hist(np.array(each["stats"]["data"]) * 1e3, bins=20, histtype="stepfilled",
-                           alpha=0.6, label=each["name"].partition("[")[2].rstrip("]"))
-    latencies.set(title="latency, batch 1", xlabel="milliseconds", ylabel="calls")
+        name, _, precision = each["name"].rstrip("]").partition("[")
+        if name in ("test_engine_against_published_loop", "test_engine_against_plain_openvino"):
+            times.setdefault(precision, []).extend(t * 1e3 for t in each["stats"]["data"])
+    everything = [t for of_one in times.values() for t in of_one] or [1.0]
+    bins = np.geomspace(min(everything) * 0.99, max(everything) * 1.01, 60)
+    for precision, of_one in times.items():
+        latencies.hist(of_one, bins=bins, alpha=0.6, label=precision)
+    latencies.set(title="latency, batch 1", xlabel="milliseconds", ylabel="calls", xscale="log")
     latencies.legend()
     for figure in result["figures"]:
         if "rates" in figure:
@@ -102,10 +107,11 @@ def _plots(raw: dict[str, Any], result: dict[str, Any]) -> str:
                         f["name"]}):
         points = [(r["commit"], f["ratio"]) for r in stored_results for f in r["figures"]
                   if f["name"] == name and "ratio" in f]
-        past.plot([p[0] for p in points], [p[1] for p in points], "o-", label=name, markersize=4)
-    past.set(title="ratios over commits")
-    past.tick_params(axis="x", rotation=60)
-    past.legend(fontsize=6)
+        past.plot([p[0] for p in points], [p[1] for p in points], "o-", markersize=4,
+                  label=name.removeprefix("test_engine_against_").replace("_", " "))
+    past.set(title="ratios over commits", ylabel="ratio")
+    past.margins(y=0.35)
+    past.legend(fontsize=7, ncols=2)
     text = StringIO()
     page.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg"):]

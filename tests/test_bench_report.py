@@ -50,6 +50,8 @@ def test_a_page(result):
     assert page.count("class=missed") == 1
     assert "Some &lt;CPU&gt;" in page
     assert "<svg" in page
+    part = {"benchmarks": RAW["benchmarks"][2:]}
+    assert "<svg" in report.web_page(part, result | {"figures": results.figures(part)})
 
 
 def test_what_moved(result):
