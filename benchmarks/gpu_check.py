@@ -6,7 +6,6 @@ table. Downloads nothing.
 """
 
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import torch
 
 from benchmarks.results import figures, store, table
 from scrd_fast.engine.backends.choice import cuda_missing
+from scrd_fast.engine.bench import environment
 
 SECONDS = 420  # and less than a minute before them for the C++ extension
 FOR_BENCHMARKS = 150  # of them, which the tests may not take
@@ -47,23 +47,20 @@ def run_pytest(arguments: list[str], seconds: float) -> tuple[str, dict[str, Any
         return ("failed" if code else "passed"), json.loads(text) if text else {}
 
 
-def environment() -> dict[str, Any]:
+def gpu_environment() -> dict[str, Any]:
     import triton
 
     properties = torch.cuda.get_device_properties(0)
-    return {
-        "gpu": properties.name, "compute_capability": [properties.major, properties.minor],
+    return environment(torch.device("cuda", 0)) | {
         "multiprocessors": properties.multi_processor_count,
-        "memory_gib": properties.total_memory / 2**30, "torch": torch.__version__,
-        "triton": triton.__version__, "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(), "python": platform.python_version(),
-    }
+        "memory_gib": properties.total_memory / 2**30, "triton": triton.__version__}
 
 
 def main() -> int:
     if missing := cuda_missing(None):
         print(f"gpu-check: {missing}", file=sys.stderr)
         return 2
+    where = gpu_environment()  # before anything is timed
     began = time.monotonic()
 
     def left() -> float:
@@ -81,7 +78,6 @@ def main() -> int:
         kept = FOR_BENCHMARKS if name == "tests" else 0
         steps[name], raw = run_pytest(arguments, left() - kept)
         rows += figures(raw)
-    where = environment()
     out = store(where, rows, seconds=SECONDS - left(), steps=steps)
     print(f"\n{table(rows)}\n{steps}\n{out}")
     needed = steps["tests"] == steps["benchmarks"] == "passed"

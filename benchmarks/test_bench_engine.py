@@ -25,12 +25,10 @@ import scrd_fast
 from benchmarks.judge import judge
 from benchmarks.peers import EagerTorch, OnnxRuntime, PlainOpenVino, PublishedLoop
 from scrd_fast.engine.backends.choice import native_precisions
-from scrd_fast.engine.bench import lower_limit
+from scrd_fast.engine.bench import Work
 from scrd_fast.engine.fidelity import Limits
-from scrd_fast.engine.file import read_engine_file
-from scrd_fast.engine.graph import build_graph
 from scrd_fast.engine.measure import cpu_limits
-from scrd_fast.engine.quantize import QUANTISATION, STEM, Quantisation
+from scrd_fast.engine.quantize import STEM
 from scrd_fast.model.checkpoint import (
     Checkpoint,
     ModelConfig,
@@ -221,17 +219,12 @@ def test_share_of_the_peak(
 ) -> None:
     """The time that the network's arithmetic takes at the CPU's peak, over the engine's."""
     precision, worker = engine
-    loaded = load_checkpoint(checkpoint)
-    _, members = read_engine_file(checkpoint.with_suffix(f".{precision}.scrd"))
-    quantisation = (Quantisation.from_bytes(members[QUANTISATION])
-                    if QUANTISATION in members else None)
-    proto = build_graph(loaded.model, loaded.spec)
     rates, times = [], []
     for _ in range(4):  # in turn
         rates.append(cpu_limits())
         times += [worker.score(image[None])[0] * 1e3 for image in images][1:]
     best = {kind: max(r[kind] or 0.0 for r in rates) or None for kind in rates[0]}
-    limit = lower_limit(proto, loaded.spec, precision, best, quantisation)
+    limit = Work.of(checkpoint.with_suffix(f".{precision}.scrd")).limit(best)
     if limit is None:
         pytest.skip(f"the arithmetic peak of this CPU in {precision} is not known")
     share = limit.arithmetic_ms / float(np.median(times))

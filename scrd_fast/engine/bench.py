@@ -21,14 +21,13 @@ import torch
 from scrd_fast.engine.backends.choice import GPU_BACKENDS, native_precisions
 from scrd_fast.engine.build import fingerprint
 from scrd_fast.engine.engine import Engine
-from scrd_fast.engine.file import NETWORK, Manifest, read_engine_file
+from scrd_fast.engine.file import NETWORK, read_engine_file
 from scrd_fast.engine.graph import network_graph
 from scrd_fast.engine.load import load_engine
 from scrd_fast.engine.measure import cpu_limits, percentiles, random_images, repeated
 from scrd_fast.engine.progress import Progress, silent
 from scrd_fast.engine.quantize import KINDS, QUANTISATION, SHORTCUT, Quantisation
 from scrd_fast.errors import ScrdError, expect
-from scrd_fast.spec import ScoringSpec
 
 BATCHES = (1, 8, 32)
 LOADS = (0.25, 0.5, 0.75, 0.9)
@@ -111,16 +110,14 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def operations(
-    proto: onnx.ModelProto, spec: ScoringSpec, precision: str,
-    quantisation: Quantisation | None = None,
+    network: onnx.ModelProto, precision: str, quantisation: Quantisation | None = None
 ) -> dict[str, float]:
-    """Of the network's convolutions for one image, by the precision that they compute in on a CPU;
-    a multiplication and an addition are two. proto: what engine.graph.build_graph gives."""
-    network = network_graph(proto, spec, features=True)
+    """Of a network's convolutions for one image, by the precision that they compute in on a CPU; a
+    multiplication and an addition are two. network: what engine.graph.network_graph gives with its
+    features."""
+    inferred = onnx.shape_inference.infer_shapes(network).graph
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
-              for v in onnx.shape_inference.infer_shapes(network).graph.value_info}
-    shapes |= {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
-               for v in network.graph.output if v.name not in shapes}
+              for v in [*inferred.value_info, *inferred.output]}
     weights = {w.name: w.dims for w in network.graph.initializer}
     base, left_out = precision, (SHORTCUT, *(quantisation.keep if quantisation else ()))
     if precision in KINDS:
@@ -138,23 +135,35 @@ def operations(
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
-def weight_bytes(proto: onnx.ModelProto, spec: ScoringSpec, precision: str) -> float:
-    """Of the network in a precision."""
-    weights = network_graph(proto, spec, features=True).graph.initializer
-    return sum(float(np.prod(w.dims)) for w in weights) * _BYTES[precision]
+@dataclass(frozen=True)
+class Work:
+    """What an engine on a CPU has to do for one image: operations by precision, and the bytes of
+    the weights."""
 
+    operations: dict[str, float]
+    weight_bytes: float
 
-def lower_limit(
-    proto: onnx.ModelProto, spec: ScoringSpec, precision: str, rates: dict[str, float | None],
-    quantisation: Quantisation | None = None,
-) -> Limit | None:
-    """What an image takes at least on a CPU of such rates; None where one is not known."""
-    counts = operations(proto, spec, precision, quantisation)
-    copy, nbytes = rates["copy"], weight_bytes(proto, spec, precision)
-    if copy is None or any(rates.get(kind) is None for kind in counts):
-        return None
-    arithmetic = sum(count / (rates[kind] or 1.0) for kind, count in counts.items())
-    return Limit(counts, arithmetic * 1e3, nbytes, nbytes / copy * 1e3)
+    @staticmethod
+    def of(path: str | os.PathLike[str]) -> "Work":
+        """Of an engine file. Raises EngineFileError."""
+        manifest, members = read_engine_file(path)
+        quantisation = (Quantisation.from_bytes(members[QUANTISATION])
+                        if QUANTISATION in members else None)
+        network = network_graph(onnx.load_from_string(members[NETWORK]), manifest.scoring_spec(),
+                                features=True)
+        numbers = sum(float(np.prod(w.dims)) for w in network.graph.initializer)
+        return Work(operations(network, manifest.precision, quantisation),
+                    numbers * _BYTES[manifest.precision])
+
+    def limit(self, rates: dict[str, float | None]) -> Limit | None:
+        """What it takes at least at the rates of `measure.cpu_limits`; None where one that counts
+        is not known."""
+        copy = rates["copy"]
+        if copy is None or any(rates[kind] is None for kind in self.operations):
+            return None
+        arithmetic = sum(count / (rates[kind] or 1.0) for kind, count in self.operations.items())
+        return Limit(self.operations, arithmetic * 1e3, self.weight_bytes,
+                     self.weight_bytes / copy * 1e3)
 
 
 def _start(path: Path, device: str | None, trust: bool, side: int) -> dict[str, float]:
@@ -206,17 +215,17 @@ def bench(
     """
     expect(1 <= seconds <= 3600, "seconds", "1 to 3600", seconds)
     file = Path(path)
-    manifest, members = read_engine_file(file)
-    on_gpu = manifest.backend in GPU_BACKENDS
-    load_engine(file, device=device, trust=trust).close()  # its errors, not those of a process
-    where = environment(torch.device(device or "cuda") if on_gpu else None)
     share = seconds / (len(BATCHES) + len(LOADS))
-    total = 2 + len(BATCHES) + len(LOADS)
-    progress(0, total, "starting a process")
-    spec = ScoringSpec.from_dict(manifest.spec)
-    start = _start(file, device, trust, spec.input_size)
+    total = 1 + len(BATCHES) + len(LOADS)
+    progress(0, total, "loading")
+    # Before the process that loads it to be timed: its errors are this function's.
     with load_engine(file, device=device, trust=trust) as engine:
-        rates, limit = ({}, None) if on_gpu else _limit_of(manifest, members, spec)
+        manifest, spec = engine.manifest, engine.spec
+        on_gpu = manifest.backend in GPU_BACKENDS
+        where = environment(torch.device(device or "cuda") if on_gpu else None)
+        progress(0, total, "starting a process")
+        start = _start(file, device, trust, spec.input_size)
+        rates, limit = ({}, None) if on_gpu else _limit_of(file)
         rows: list[dict[str, Any]] = []
         for i, batch in enumerate(BATCHES):
             progress(1 + i, total, f"batches of {batch}")
@@ -241,12 +250,8 @@ def bench(
         environment=where, start=start, batches=rows, loads=loads, rates=rates, limit=limit)
 
 
-def _limit_of(
-    manifest: Manifest, members: dict[str, bytes], spec: ScoringSpec
-) -> tuple[dict[str, float | None], Limit | None]:
+def _limit_of(path: Path) -> tuple[dict[str, float | None], Limit | None]:
     """The CPU's rates, and the limit that they set for an engine."""
-    proto = onnx.load_from_string(members[NETWORK])
-    quantisation = (Quantisation.from_bytes(members[QUANTISATION])
-                    if QUANTISATION in members else None)
-    rates = cpu_limits(weight_bytes(proto, spec, manifest.precision))
-    return rates, lower_limit(proto, spec, manifest.precision, rates, quantisation)
+    work = Work.of(path)
+    rates = cpu_limits(work.weight_bytes)
+    return rates, work.limit(rates)

@@ -10,10 +10,10 @@ import torch
 
 import scrd_fast
 from scrd_fast.engine import bench as benching
-from scrd_fast.engine.bench import BATCHES, LOADS, bench, lower_limit, operations
-from scrd_fast.engine.graph import build_graph
+from scrd_fast.engine.bench import BATCHES, LOADS, Work, bench, operations
+from scrd_fast.engine.graph import build_graph, network_graph
 from scrd_fast.engine.measure import cpu_limits
-from scrd_fast.engine.quantize import SHORTCUT, STEM, Quantisation, Ranges
+from scrd_fast.engine.quantize import STEM, Quantisation, Ranges
 from scrd_fast.errors import InputError, ScrdError
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.model.scrd import SCRD
@@ -44,30 +44,29 @@ def test_operations_are_those_that_pytorch_counts(model):
     counted = FlopCounterMode(display=False)
     with torch.no_grad(), counted:
         model(torch.zeros(1, 3, 64, 64))
-    proto = build_graph(model, SPEC)
-    found = operations(proto, SPEC, "fp32")
+    network = network_graph(build_graph(model, SPEC), SPEC, features=True)
+    found = operations(network, "fp32")
     assert found.keys() == {"fp32"}
     assert found["fp32"] == pytest.approx(counted.get_total_flops(), rel=0.01)
-    left_out = Quantisation(Ranges({}, {}), (STEM,))
-    parts = operations(proto, SPEC, "int8", left_out)
+    parts = operations(network, "int8", Quantisation(Ranges({}, {}), (STEM,)))
     assert sum(parts.values()) == found["fp32"]
     (base,) = parts.keys() - {"int8"}
     stem, shortcut = 2 * 32 * 32 * 64 * 3 * 7 * 7, 2 * 2 * 2 * 512 * 768
-    assert parts[base] == stem + shortcut, (STEM, SHORTCUT)
+    assert parts[base] == stem + shortcut
 
 
-def test_a_limit(model):
-    proto = build_graph(model, SPEC)
-    count = operations(proto, SPEC, "fp32")["fp32"]
-    slow = {"fp32": count / 2, "bf16": None, "int8": None, "copy": 1e30}
-    limit = lower_limit(proto, SPEC, "fp32", slow)
+def test_a_limit(model, engine_file):
+    work = Work.of(engine_file)
+    assert work.weight_bytes == pytest.approx(
+        4 * sum(p.numel() for p in model.parameters()), rel=0.02)
+    slow = {"fp32": work.operations["fp32"] / 2, "bf16": None, "int8": None, "copy": 1e30}
+    limit = work.limit(slow)
     assert (limit.bound, limit.ms()) == ("arithmetic", pytest.approx(2000))
     assert limit.ms(8) == pytest.approx(16000)
-    limit = lower_limit(proto, SPEC, "fp32", slow | {"copy": limit.weight_bytes / 3})
+    limit = work.limit(slow | {"copy": work.weight_bytes / 3})
     assert (limit.bound, limit.ms()) == ("memory", pytest.approx(3000))
     assert limit.ms(8) == pytest.approx(16000), "the weights are read once"
-    assert limit.weight_bytes >= 4 * sum(p.numel() for p in model.parameters() if p.ndim == 4) * 0.9
-    assert lower_limit(proto, SPEC, "bf16", slow) is None
+    assert work.limit(slow | {"fp32": None}) is None
 
 
 def test_limits_of_this_cpu():
@@ -94,7 +93,8 @@ def test_figures_of_an_engine(engine_file):
     assert 0 < found.start["load_s"] < found.start["first_score_s"]
     assert found.start["peak_memory_mib"] > 50
     assert found.environment["cores"] >= 1
-    assert [step[0] for step in told] == list(range(len(told)))
+    assert [step[0] for step in told] == sorted(step[0] for step in told)
+    assert all(step[0] < step[1] for step in told)
     assert json.loads(json.dumps(found.to_dict()))["engine"]["precision"] == "fp32"
     with pytest.raises(InputError, match=r"^seconds: expected 1 to 3600, got 0"):
         bench(engine_file, seconds=0)
