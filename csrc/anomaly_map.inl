@@ -1,21 +1,5 @@
 // The arithmetic of anomaly_map for one instruction set; see each_isa.hpp.
 
-static inline f32 load_feature(const float* from) { return load_f32(from); }
-static inline f32 load_feature(const std::uint16_t* from) { return load_bf16(from); }
-static inline float feature(float value) { return value; }
-static inline float feature(std::uint16_t bits) {
-  const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, sizeof value);
-  return value;
-}
-
-static inline float sum_of(f32 v) {
-  float total = 0;
-  for (int i = 0; i < SCRD_WIDTH; ++i) total += v[i];
-  return total;
-}
-
 // The three sums over channels, per pixel: teacher . student, |teacher|^2, |student|^2.
 struct Sums {
   float *ts, *tt, *ss;

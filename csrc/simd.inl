@@ -62,3 +62,22 @@ static inline void store_bf16(std::uint16_t* to, f32 v) {
   const u32 chosen = v == v ? rounded : nan;
   store(to, __builtin_convertvector(chosen, u16));
 }
+
+// Features: float32, or bfloat16 in 16 bits.
+static inline f32 load_feature(const float* from) { return load_f32(from); }
+static inline f32 load_feature(const std::uint16_t* from) { return load_bf16(from); }
+static inline void store_feature(float* to, f32 v) { store(to, v); }
+static inline void store_feature(std::uint16_t* to, f32 v) { store_bf16(to, v); }
+static inline float feature(float value) { return value; }
+static inline float feature(std::uint16_t bits) {
+  const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+static inline float sum_of(f32 v) {
+  float total = 0;
+  for (int i = 0; i < SCRD_WIDTH; ++i) total += v[i];
+  return total;
+}

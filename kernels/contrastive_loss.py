@@ -270,19 +270,8 @@ def contrastive_terms(
     """Distances (2, N, 3) of clean and of noisy teacher to student, per image and scale.
 
     clean, noisy, student: three maps (N, C, h, w) each, float16, bfloat16, float32 or float64;
-    summed in float32, float64 for float64. Gradients go to the student alone. Maps that are
-    contiguous or channels-last are read where they lie; the teacher's are copied where their
-    layout is not the student's.
+    summed in float32, float64 for float64. The three of a scale lie in memory alike and densely.
+    Gradients go to the student alone.
     """
-    formats = [
-        torch.channels_last
-        if s.is_contiguous(memory_format=torch.channels_last) and not s.is_contiguous()
-        else torch.contiguous_format
-        for s in student
-    ]
-    clean, noisy, student = (
-        [m.contiguous(memory_format=f) for m, f in zip(maps, formats, strict=True)]
-        for maps in (clean, noisy, student)
-    )
     terms: Tensor = _terms(clean, noisy, student)[0]
     return terms

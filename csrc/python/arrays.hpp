@@ -67,6 +67,26 @@ const T* contiguous(const py::array& array, const std::string& name,
   return static_cast<const T*>(array.data());
 }
 
+using FeatureArrays = std::array<py::array, kScales>;
+
+// The arrays of three scales.
+inline FeatureArrays three(const py::sequence& values, const char* name) {
+  if (values.size() != kScales) {
+    fail(name, "three feature maps", std::to_string(values.size()));
+  }
+  FeatureArrays arrays;
+  for (int k = 0; k < kScales; ++k) {
+    arrays[k] = as_array(values[k], std::string(name) + "[" + std::to_string(k) + "]");
+  }
+  return arrays;
+}
+
+inline DType feature_dtype(const py::array& array, const std::string& name) {
+  if (py::isinstance<py::array_t<float>>(array)) return DType::f32;
+  if (py::isinstance<py::array_t<std::uint16_t>>(array)) return DType::bf16;
+  fail(name, "dtype float32, or uint16 with the bits of bfloat16", dtype_of(array));
+}
+
 // The images of one array (N, H, W) or (N, H, W, 3), or of a sequence of arrays (H, W) or
 // (H, W, 3) of any sizes and dtypes, as they lie in memory: any strides, any alignment, read-only
 // or not. `owners` gets the arrays that must outlive the views. All have passed check_image.

@@ -8,33 +8,14 @@
 namespace scrd::python {
 namespace {
 
-using Arrays = std::array<py::array, kScales>;
-
-Arrays three(const py::sequence& values, const char* name) {
-  if (values.size() != kScales) {
-    fail(name, "three feature maps", std::to_string(values.size()));
-  }
-  Arrays arrays;
-  for (int k = 0; k < kScales; ++k) {
-    arrays[k] = as_array(values[k], std::string(name) + "[" + std::to_string(k) + "]");
-  }
-  return arrays;
-}
-
-std::array<FeatureView, kScales> feature_views(const Arrays& arrays, const char* name) {
+std::array<FeatureView, kScales> feature_views(const FeatureArrays& arrays, const char* name) {
   std::array<FeatureView, kScales> views;
   for (int k = 0; k < kScales; ++k) {
     const py::array& a = arrays[k];
     const std::string where = std::string(name) + "[" + std::to_string(k) + "]";
     if (a.ndim() != 4) fail(where, "(N, C, h, w)", shape_of(a));
     FeatureView& v = views[k];
-    if (py::isinstance<py::array_t<float>>(a)) {
-      v.dtype = DType::f32;
-    } else if (py::isinstance<py::array_t<std::uint16_t>>(a)) {
-      v.dtype = DType::bf16;
-    } else {
-      fail(where, "dtype float32, or uint16 with the bits of bfloat16", dtype_of(a));
-    }
+    v.dtype = feature_dtype(a, where);
     v.data = a.data();
     v.n = a.shape(0), v.channels = a.shape(1), v.height = a.shape(2), v.width = a.shape(3);
     for (int d = 0; d < 4; ++d) v.strides[d] = a.strides(d) / a.itemsize();
@@ -65,8 +46,8 @@ struct Outputs {
 
 py::tuple anomaly_map(const Tail& tail, const py::sequence& teacher, const py::sequence& student,
                       const py::array& scale_weights, bool maps, bool maximum) {
-  const Arrays teacher_arrays = three(teacher, "teacher"),
-               student_arrays = three(student, "student");
+  const FeatureArrays teacher_arrays = three(teacher, "teacher"),
+                      student_arrays = three(student, "student");
   const auto t = feature_views(teacher_arrays, "teacher");
   const auto s = feature_views(student_arrays, "student");
   const auto n = static_cast<py::ssize_t>(t[0].n);
@@ -82,8 +63,8 @@ py::tuple anomaly_map(const Tail& tail, const py::sequence& teacher, const py::s
 }
 
 py::list distances(const py::sequence& teacher, const py::sequence& student) {
-  const Arrays teacher_arrays = three(teacher, "teacher"),
-               student_arrays = three(student, "student");
+  const FeatureArrays teacher_arrays = three(teacher, "teacher"),
+                      student_arrays = three(student, "student");
   const auto t = feature_views(teacher_arrays, "teacher");
   const auto s = feature_views(student_arrays, "student");
   std::array<std::unique_ptr<float[]>, kScales> out;
@@ -108,7 +89,7 @@ py::list distances(const py::sequence& teacher, const py::sequence& student) {
 py::tuple combine(const Tail& tail, const py::sequence& distance_arrays,
                   const py::array& scale_weights, bool maps, bool maximum) {
   const py::array weights = as_array(scale_weights, "scale_weights");
-  const Arrays arrays = three(distance_arrays, "distances");
+  const FeatureArrays arrays = three(distance_arrays, "distances");
   const py::ssize_t n = arrays[0].ndim() > 0 ? arrays[0].shape(0) : 0;
   std::array<const float*, kScales> pointers;
   for (int k = 0; k < kScales; ++k) {

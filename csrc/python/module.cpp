@@ -60,6 +60,7 @@ PYBIND11_MODULE(_native, module) {
 
   scrd::python::bind_add_noise(module);
   scrd::python::bind_anomaly_map(module);
+  scrd::python::bind_contrastive_loss(module);
   scrd::python::bind_scorer(module);
   scrd::python::bind_preprocess(module);
   scrd::python::bind_simplex_noise(module);

@@ -7,14 +7,18 @@ variant Zagoruyko and Komodakis 2016 (arXiv 1605.07146), mirrored Deng and Li 20
 (arXiv 2201.10703).
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, TypeVar
 
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from scrd_fast.errors import expect
 
 Resample = Literal["keep", "down", "up"]
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return self.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+        return self.relu(y.add_(x if self.shortcut is None else self.shortcut(x)))
 
 
 class BottleneckBlock(nn.Module):
@@ -115,7 +119,7 @@ class BottleneckBlock(nn.Module):
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        return self.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+        return self.relu(y.add_(x if self.shortcut is None else self.shortcut(x)))
 
 
 def make_stage(
@@ -138,3 +142,16 @@ def init_weights(module: nn.Module) -> None:
         elif isinstance(part, nn.BatchNorm2d):
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)
+
+
+def fold_batchnorms(module: _Module) -> _Module:
+    """A copy of a module in eval mode with every BatchNorm inside of the convolution before it."""
+    folded = deepcopy(module)
+    for part in list(folded.modules()):
+        for (name, conv), (bn_name, bn) in pairwise(list(part.named_children())):
+            if isinstance(bn, nn.BatchNorm2d):
+                assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
+                transposed = isinstance(conv, nn.ConvTranspose2d)
+                setattr(part, name, fuse_conv_bn_eval(conv, bn, transpose=transposed))
+                setattr(part, bn_name, nn.Identity())
+    return folded

@@ -45,13 +45,15 @@ def fits() -> None:
     """For `choose`: an implementation that takes everything."""
 
 
-def not_native(tensors: Iterable[Tensor], dtypes: tuple[torch.dtype, ...]) -> str | None:
+def not_native(
+    tensors: Iterable[Tensor], dtypes: tuple[torch.dtype, ...], *, gradients: bool = False
+) -> str | None:
     """Why C++ cannot take these tensors: None where they are on the CPU, of one of `dtypes`,
-    and outside of autograd."""
+    and outside of autograd. gradients: whether the operation has them."""
     for tensor in tensors:
         if tensor.device.type != "cpu":
             return f"expected tensors on the CPU, got one on {tensor.device}"
-        if reason := _unfit(tensor, dtypes):
+        if reason := _unfit(tensor, dtypes, gradients):
             return reason
     return None
 

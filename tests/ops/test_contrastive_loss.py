@@ -23,13 +23,16 @@ from tests.tolerances import allowed
 contrastive_loss = where_it_runs(module.contrastive_loss)
 SIDES = (9, 5, 2)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-every_impl = pytest.mark.parametrize(
-    "impl", ["reference", pytest.param("triton", marks=pytest.mark.gpu)])
+WIDE, NARROW = [torch.float64], [torch.float32]
+every_impl = each_impl(reference=WIDE, native=NARROW, triton=WIDE)
+no_reference = each_impl(reference=[], native=[torch.float32, torch.bfloat16],
+                         triton=[torch.float64, torch.float32, torch.bfloat16])
+no_reference_float32 = each_impl(reference=[], native=NARROW, triton=NARROW)
 
 
-def soft_weights(n: int) -> Tensor:
+def soft_weights(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
     generator = torch.Generator().manual_seed(n)
-    return torch.softmax(torch.randn(n, 3, generator=generator, dtype=torch.float64), dim=1)
+    return torch.softmax(torch.randn(n, 3, generator=generator, dtype=torch.float64), 1).to(dtype)
 
 
 def published(clean, noisy, student, factors: Tensor) -> list[Tensor]:
@@ -44,7 +47,7 @@ def published(clean, noisy, student, factors: Tensor) -> list[Tensor]:
     return [terms[0].sum() / terms[1].sum(), *terms]
 
 
-@each_impl(reference=DTYPES, native=[], triton=DTYPES)
+@each_impl(reference=DTYPES, native=[torch.float32, torch.bfloat16], triton=DTYPES)
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("weighting", ["none", "scale", "feature"])
 def test_loss_is_the_formula(make_features, impl, weighting, n, dtype):
@@ -65,8 +68,8 @@ def test_loss_is_the_formula(make_features, impl, weighting, n, dtype):
 
 
 @every_impl
-def test_feature_weighting_is_no_weighting(make_features, impl):
-    clean, noisy, student = (make_features(2, SIDES, seed) for seed in (4, 5, 6))
+def test_feature_weighting_is_no_weighting(make_features, impl, dtype):
+    clean, noisy, student = (make_features(2, SIDES, seed, dtype) for seed in (4, 5, 6))
     none = contrastive_loss(clean, noisy, student, soft_weights(2), "none", impl=impl)
     feature = contrastive_loss(clean, noisy, student, soft_weights(2), "feature", impl=impl)
     scale = contrastive_loss(clean, noisy, student, soft_weights(2), "scale", impl=impl)
@@ -75,10 +78,10 @@ def test_feature_weighting_is_no_weighting(make_features, impl):
 
 
 @every_impl
-def test_a_perfect_student_has_no_loss(make_features, impl):
-    clean, noisy = make_features(2, SIDES, 7), make_features(2, SIDES, 8)
+def test_a_perfect_student_has_no_loss(make_features, impl, dtype):
+    clean, noisy = (make_features(2, SIDES, seed, dtype) for seed in (7, 8))
     loss = contrastive_loss(clean, noisy, clean, soft_weights(2), "scale", impl=impl).loss
-    assert abs(float(loss)) <= allowed("contrastive_loss", torch.float64, impl)
+    assert abs(float(loss)) <= allowed("contrastive_loss", dtype, impl)
 
 
 def in_layout(t: Tensor, layout: str) -> Tensor:
@@ -97,9 +100,9 @@ def in_layout(t: Tensor, layout: str) -> Tensor:
     ("channels_last",) * 3, ("strided",) * 3, ("width_first",) * 3,
     ("contiguous", "channels_last", "strided"), ("strided", "contiguous", "channels_last"),
     ("channels_last", "channels_last", "contiguous")], ids="-".join)
-def test_memory_layouts(make_features, impl, layouts):
+def test_memory_layouts(make_features, impl, dtype, layouts):
     """Loss and gradients do not depend on how clean, noisy and student lie in memory."""
-    features = [make_features(2, SIDES, seed) for seed in (9, 10, 11)]
+    features = [make_features(2, SIDES, seed, dtype) for seed in (9, 10, 11)]
     results = []
     for given in (("contiguous",) * 3, layouts):
         clean, noisy, student = ([in_layout(t, layout).detach() for t in maps]
@@ -109,16 +112,18 @@ def test_memory_layouts(make_features, impl, layouts):
         results.append([loss.detach(), *torch.autograd.grad(loss, student)])
     assert layouts[0] == "contiguous" or not clean[0].is_contiguous()
     for got, expected in zip(*reversed(results), strict=True):
-        assert float((got - expected).abs().max()) <= allowed("contrastive_loss", torch.float64)
-    if impl == "triton" and layouts[2] == "channels_last":  # the next convolution expects it
+        assert float((got - expected).abs().max()) <= allowed("contrastive_loss", dtype, impl)
+    # The convolution before expects it.
+    if impl != "reference" and layouts[2] == "channels_last":
         assert results[1][1].is_contiguous(memory_format=torch.channels_last)
 
 
-@every_impl
+@each_impl(reference=WIDE, native=[], triton=WIDE)
 @pytest.mark.parametrize("weighting", ["none", "scale"])
-def test_gradients(make_features, impl, weighting):
-    """Against finite differences, with respect to the student's maps and the scale weights."""
-    clean, noisy, student = (make_features(2, (3, 2, 1), seed, channels=(2, 3, 4))
+def test_gradients(make_features, impl, dtype, weighting):
+    """Against finite differences, with respect to the student's maps and the scale weights; what
+    has no float64 is held against the reference below."""
+    clean, noisy, student = (make_features(2, (3, 2, 1), seed, dtype, channels=(2, 3, 4))
                              for seed in (12, 13, 14))
     inputs = [t.requires_grad_() for t in (*student, soft_weights(2))]
 
@@ -152,71 +157,80 @@ def hard_maps(make_features, dtype: torch.dtype) -> list[list[Tensor]]:
     return [clean, noisy, student]
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_kernels_have_the_reference_gradients(make_features, dtype):
+@no_reference
+def test_gradients_are_the_reference_s(make_features, impl, dtype):
     """Of the same values: in bfloat16 the reference would round a gradient three times."""
     maps = hard_maps(make_features, dtype)
     sums = torch.promote_types(dtype, torch.float32)
-    wide = [[m.to(sums) for m in features] for features in maps]
-    weights = soft_weights(3).to(sums)
-    got = loss_and_gradients(maps, weights, "triton")
-    expected = loss_and_gradients(wide, weights, "reference")
+    got = loss_and_gradients(maps, soft_weights(3, sums), impl)
+    wide = [[m.double() for m in features] for features in maps]
+    expected = loss_and_gradients(wide, soft_weights(3), "reference")
     assert [g.dtype for g in got] == [sums, dtype, dtype, dtype, sums]
     for value, target in zip(got, expected, strict=True):
         error, largest = (t.double().abs().reshape(len(t) if t.ndim else 1, -1).amax(1)
                           for t in (value.double() - target.double(), target))
-        tolerance = allowed("contrastive_loss_gradient", value.dtype, "triton")
+        tolerance = allowed("contrastive_loss_gradient", value.dtype, impl)
         assert bool((error <= tolerance * largest).all()), (error, largest)
 
 
-@pytest.mark.gpu
-def test_two_runs_give_the_same_bits(make_features):
-    maps = hard_maps(make_features, torch.float32)
-    first, second = (loss_and_gradients(maps, soft_weights(3).float(), "triton") for _ in range(2))
+@no_reference_float32
+def test_two_runs_give_the_same_bits(make_features, impl, dtype):
+    maps = hard_maps(make_features, dtype)
+    first, second = (loss_and_gradients(maps, soft_weights(3, dtype), impl) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.gpu
-def test_a_map_of_many_parts(make_features):
-    """130 of them: more than are added up at a time."""
-    maps = [make_features(1, (1030, 2, 1), seed, torch.float32, channels=(1, 1, 1))
-            for seed in (1, 2, 3)]
-    got, expected = (contrastive_loss(*maps, soft_weights(1), "none", impl=impl)
-                     for impl in ("triton", "reference"))
+@no_reference_float32
+def test_a_map_of_many_parts(make_features, impl, dtype):
+    """130 of them on a GPU: more than are added up at a time."""
+    maps = [make_features(1, (1030, 2, 1), seed, dtype, channels=(1, 1, 1)) for seed in (1, 2, 3)]
+    got, expected = (contrastive_loss(*maps, soft_weights(1), "none", impl=which)
+                     for which in (impl, "reference"))
     for value, target in zip(got, expected, strict=True):
         error = float((value - target).abs().max())
-        assert error <= allowed("contrastive_loss", torch.float32, "triton")
+        assert error <= allowed("contrastive_loss", dtype, impl)
 
 
-@pytest.mark.gpu
-def test_a_map_whose_squares_overflow_gives_no_number(make_features):
-    clean, noisy, student = (make_features(2, SIDES, seed, torch.float32) for seed in (1, 2, 3))
-    student[1] = student[1] * 1e20
-    got = contrastive_loss(clean, noisy, student, torch.ones(2, 3), "none", impl="triton")
-    assert got.clean.isnan().tolist() == got.noisy.isnan().tolist() == [False, True, False]
+@no_reference_float32
+@pytest.mark.parametrize("which", ["clean", "noisy", "student"])
+def test_a_map_whose_squares_overflow_gives_no_number(make_features, impl, dtype, which):
+    maps = {name: make_features(2, SIDES, seed, dtype)
+            for seed, name in enumerate(("clean", "noisy", "student"))}
+    maps[which][1] = maps[which][1] * 1e20
+    got = contrastive_loss(**maps, scale_weights=torch.ones(2, 3), weighting="none", impl=impl)
+    assert got.clean.isnan().tolist() == [False, which != "noisy", False]
+    assert got.noisy.isnan().tolist() == [False, which != "clean", False]
 
 
-@pytest.mark.gpu
-def test_what_the_kernels_cannot_do(make_features):
-    clean, noisy, student = (make_features(1, (3, 2, 1), seed) for seed in (1, 2, 3))
+@no_reference_float32
+def test_what_has_no_gradient(make_features, impl, dtype):
+    clean, noisy, student = (make_features(1, (3, 2, 1), seed, dtype) for seed in (1, 2, 3))
     arguments = (noisy, student, soft_weights(1), "none")
     teacher = [t.requires_grad_() for t in clean]
     with pytest.raises(BackendUnavailable, match="no gradient to the teacher's maps"):
-        contrastive_loss(teacher, *arguments, impl="triton")
+        contrastive_loss(teacher, *arguments, impl=impl)
     with torch.no_grad():
-        contrastive_loss(teacher, *arguments, impl="triton")
+        contrastive_loss(teacher, *arguments, impl=impl)
     student[0].requires_grad_()
     clean = [t.detach() for t in clean]
-    loss = contrastive_loss(clean, *arguments, impl="triton").loss
+    loss = contrastive_loss(clean, *arguments, impl=impl).loss
     gradient, = torch.autograd.grad(loss, student[0], create_graph=True)
     with pytest.raises(BackendUnavailable, match="no second derivative; choose 'reference'"):
         gradient.sum().backward()
 
 
-def test_there_is_no_native_implementation():
-    with pytest.raises(BackendUnavailable, match=r"contrastive_loss: there is no C\+\+"):
-        contrastive_loss(good(), good(), good(), torch.ones(2, 3), "none", impl="native")
+def test_a_trained_teacher_takes_the_reference(make_features):
+    clean, noisy, student = (make_features(1, (3, 2, 1), seed, torch.float32) for seed in (1, 2, 3))
+    clean[0].requires_grad_()
+    loss = contrastive_loss(clean, noisy, student, soft_weights(1), "none").loss
+    gradient, = torch.autograd.grad(loss, clean[0])
+    assert float(gradient.abs().max()) > 0
+
+
+def test_native_dtypes(make_features):
+    maps = [make_features(1, (3, 2, 1), seed) for seed in (1, 2, 3)]
+    with pytest.raises(BackendUnavailable, match=r"a dtype of .*float32.*got torch\.float64"):
+        contrastive_loss(*maps, soft_weights(1), "none", impl="native")
 
 
 @pytest.mark.gpu

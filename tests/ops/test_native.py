@@ -363,3 +363,44 @@ def test_an_instruction_set_that_this_cpu_lacks():
     runs = ", ".join(_native.isas())
     assert python(ISA, SCRD_FAST_ISA="avx512") == (
         f"SCRD_FAST_ISA: expected one that this CPU runs ({runs}), got avx512")
+
+
+def loss_maps(**changes: object) -> dict[str, object]:
+    """Arguments of contrastive_gradient that fit, but for the changes."""
+    maps = {name: [f.reshape(2, -1) for f in features(seed)]
+            for seed, name in enumerate(("clean", "noisy", "student", "gradients"))}
+    return {**maps, "factors": np.ones((2, 3, 3)), **changes}
+
+
+def flat(k: int, value: object) -> list[object]:
+    return [value if i == k else f.reshape(2, -1) for i, f in enumerate(features())]
+
+
+FLAT = F0.reshape(2, -1)
+READ_ONLY = FLAT.copy()
+READ_ONLY.flags.writeable = False
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"clean": features()}, "clean[0]: expected (N, size), got (2, 3, 8, 8)"),
+    ({"clean": flat(1, F1.reshape(2, -1)[:1])}, "clean[1]: expected (2, 64), got (1, 64)"),
+    ({"noisy": flat(0, FLAT[:, 1:])}, "noisy[0]: expected (2, 192), got (2, 191)"),
+    ({"noisy": flat(0, np.zeros((2, 384), np.float32)[:, ::2])},
+     "noisy[0]: expected C-contiguous memory, got a strided array"),
+    ({"student": flat(0, FLAT.astype(np.uint16))}, "student[0]: expected float32, got uint16"),
+    ({"student": flat(0, FLAT.astype(np.float64))}, "student[0]: expected dtype float32, or uint16"
+     " with the bits of bfloat16, got float64"),
+    ({"factors": np.ones((2, 3, 2))},
+     "factors: expected float64 (2, 3, 3), got float64 (2, 3, 2)"),
+    ({"gradients": flat(0, FLAT.astype(np.uint16))},
+     "gradients[0]: expected float32 (2, 192), got uint16 (2, 192)"),
+    ({"gradients": flat(0, FLAT[:, 1:])},
+     "gradients[0]: expected float32 (2, 192), got float32 (2, 191)"),
+    ({"gradients": flat(0, READ_ONLY)},
+     "gradients[0]: expected C-contiguous memory that can be written, got another"),
+])
+def test_loss_maps_that_do_not_fit(changes, message):
+    with pytest.raises(InputError) as raised:
+        _native.contrastive_gradient(**loss_maps(**changes))
+    assert str(raised.value) == message
+    _native.contrastive_gradient(**loss_maps())
