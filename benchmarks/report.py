@@ -3,57 +3,87 @@
     python -m benchmarks.report RAW.json      stores what `pytest --benchmark-json` wrote; writes
                                               build/benchmarks.html and .md
     python -m benchmarks.report --readme      puts the newest result's table into README.md
-    python -m benchmarks.report --compare C   says which ratios moved since the result of commit C
-                                              by more than their spread within a run
+    python -m benchmarks.report --compare C   says which ratios moved since commit C by more than
+                                              the noise between runs of one commit
 
 A figure that is missed is red in the page and MISSED in the tables.
 """
 
 import argparse
-import datetime
 import html
 import json
 import sys
-from io import StringIO
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.results import figures, history, kept, store, stored, table, title
-from scrd_fast.engine.bench import environment
+from benchmarks.plots import engine_name, svg
+from benchmarks.results import MARKS, figures, history, kept, store, stored, table, title
 from scrd_fast.files import atomic_write
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 BEGIN, END = "<!-- benchmarks: make readme-table -->", "<!-- end of benchmarks -->"
-_STYLE = ("body{font:15px sans-serif;margin:2em;max-width:70em}td,th{padding:.2em .8em;"
+_STYLE = ("body{font:15px sans-serif;margin:2em;max-width:80em}td,th{padding:.2em .8em;"
           "text-align:right}td:first-child,th:first-child{text-align:left}"
           "tr.missed{color:#b00;font-weight:bold}tr:nth-child(even){background:#f3f3f3}")
+HEADER = ("what", "ours, ms", "against", "ms", "times as fast", "wanted", "of the limit")
+OTHER_MODEL = " (another network and border rule)"
+
+Row = tuple[Sequence[str], bool | None]  # cells, and whether what was wanted is kept
+Table = tuple[Sequence[str], list[Row]]  # header and rows
 
 
-def _times(figure: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Milliseconds of ours and of the peer, where a benchmark tells them."""
-    if "ours_s" in figure:
-        return figure["ours_s"] * 1e3, figure["published_s"] * 1e3
-    return figure.get("engine_ms"), figure.get("peer_ms", figure.get("limit_ms"))
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
-def _rows(result: dict[str, Any]) -> list[tuple[str, str, str, str, str, bool | None]]:
-    """What, ours, theirs, ratio, wanted, and whether it is kept, of figures with a ratio."""
-    def text(ms: float | None) -> str:
-        return "" if ms is None else f"{ms:.4g}"
-
-    rows = []
+def comparisons(result: dict[str, Any], *, short: bool = False) -> Table:
+    """Ours against peers and limits; short: only what is wanted, and the whole path."""
+    rows: list[Row] = []
     for figure in result["figures"]:
-        if "ratio" in figure:
-            ours, theirs = _times(figure)
-            spread = figure.get("ratio_min_max")
-            ratio = f"{figure['ratio']:.2f}" + (
-                f" ({spread[0]:.2f} to {spread[1]:.2f})" if spread else "")
-            rows.append((title(figure), text(ours), text(theirs), ratio,
-                         figure.get("wanted", ""), kept(figure)))
-    return rows
+        if "ratio" not in figure or (short and "wanted" not in figure and figure["of"] != "engine"):
+            continue
+        spread, limit = figure.get("ratio_min_max"), figure.get("limit")
+        ratio = f"{figure['ratio']:.2f}" + (
+            f" ({spread[0]:.2f} to {spread[1]:.2f})" if spread else "")
+        peer = figure.get("peer", "") + (OTHER_MODEL if figure.get("other_model") else "")
+        share = f"{limit['share']:.0%}, {limit['by']}" if limit else ""
+        rows.append(((title(figure), _text(figure.get("ours_ms")), peer,
+                      _text(figure.get("peer_ms")), ratio, figure.get("wanted", ""), share),
+                     kept(figure)))
+    return HEADER, rows
+
+
+def whole_paths(result: dict[str, Any]) -> Iterator[Table]:
+    """Batches, start-up and arrival at random of every engine."""
+    found = [figure["whole_path"] for figure in result["figures"] if "whole_path" in figure]
+    if not found:
+        return
+    yield ("engine", "batch", "p50, ms", "p90, ms", "p99, ms", "images/s", "of the limit"), [
+        ((engine_name(f["engine"]), str(row["batch"]), *(_text(row[f"p{p}_ms"])
+                                                         for p in (50, 90, 99)),
+          _text(row["images_per_s"]),
+          "" if row["share_of_limit"] is None else f"{row['share_of_limit']:.0%}"), None)
+        for f in found for row in f["batches"]]
+    yield ("engine", "loaded after, s", "first score after, s", "memory at most, MiB"), [
+        ((engine_name(f["engine"]), f"{f['start']['load_s']:.1f}",
+          f"{f['start']['first_score_s']:.1f}", f"{f['start']['peak_memory_mib']:.0f}"), None)
+        for f in found]
+    yield ("engine, images that arrive at random", "load", "p50, ms", "p90, ms", "p99, ms"), [
+        ((engine_name(f["engine"]), f"{row['load']:.0%}",
+          *(_text(row[f"p{p}_ms"]) for p in (50, 90, 99))), None)
+        for f in found for row in f["loads"]]
+
+
+def scaling(result: dict[str, Any]) -> Iterator[Table]:
+    rows: list[Row] = [
+        ((row["mode"], str(row["batch"]), str(row["threads"]), _text(row["images_per_s"])), None)
+        for figure in result["figures"] for row in figure.get("scaling", [])]
+    if rows:
+        yield ("mode, best precision", "batch", "threads", "images/s"), rows
 
 
 def _where(result: dict[str, Any]) -> str:
@@ -64,78 +94,49 @@ def _where(result: dict[str, Any]) -> str:
             f" {result['commit']}")
 
 
+def _markdown(made: Table) -> str:
+    header, rows = made
+    marked = any(kept is not None for _, kept in rows)
+    lines = [f"| {' | '.join([*header, ''] if marked else header)} |",
+             "|---" * (len(header) + marked) + "|"]
+    for cells, good in rows:
+        mark = [f"**{MARKS[good]}**" if good is False else MARKS[good]] if marked else []
+        lines.append(f"| {' | '.join([*cells, *mark])} |")
+    return "\n".join(lines) + "\n"
+
+
 def markdown(result: dict[str, Any]) -> str:
-    """The table of a result."""
-    lines = ["| benchmark | ours, ms | peer or limit, ms | ratio | wanted | |",
-             "|---|---|---|---|---|---|"]
-    marks = {True: "kept", False: "**MISSED**", None: ""}
-    lines += [f"| {' | '.join(row[:5])} | {marks[row[5]]} |" for row in _rows(result)]
-    return "\n".join([*lines, "", _where(result)]) + "\n"
+    """All tables of a result."""
+    tables = [comparisons(result), *whole_paths(result), *scaling(result)]
+    return "\n".join([*map(_markdown, tables), _where(result)]) + "\n"
 
 
-def _plots(raw: dict[str, Any], result: dict[str, Any]) -> str:
-    """Histogram of the engines' latencies, roofline, and the ratios over stored commits, as SVG."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(13, 4.2), layout="constrained")
-    latencies, roofline, past = page.subplots(1, 3)
-    times: dict[str, list[float]] = {}
-    for each in raw["benchmarks"]:
-        name, _, precision = each["name"].rstrip("]").partition("[")
-        if name in ("test_engine_against_published_loop", "test_engine_against_plain_openvino"):
-            times.setdefault(precision, []).extend(t * 1e3 for t in each["stats"]["data"])
-    everything = [t for of_one in times.values() for t in of_one] or [1.0]
-    bins = np.geomspace(min(everything) * 0.99, max(everything) * 1.01, 60)
-    for precision, of_one in times.items():
-        latencies.hist(of_one, bins=bins, alpha=0.6, label=precision)
-    latencies.set(title="latency, batch 1", xlabel="milliseconds", ylabel="calls", xscale="log")
-    latencies.legend()
-    for figure in result["figures"]:
-        if "rates" in figure:
-            precision = figure["name"].partition("[")[2].rstrip("]")
-            peak, copy = figure["rates"][precision], figure["rates"]["copy"]
-            done, nbytes = sum(figure["operations"].values()), figure["weight_bytes"]
-            reached = done / figure["engine_ms"] * 1e3
-            intensity = np.geomspace(1, 1e4, 50)
-            (line,) = roofline.loglog(intensity, np.minimum(peak, intensity * copy) / 1e9)
-            roofline.plot(done / nbytes, reached / 1e9, "o", color=line.get_color(),
-                          label=f"{precision}: {reached / 1e9:.0f} of {peak / 1e9:.0f}")
-    roofline.set(title="roofline, weights read once", xlabel="operations per byte", ylabel="G/s")
-    roofline.legend()
-    stored_results = [stored(path) for path in history(result["environment"])]
-    for name in sorted({f["name"] for f in result["figures"] if "wanted" in f and "engine" in
-                        f["name"]}):
-        points = [(r["commit"], f["ratio"]) for r in stored_results for f in r["figures"]
-                  if f["name"] == name and "ratio" in f]
-        past.plot([p[0] for p in points], [p[1] for p in points], "o-", markersize=4,
-                  label=name.removeprefix("test_engine_against_").replace("_", " "))
-    past.set(title="ratios over commits", ylabel="ratio")
-    past.margins(y=0.35)
-    past.legend(fontsize=7, ncols=2)
-    text = StringIO()
-    page.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg"):]
+def _html(made: Table) -> str:
+    header, rows = made
+    lines = ["<tr>" + "".join(f"<th>{html.escape(h)}</th>" for h in header) + "</tr>"]
+    lines += [f"<tr{' class=missed' if good is False else ''}>"
+              + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+              for cells, good in rows]
+    return "<table>" + "\n".join(lines) + "</table>"
 
 
 def web_page(raw: dict[str, Any], result: dict[str, Any]) -> str:
     """The report as HTML."""
-    header = ("benchmark", "ours, ms", "peer or limit, ms", "ratio", "wanted")
-    lines = ["<tr>" + "".join(f"<th>{h}</th>" for h in header) + "</tr>"]
-    for row in _rows(result):
-        lines.append(f"<tr{' class=missed' if row[5] is False else ''}>"
-                     + "".join(f"<td>{html.escape(v)}</td>" for v in row[:5]) + "</tr>")
+    past = result | {"history": history(result["environment"])}
+    more = "\n<p>".join(map(_html, [*whole_paths(result), *scaling(result)]))
     return (f"<!doctype html><meta charset=utf-8><title>scrd_fast benchmarks</title><style>{_STYLE}"
-            f"</style><h1>scrd_fast benchmarks</h1><p>{html.escape(_where(result))}</p>\n<table>"
-            + "\n".join(lines) + "</table>\n" + _plots(raw, result) + "\n")
+            f"</style><h1>scrd_fast benchmarks</h1><p>{html.escape(_where(result))}</p>\n"
+            f"{_html(comparisons(result))}\n{svg(raw, past)}\n{more}\n")
 
 
 def readme_table() -> str:
-    """The newest stored result's table, between the lines that mark it in README.md."""
-    of_cpus = [path for path in history() if "gpu" not in stored(path)["environment"]]
+    """The newest stored result of a CPU, between the lines that mark it in README.md."""
+    of_cpus = [result for result in history() if "gpu" not in result["environment"]]
     if not of_cpus:
         raise SystemExit("benchmarks/results: expected a stored result of a CPU, got none; run make"
                          " bench")
-    return f"{BEGIN}\n{markdown(stored(of_cpus[-1]))}{END}"
+    newest = of_cpus[-1]
+    return f"{BEGIN}\n{_markdown(comparisons(newest, short=True))}\n{_where(newest)}\n{END}"
 
 
 def with_table(readme: str) -> str:
@@ -144,19 +145,44 @@ def with_table(readme: str) -> str:
     return readme[:begin] + readme_table() + readme[end:]
 
 
-def compare(base: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """A line for each ratio whose spreads in the two results do not overlap."""
-    before = {f["name"]: f for f in base["figures"] if "ratio_min_max" in f}
-    lines = []
-    for figure in other["figures"]:
-        old = before.get(figure["name"])
-        if old is None or "ratio_min_max" not in figure:
-            continue
-        (low, high), (old_low, old_high) = figure["ratio_min_max"], old["ratio_min_max"]
-        if low > old_high or high < old_low:
-            lines.append(f"{figure['name']}: {old['ratio']:.2f} ({old_low:.2f} to {old_high:.2f})"
-                         f" -> {figure['ratio']:.2f} ({low:.2f} to {high:.2f})")
-    return lines
+def _ratios(runs: list[dict[str, Any]]) -> dict[tuple[str, str], list[float]]:
+    """Subject and name of a benchmark -> its ratios in these runs."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        for figure in run["figures"]:
+            if "ratio" in figure:
+                found.setdefault((figure["of"], figure["name"]), []).append(figure["ratio"])
+    return found
+
+
+def noise(runs: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    """By how much the largest ratio exceeds the smallest between runs of one commit (A/A), the
+    most over all commits that were run more than once."""
+    most: dict[tuple[str, str], float] = {}
+    for commit in {run["commit"] for run in runs}:
+        for key, ratios in _ratios([run for run in runs if run["commit"] == commit]).items():
+            if len(ratios) > 1:
+                most[key] = max(most.get(key, 0.0), max(ratios) / min(ratios) - 1)
+    return most
+
+
+def compare(base: str, other: str, runs: list[dict[str, Any]]) -> list[str]:
+    """A line for each ratio that moved between two commits by more than the noise; of those that no
+    commit tells the noise of, one that says so."""
+    before, after = (_ratios([run for run in runs if run["commit"] == commit])
+                     for commit in (base, other))
+    known, lines, unknown = noise(runs), [], []
+    for key in before.keys() & after.keys():
+        old, new = float(np.median(before[key])), float(np.median(after[key]))
+        if key not in known:
+            unknown.append(": ".join(key))
+        elif max(old / new, new / old) > 1 + known[key]:
+            lines.append(f"{': '.join(key)}: {old:.3g} -> {new:.3g} ({new / old - 1:+.1%}, noise"
+                         f" {known[key]:.1%})")
+    if unknown:
+        lines.append(f"noise unknown of {len(unknown)} figures, which no commit was run twice for"
+                     f" on this machine (run make bench again): {', '.join(sorted(unknown))}")
+    return sorted(lines)
 
 
 def _write(path: Path, text: str) -> None:
@@ -173,22 +199,22 @@ def main() -> int:
     parser.add_argument("--compare", metavar="COMMIT")
     arguments = parser.parse_args()
     if arguments.compare:
-        base = [path for path in history() if stored(path)["commit"] == arguments.compare]
+        base = [run for run in history() if run["commit"] == arguments.compare]
         if not base:
-            known = [stored(path)["commit"] for path in history()]
+            known = sorted({run["commit"] for run in history()})
             parser.error(f"--compare: expected a stored commit of {known}, got"
                          f" {arguments.compare!r}")
-        newest = history(stored(base[-1])["environment"])[-1]
-        moved = compare(stored(base[-1]), stored(newest))
-        print(f"{base[-1].stem} -> {newest.stem}")
-        print("\n".join(moved) or "no ratio moved by more than its spread")
+        runs = history(base[-1]["environment"])
+        newest = runs[-1]["commit"]
+        print(f"{arguments.compare} -> {newest}")
+        print("\n".join(compare(arguments.compare, newest, runs))
+              or "no ratio moved by more than the noise")
     elif arguments.readme:
         _write(README, with_table(README.read_text()))
     elif arguments.raw:
         raw = json.loads(arguments.raw.read_text())
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        here = raw.get("scrd_fast") or environment()
-        out = store(here, figures(raw), raw, time=now)
+        begun = raw["scrd_fast"]
+        out = store(begun["environment"], figures(raw), raw, revision=begun["commit"])
         result = stored(out)
         _write(ROOT / "build" / "benchmarks.md", markdown(result))
         _write(ROOT / "build" / "benchmarks.html", web_page(raw, result))

@@ -1,8 +1,9 @@
 """Stored results: benchmarks/results/<device>/<date>-<commit>.json, what pytest-benchmark wrote
-beside each as <date>-<commit>.raw.json.gz."""
+beside each as <date>-<commit>.raw.json.gz; a further run of that day and commit ends in -2, -3."""
 
 import datetime
 import gzip
+import itertools
 import json
 import re
 import subprocess
@@ -11,8 +12,10 @@ from typing import Any
 
 from scrd_fast.files import atomic_write
 
-_MARKS = {True: "kept", False: "MISSED", None: "not judged"}
+MARKS = {True: "kept", False: "MISSED", None: ""}
 RESULTS = Path(__file__).parent / "results"
+_SUBJECTS = {"engine": "whole path", "preprocess": "pre-processing", "simplex_noise": "noise",
+             "contrastive_loss": "loss and gradient", "training": "training step"}
 
 
 def figures(raw: dict[str, Any]) -> list[dict[str, Any]]:
@@ -34,17 +37,18 @@ def kept(figure: dict[str, Any]) -> bool | None:
 
 
 def title(figure: dict[str, Any]) -> str:
-    """The subject and the name of a benchmark as words."""
-    name, _, parameters = figure["name"].removeprefix("test_").partition("[")
-    text = f"{figure['of']}: {name}".replace("_", " ")
-    return text + (f" [{parameters[:-1].replace('-', ', ')}]" if parameters else "")
+    """What was timed, in words."""
+    subject = _SUBJECTS.get(figure["of"], figure["of"].replace("_", " "))
+    what = figure.get("what") or figure["name"].partition("[")[2].rstrip("]").replace("-", ", ")
+    return f"{subject}: {what}" if what else subject
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A line for each figure of which something is wanted, with whether it is so."""
     return "\n".join(
-        f"{figure['name']:<56} {figure['ratio']:>8.2f}  {figure['wanted']:<14}"
-        f" {_MARKS[kept(figure)]}" for figure in rows if "wanted" in figure)
+        f"{f'{title(figure)} / ' + figure.get('peer', 'limit'):<70} {figure['ratio']:>8.2f} "
+        f" {figure['wanted']:<14} {MARKS[kept(figure)] or 'not judged'}"
+        for figure in rows if "wanted" in figure)
 
 
 def commit() -> str:
@@ -60,16 +64,26 @@ def commit() -> str:
 
 
 def store(
-    environment: dict[str, Any], rows: list[dict[str, Any]], raw: dict[str, Any] | None = None,
-    **more: Any,
+    environment: dict[str, Any], rows: list[dict[str, Any]], raw: dict[str, Any] | None = None, *,
+    revision: str | None = None, **more: Any,
 ) -> Path:
-    """Write a result of today; the file's path."""
+    """Write a result of today; the file's path.
+
+    raw: what pytest-benchmark wrote, which is stored once however often it is given. revision: the
+    commit when the run began.
+    """
     device = str(environment.get("gpu") or environment["cpu"])
     folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
-    revision = commit()
-    out = folder / f"{datetime.date.today()}-{revision}.json"
-    result = {"environment": environment, "commit": revision, **more, "figures": rows}
+    revision = revision or commit()
+    now = datetime.datetime.now(datetime.UTC)
+    time = (raw or {}).get("datetime") or now.isoformat(timespec="seconds")
+    name = f"{time[:10]}-{revision}"
+    out = next(path for k in itertools.count(1)
+               if not (path := folder / f"{name}{f'-{k}' if k > 1 else ''}.json").exists()
+               or stored(path).get("time") == time)
+    result = {"environment": environment, "commit": revision, "time": time, **more,
+              "figures": rows}
     with atomic_write(out) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     if raw is not None:  # but for the host's name and kernel, which are nobody's business
@@ -84,9 +98,10 @@ def stored(path: Path) -> dict[str, Any]:
     return result
 
 
-def history(like: dict[str, Any] | None = None) -> list[Path]:
+def history(like: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     """Stored results, oldest first; like: of the same device as this environment."""
-    found = [path for path in RESULTS.glob("*/*.json")
-             if like is None or all(stored(path)["environment"].get(key) == like.get(key)
-                                    for key in ("cpu", "gpu", "cores"))]
-    return sorted(found, key=lambda path: stored(path).get("time", path.stem))
+    found = [stored(path) for path in RESULTS.glob("*/*.json")]
+    return sorted((result for result in found
+                   if like is None or all(result["environment"].get(key) == like.get(key)
+                                          for key in ("cpu", "gpu", "cores"))),
+                  key=lambda result: str(result.get("time", "")))

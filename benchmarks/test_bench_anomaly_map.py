@@ -1,15 +1,12 @@
 """Features to map and score: the C++ implementation against the published post-processing.
 
 Feature maps of Wide-ResNet-50-2 for 256 x 256 pixels, 2 threads. Maps and scores are held against
-each other before anything is timed; the two are timed in turn. Each turn begins with a pause and
-warm-up calls: PyTorch's OpenMP threads spin for some milliseconds after their work and would take
-a core from the other side. The wanted ratio is that of the shortest times: on a busy machine a
-median flatters whichever side waits less for its second thread. How near the time is to the
-memory's is shown by the rate at which features are read, beside that of a copy.
+each other before anything is timed; the two are timed in turn, in blocks of which the shortest time
+counts: on a busy machine a median flatters whichever side waits less for its second thread. How
+near that is to the limit is shown by a copy of as many bytes, which stay in the cache as well.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +17,9 @@ from torch import Tensor
 
 from benchmarks.judge import judge
 from benchmarks.peers import published_map
+from benchmarks.timing import clock, in_turn, record, record_limit, repeat
 from scrd_fast import _native
+from scrd_fast.engine.measure import copy_rate
 from scrd_fast.ops.anomaly_map import AnomalyMap, anomaly_map
 from scrd_fast.spec import ScoringSpec
 
@@ -33,17 +32,7 @@ WANTED = {"map and score": 25, "score alone": 40}
 LARGEST_ERROR = 5e-6
 
 
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    """2 threads on both sides and the fastest instruction set; all put back."""
-    before = torch.get_num_threads(), _native.threads(), _native.isa()
-    torch.set_num_threads(2)
-    _native.set_threads(2)
-    _native.set_isa(_native.isas()[-1])
-    yield
-    torch.set_num_threads(before[0])
-    _native.set_threads(before[1])
-    _native.set_isa(before[2])
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def features(n: int, seed: int) -> list[Tensor]:
@@ -68,27 +57,8 @@ def check_equal(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> None:
         assert abs(float(score[i]) - expected.mean()) <= LARGEST_ERROR
 
 
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def timed(call: Callable[[], object], rounds: int, warm_up: int = 3) -> list[float]:
-    """The seconds of `rounds` calls, after a pause and some calls that are not counted."""
-    time.sleep(0.01)
-    return [seconds(call) for _ in range(warm_up + rounds)][warm_up:]
-
-
-def gigabytes(tensors: Sequence[Tensor]) -> float:
-    return sum(t.numel() * t.element_size() for t in tensors) / 1e9
-
-
-def copy_rate(size: float) -> float:
-    """GB/s of a copy of `size` GB, read and written bytes counted."""
-    source = torch.ones(int(size * 1e9) // 4)
-    target = torch.empty_like(source)
-    return 2 * size / float(np.median(timed(lambda: target.copy_(source), 10)))
+def nbytes(tensors: Sequence[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 @pytest.mark.parametrize("what", WANTED)
@@ -102,19 +72,14 @@ def test_against_the_published_post_processing(benchmark: Any, what: str) -> Non
     def theirs() -> object:
         return published_map(teacher, student, SPEC).mean()
 
-    turns = [(timed(ours, 10), timed(theirs, 3, warm_up=1)) for _ in range(ROUNDS)]
-    ours_ms, theirs_ms = (1e3 * np.concatenate(side) for side in zip(*turns, strict=True))
-    ratio = theirs_ms.min() / ours_ms.min()
-    of_medians = np.median(theirs_ms) / np.median(ours_ms)
-    rate = 1e3 * gigabytes([*teacher, *student]) / np.median(ours_ms)
-    print(f"\n{what}: {ours_ms.min():.3f} ms (median {np.median(ours_ms):.3f}), published"
-          f" {theirs_ms.min():.2f} ms (median {np.median(theirs_ms):.2f}): {ratio:.0f} times as"
-          f" fast (medians {of_medians:.0f}); features read at {rate:.0f} GB/s")
-    benchmark.extra_info |= {
-        "native_ms": float(ours_ms.min()), "published_ms": float(theirs_ms.min()),
-        "ratio": float(ratio), "ratio_of_medians": float(of_medians), "read_gb_s": float(rate),
-    }
-    benchmark.pedantic(ours, rounds=ROUNDS, warmup_rounds=3)
+    times = in_turn([clock(ours), clock(theirs)], ROUNDS, block=10, warm_up=3, pause=0.01,
+                    reduce=np.min)
+    ratio = record(benchmark, what, "published post-processing", times)
+    read = nbytes([*teacher, *student])
+    rate = copy_rate(read)
+    record_limit(benchmark, "copying as much in the cache", read / rate * 1e3,
+                 benchmark.extra_info["ours_ms"])
+    repeat(benchmark, ours, ROUNDS)
     judge(benchmark, ratio, WANTED[what])
 
 
@@ -137,19 +102,20 @@ def test_dtypes_layouts_batches_and_instruction_sets(benchmark: Any) -> None:
         "float32 batch 8": (fastest, *eight),
         "bfloat16 batch 8": (fastest, half(eight[0]), half(eight[1])),
     }
-    size = gigabytes([*one[0], *one[1]])
-    rates = {"copy of as much": copy_rate(size), "copy of 0.5 GB": copy_rate(0.5)}
+    size = nbytes([*one[0], *one[1]])
+    rates = {"copy of as much": copy_rate(size) / 1e9, "copy of 0.5 GB": copy_rate(2**29) / 1e9}
     print("".join(f"\n{name}: {rate:.0f} GB/s" for name, rate in rates.items()))
     for name, (isa, teacher, student) in cases.items():
         _native.set_isa(isa)
         check_equal(teacher, student)
         n = len(teacher[0])
-        both, alone = (float(np.median(timed(partial(native, teacher, student, maps), ROUNDS))) / n
-                       for maps in (True, False))
-        read = gigabytes([*teacher, *student]) / n
-        print(f"{name}: map and score {both * 1e3:.3f} ms an image ({read / both:.0f} GB/s),"
-              f" score alone {alone * 1e3:.3f} ms ({read / alone:.0f} GB/s)")
-        benchmark.extra_info[name] = {"map_ms": both * 1e3, "score_ms": alone * 1e3}
+        both, alone = np.median(
+            in_turn([clock(partial(native, teacher, student, maps)) for maps in (True, False)],
+                    ROUNDS, warm_up=1, pause=0.003), axis=0) / n
+        read = nbytes([*teacher, *student]) / n / 1e6
+        print(f"{name}: map and score {both:.3f} ms an image ({read / both:.0f} GB/s),"
+              f" score alone {alone:.3f} ms ({read / alone:.0f} GB/s)")
+        benchmark.extra_info[name] = {"map_ms": float(both), "score_ms": float(alone)}
     benchmark.extra_info |= rates
     _native.set_isa(fastest)
-    benchmark.pedantic(native, args=eight, rounds=ROUNDS, warmup_rounds=3)
+    repeat(benchmark, lambda: native(*eight), ROUNDS)

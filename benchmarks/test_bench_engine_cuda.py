@@ -6,8 +6,7 @@ same uint8 images in the GPU's memory and end with NumPy arrays; scores and maps
 each other before they are timed in turn.
 """
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 import scrd_fast
 from benchmarks.judge import judge
 from benchmarks.peers import PublishedInTorch
+from benchmarks.timing import clock, in_turn, record
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.fidelity import Limits
 from scrd_fast.model.checkpoint import load_checkpoint
@@ -48,15 +48,9 @@ def images() -> Tensor:
     return smooth.clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().cuda()
 
 
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def test_one_image(benchmark: Any, engine: Engine, images: Tensor) -> None:
     singles = images.split(1)
-    times = [1e3 * seconds(partial(engine.score, singles[i % BATCH])) for i in range(300)][50:]
+    times = [1e3 * clock(partial(engine.score, singles[i % BATCH]))() for i in range(300)][50:]
     p50, p90, p99 = np.quantile(times, [0.5, 0.9, 0.99])
     print(f"\none image, pixels on the GPU to score and map: p50 {p50:.3f}, p90 {p90:.3f}, p99"
           f" {p99:.3f} ms")
@@ -78,7 +72,7 @@ def test_many_images(benchmark: Any, engine: Engine, images: Tensor) -> None:
             last.result()
 
     run()
-    rates = [batches * BATCH / seconds(run) for _ in range(5)]
+    rates = [batches * BATCH / clock(run)() for _ in range(5)]
     print(f"\nbatches of {BATCH}: {np.median(rates):.0f} images/s ({min(rates):.0f} to"
           f" {max(rates):.0f})")
     benchmark.extra_info["images_per_s"] = float(np.median(rates))
@@ -105,17 +99,13 @@ def test_against_torch_compile(benchmark: Any, engine: Engine, checkpoint: Path,
         result = engine.score(batch)
         return result.scores, result.maps
 
-    compiling = seconds(theirs)
+    compiling = clock(theirs)()
     (our_scores, our_maps), (scores, maps) = ours(), theirs()
     assert np.abs(our_maps - maps).max() <= 2e-2 * np.ptp(maps)
     assert np.abs(our_scores - scores).max() <= 2e-2 * np.abs(scores).max()
-    times = 1e3 * np.array([[seconds(ours), seconds(theirs)] for _ in range(33)])[3:]
-    ours_ms, theirs_ms = np.median(times, axis=0)
-    ratio = float(np.median(times[:, 1] / times[:, 0]))
-    print(f"\nbatch {n}: {ours_ms:.2f} ms, torch.compile(max-autotune) {theirs_ms:.2f} ms:"
-          f" {ratio:.2f} times as fast (compiling took {compiling:.0f} s)")
-    benchmark.extra_info |= {"ours_ms": float(ours_ms), "compiled_ms": float(theirs_ms),
-                             "compiling_s": compiling}
+    ratio = record(benchmark, f"fp16, batch {n}", "torch.compile (max-autotune)",
+                   in_turn([clock(ours), clock(theirs)], 30, warm_up=1))
+    benchmark.extra_info["compiling_s"] = compiling
     benchmark.pedantic(ours, rounds=10)
     judge(benchmark, ratio, WANTED_RATIO, gpu=True)
 
@@ -124,7 +114,7 @@ def test_against_torch_compile(benchmark: Any, engine: Engine, checkpoint: Path,
 def test_the_network_compiled(benchmark: Any, checkpoint: Path) -> None:
     """Printed only: the engine's network, with cuDNN's fused convolutions, against the same one
     through torch.compile(max-autotune); both captured with the kernels behind them."""
-    from benchmarks.cuda_timing import in_turn
+    from benchmarks.cuda_timing import in_turn as replayed_in_turn
     from scrd_fast.engine.backends.cuda import CapturedNetwork, with_tail
     from scrd_fast.engine.backends.torch_network import TorchNetwork
     from scrd_fast.engine.graph import build_graph, network_graph
@@ -140,7 +130,7 @@ def test_the_network_compiled(benchmark: Any, checkpoint: Path) -> None:
                                     torch.float16, channels_last=True)
                     for network in (fused, plain, compiled)]
         fused_ms, plain_ms, compiled_ms = np.median(
-            in_turn([c.buckets[n].graph.replay for c in networks], rounds=10), axis=0)
+            replayed_in_turn([c.buckets[n].graph.replay for c in networks], rounds=10), axis=0)
         print(f"\nbatch {n}, graph alone: fused {fused_ms:.3f} ms, not fused {plain_ms:.3f},"
               f" compiled {compiled_ms:.3f}")
         benchmark.extra_info |= {f"fused_ms_{n}": float(fused_ms),

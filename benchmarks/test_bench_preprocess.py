@@ -1,13 +1,11 @@
 """Images to network input: native against OpenCV's float resize and against the torch reference.
 
 256 x 256 out, two threads each. The results are held against each other before anything is timed;
-the two are timed in turn (A B A B), so that a busy machine hurts both, and the ratio is taken pair
-by pair. OpenCV's resize of uint8 is printed beside it: it rounds to whole grey levels, so what it
-computes is not the same.
+the two are timed in turn, and the ratio is taken pair by pair. OpenCV's resize of uint8 rounds to
+whole grey levels, so what it computes is not the same.
 """
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -17,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.judge import judge
-from scrd_fast import _native
+from benchmarks.timing import clock, in_turn, record, record_limit, repeat
+from scrd_fast.engine.measure import copy_rate
 from scrd_fast.ops.preprocess import preprocess
 from scrd_fast.spec import ScoringSpec
 
@@ -46,16 +45,15 @@ def random_image(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     return rng.random(shape).astype(dtype)
 
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
+
 @pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = _native.threads(), cv2.getNumThreads(), torch.get_num_threads()
-    _native.set_threads(2)
+def two_opencv_threads() -> Iterator[None]:
+    before = cv2.getNumThreads()
     cv2.setNumThreads(2)
-    torch.set_num_threads(2)
     yield
-    _native.set_threads(before[0])
-    cv2.setNumThreads(before[1])
-    torch.set_num_threads(before[2])
+    cv2.setNumThreads(before)
 
 
 def channels_first(pixels: NDArray[Any]) -> NDArray[np.float32]:
@@ -64,30 +62,15 @@ def channels_first(pixels: NDArray[Any]) -> NDArray[np.float32]:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def in_turn(calls: list[Callable[[], object]]) -> list[NDArray[np.float64]]:
-    """The milliseconds of each call, PAIRS times after three that do not count."""
-    times = np.empty((3 + PAIRS, len(calls)))
-    for row in times:
-        for k, call in enumerate(calls):
-            start = time.perf_counter()
-            call()
-            row[k] = (time.perf_counter() - start) * 1e3
-    return list(times[3:].T)
+def limit(benchmark: Any, image: NDArray[Any], result: torch.Tensor) -> None:
+    """Reading the image and writing the result, at the rate of a copy of as much."""
+    moved = image.nbytes + result.nbytes
+    record_limit(benchmark, "copying as much in the cache", moved / copy_rate(moved) * 1e3,
+                 benchmark.extra_info["ours_ms"])
 
 
-def record(benchmark: Any, name: str, ours: NDArray[np.float64], peer: str,
-           theirs: NDArray[np.float64]) -> float:
-    """Prints and notes the two medians; returns the median ratio."""
-    ratios = theirs / ours
-    benchmark.extra_info[f"{peer}_ms"] = float(np.median(theirs))
-    benchmark.extra_info[f"{peer}_ratio_median"] = float(np.median(ratios))
-    benchmark.extra_info[f"{peer}_ratio_min_max"] = [float(ratios.min()), float(ratios.max())]
-    print(f"\n{name}: native {np.median(ours):.3f} ms, {peer} {np.median(theirs):.3f} ms,"
-          f" {np.median(ratios):.1f} times as fast ({ratios.min():.1f} to {ratios.max():.1f})")
-    return float(np.median(ratios))
-
-
-def test_against_opencv(benchmark: Any) -> None:
+@pytest.mark.parametrize(("peer", "wanted"), [("float", WANTED), ("uint8, which rounds", None)])
+def test_against_opencv(benchmark: Any, peer: str, wanted: float | None) -> None:
     image = random_image((1024, 1024, 3), np.uint8)
     as_float = np.empty(image.shape, np.float32)  # kept: no allocation counts against OpenCV
 
@@ -104,12 +87,12 @@ def test_against_opencv(benchmark: Any) -> None:
         return channels_first(small.astype(np.float32) * np.float32(1 / 255))
 
     assert np.abs(native() - opencv_float()).max() <= 1e-5
-    ours, theirs = in_turn([native, opencv_float])
-    ratio = record(benchmark, "uint8 1024 colour", ours, "OpenCV float", theirs)
-    rounded, theirs = in_turn([native, opencv_uint8])
-    record(benchmark, "uint8 1024 colour", rounded, "OpenCV uint8 (rounds)", theirs)
-    benchmark.pedantic(native, rounds=PAIRS, warmup_rounds=3)
-    judge(benchmark, ratio, WANTED)
+    theirs = opencv_float if peer == "float" else opencv_uint8
+    times = in_turn([clock(native), clock(theirs)], PAIRS, warm_up=1)
+    ratio = record(benchmark, "uint8 1024 colour", f"OpenCV {peer}", times)
+    limit(benchmark, image, preprocess(image[None], SPEC))
+    repeat(benchmark, native, PAIRS)
+    judge(benchmark, ratio, wanted)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +110,9 @@ def test_against_the_reference(benchmark: Any, name: str, dtype: torch.dtype) ->
     # A value next to a rounding border may fall to either side: 2^-6 apart from 2 to 4.
     allowed = 1e-5 if dtype == torch.float32 else 2**-6
     assert (native() - reference()).abs().max() <= allowed
-    ours, theirs = in_turn([native, reference])
-    ratio = record(benchmark, f"{name}, {dtype}", ours, "reference", theirs)
-    benchmark.pedantic(native, rounds=PAIRS, warmup_rounds=3)
-    if "avx512" in _native.isas():
-        assert ratio >= 1
+    times = in_turn([clock(native), clock(reference)], PAIRS, warm_up=1)
+    to = "" if dtype == torch.float32 else " to bfloat16"
+    ratio = record(benchmark, f"{name}{to}", "reference", times)
+    limit(benchmark, image, native())
+    repeat(benchmark, native, PAIRS)
+    judge(benchmark, ratio, 1)

@@ -1,11 +1,9 @@
 """Simplex noise against opensimplex compiled by numba, and whole batches against the reference.
 
-Values are held against each other before anything is timed. The peers are timed in turn
-(A B A B), so that a busy machine hurts all of them, and ratios are taken round by round. The ratio
-that is asserted has one thread on each side.
+Values are held against each other before anything is timed. The peers are timed in turn, and ratios
+are taken round by round. The ratio that is judged has one thread on each side.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks.judge import judge
+from benchmarks.timing import clock, in_turn, record, record_limit, repeat
 from scrd_fast import _native
 from scrd_fast.ops.add_noise import add_noise
 from scrd_fast.ops.simplex_noise import Floats, simplex_noise
@@ -22,6 +21,9 @@ from scrd_fast.ops.simplex_noise import Floats, simplex_noise
 OCTAVES, PERSISTENCE, WAVELENGTH = 6, 0.6, 32.0
 SEED = 2024
 WANTED = 6.0  # times as fast as numba, on a CPU with AVX-512
+# Multiplications and additions for a point and octave: 15 for each of eight lattice points (the
+# gradient's product 5, the distance 6, its fourth power and the sum 4), 20 to place it.
+OPERATIONS = 8 * 15 + 20
 
 
 @pytest.fixture
@@ -56,21 +58,10 @@ def numba_octaves() -> Iterator[Callable[[int, int, int], Floats]]:
     numba.set_num_threads(before)
 
 
-def in_turn(rounds: int, *calls: Callable[[], object]) -> np.ndarray:
-    """(rounds, calls) milliseconds."""
-    times = np.empty((rounds + 2, len(calls)))
-    for row in times:
-        for k, call in enumerate(calls):
-            start = time.perf_counter()
-            call()
-            row[k] = (time.perf_counter() - start) * 1e3
-    return times[2:]
-
-
 @pytest.mark.parametrize(("side", "rounds"), [(256, 15), (31, 300)])
 def test_field_against_numba(
     benchmark: Any, one_thread: int, numba_octaves: Callable[[int, int, int], Floats], side: int,
-    rounds: int,
+    rounds: int, rates: dict[str, float | None],
 ) -> None:
     shape = (3, side, side)
 
@@ -86,24 +77,22 @@ def test_field_against_numba(
     assert np.abs(native()[0] - expected).max() <= 1e-5
     assert np.abs(reference()[0] - expected).max() <= 1e-6
 
-    times = in_turn(rounds, native, lambda: numba_octaves(*shape))
-    ratios = times[:, 1] / times[:, 0]
-    ours, theirs = np.median(times, axis=0)
-    slow = float(np.median(in_turn(3, reference)))
+    ratio = record(benchmark, f"3 x {side} x {side}", "opensimplex by numba", in_turn(
+        [clock(native), clock(lambda: numba_octaves(*shape))], rounds, warm_up=1))
+    ours_ms = benchmark.extra_info["ours_ms"]
+    if peak := rates["fp32"]:  # of all threads
+        record_limit(benchmark, "arithmetic", OPERATIONS * OCTAVES * np.prod(shape) * 1e3
+                     / (peak / one_thread), ours_ms)
+    slow = float(np.median(in_turn([clock(reference)], 3)))
     _native.set_threads(one_thread)
-    parallel = float(np.median(in_turn(rounds, native)))
+    parallel = float(np.median(in_turn([clock(native)], rounds)))
     _native.set_threads(1)
-    per_point = ours * 1e6 / (np.prod(shape) * OCTAVES)
-    benchmark.extra_info.update(
-        native_ms=float(ours), numba_ms=float(theirs), reference_ms=slow,
-        native_all_threads_ms=parallel, threads=one_thread, ns_per_point_and_octave=per_point,
-        ratio_median=float(np.median(ratios)),
-        ratio_min_max=[float(ratios.min()), float(ratios.max())])
-    print(f"\n3 x {side} x {side}: native {ours:.3f} ms ({per_point:.2f} ns per point and octave),"
-          f" numba {theirs:.2f} ms, {np.median(ratios):.1f} times as fast ({ratios.min():.1f} to"
-          f" {ratios.max():.1f}); {one_thread} threads {parallel:.3f} ms, NumPy {slow:.1f} ms")
-    benchmark.pedantic(native, rounds=rounds, warmup_rounds=2)
-    judge(benchmark, float(np.median(ratios)), WANTED)
+    benchmark.extra_info |= {
+        "reference_ms": slow, "all_threads_ms": parallel, "threads": one_thread,
+        "ns_per_point_and_octave": ours_ms * 1e6 / (np.prod(shape) * OCTAVES)}
+    print(f"3 x {side} x {side}: {one_thread} threads {parallel:.3f} ms, NumPy {slow:.1f} ms")
+    repeat(benchmark, native, rounds)
+    judge(benchmark, ratio, WANTED)
 
 
 def test_batch_against_reference(benchmark: Any, one_thread: int) -> None:
@@ -118,17 +107,14 @@ def test_batch_against_reference(benchmark: Any, one_thread: int) -> None:
         return add_noise(images, boxes, seeds=seeds, strength=0.2, impl=impl)
 
     assert float((noisy("native") - noisy("reference")).abs().max()) <= 1e-5
-    times = in_turn(20, lambda: noisy("native"), lambda: noisy("reference"), images.clone)
-    ratios = times[:, 1] / times[:, 0]
-    ours, theirs, copy = np.median(times, axis=0)
+    times = in_turn([clock(lambda: noisy("native")), clock(lambda: noisy("reference"))], 20,
+                    warm_up=1)
+    ratio = record(benchmark, "into 16 images", "NumPy reference", times)
+    copy = float(np.median(in_turn([clock(images.clone)], 20)))
     _native.set_threads(one_thread)
-    parallel = float(np.median(in_turn(20, lambda: noisy("native"))))
+    parallel = float(np.median(in_turn([clock(lambda: noisy("native"))], 20)))
     _native.set_threads(1)
-    benchmark.extra_info.update(
-        native_ms=float(ours), reference_ms=float(theirs), copy_ms=float(copy),
-        native_all_threads_ms=parallel, threads=one_thread, ratio_median=float(np.median(ratios)),
-        ratio_min_max=[float(ratios.min()), float(ratios.max())])
-    print(f"\n16 x 3 x 256 x 256, boxes of 10 to 31: native {ours:.2f} ms ({copy:.2f} of them the"
-          f" copy of the images), NumPy {theirs:.1f} ms, {np.median(ratios):.0f} times as fast"
-          f" ({ratios.min():.0f} to {ratios.max():.0f}); {one_thread} threads {parallel:.2f} ms")
-    benchmark.pedantic(noisy, args=("native",), rounds=20, warmup_rounds=2)
+    benchmark.extra_info |= {"copy_ms": copy, "all_threads_ms": parallel, "threads": one_thread}
+    print(f"{copy:.2f} ms of them the copy of the images; {one_thread} threads {parallel:.2f} ms")
+    repeat(benchmark, lambda: noisy("native"), 20)
+    judge(benchmark, ratio, None)

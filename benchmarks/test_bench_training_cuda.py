@@ -19,6 +19,7 @@ from torch import Tensor
 
 from benchmarks.judge import judge
 from benchmarks.peers import PublishedStep
+from benchmarks.timing import record
 from scrd_fast.engine.backends.cuda import exact_convolutions
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.ops.add_noise import add_noise
@@ -116,18 +117,16 @@ def test_against_the_published_step(benchmark: Any) -> None:
     ours = OurStep(pixels, "bf16", device)
     assert ours(0)["loss"] == pytest.approx(expected, rel=0.02)
 
-    whole = np.median(in_turn(ours, theirs, device), axis=0)
+    ratio = record(benchmark, "bf16, noise included", "published step",
+                   in_turn(ours, theirs, device))
     noisy = host_noise(pixels, 0).to(device)
     network = np.median(in_turn(lambda step: ours(step, noisy), lambda step: theirs(step, noisy),
                                 device), axis=0)
-    ratio, alone = float(whole[1] / whole[0]), float(network[1] / network[0])
-    print(f"\ntraining step on {torch.cuda.get_device_name(device)}: {whole[0]:.1f} ms, published"
-          f" {whole[1]:.1f} ms: {ratio:.2f} times as fast; without the noise {network[0]:.1f} and"
-          f" {network[1]:.1f} ms: {alone:.2f}")
+    alone = float(network[1] / network[0])
+    print(f"without the noise {network[0]:.1f} and {network[1]:.1f} ms: {alone:.2f}")
     benchmark.extra_info |= {
-        "device": torch.cuda.get_device_name(device), "ours_ms": float(whole[0]),
-        "published_ms": float(whole[1]), "ours_ms_without_noise": float(network[0]),
-        "published_ms_without_noise": float(network[1]), "ratio_without_noise": alone,
+        "ours_ms_without_noise": float(network[0]),
+        "peer_ms_without_noise": float(network[1]), "ratio_without_noise": alone,
     }
     with using_device(device):
         benchmark.pedantic(lambda: milliseconds(ours, 0), rounds=3)

@@ -60,11 +60,17 @@ def cpu_limits(nbytes: float = 2.0**29) -> dict[str, float | None]:
     """
     kinds = ("fp32", "bf16", "int8")
     tries = [{kind: _native.peak_ops(kind, 0.05) for kind in kinds} for _ in range(5)]
+    best: dict[str, float | None] = {kind: max(t[kind] for t in tries) or None for kind in kinds}
+    return best | {"copy": copy_rate(nbytes)}
+
+
+def copy_rate(nbytes: float) -> float:
+    """Bytes read and written per second by copying, where as many as `nbytes` are: the shortest of
+    many times."""
     source = torch.ones(max(1, int(nbytes) // 8))
     target = torch.empty_like(source)
     ms = repeated(target.copy_, [source], seconds=0.2)
-    best: dict[str, float | None] = {kind: max(t[kind] for t in tries) or None for kind in kinds}
-    return best | {"copy": 2 * source.nbytes / float(ms.min()) * 1e3}
+    return 2 * source.nbytes / float(ms.min()) * 1e3
 
 
 def scoring(scorer: Scorer, *, maps: bool = True) -> Callable[[Any], object]:

@@ -104,7 +104,7 @@ def test_an_engine_in_int8(trained, trained_path, tmp_path):
     assert fidelity["flipped"] <= LIMITS["int8"].flipped
     assert fidelity["rank_correlation"] >= LIMITS["int8"].rank_correlation
     assert fidelity["search"]["keep"][0] == STEM
-    assert used["u8"] >= 10
+    assert used["u8"] >= 3  # of 27; how many the search has to keep is a matter of the training
     manifest, members = read_engine_file(path)
     assert Quantisation.from_bytes(members[QUANTISATION]).keep == tuple(fidelity["search"]["keep"])
     with scrd_fast.load_engine(path, verify=True) as engine:

@@ -1,0 +1,66 @@
+"""Timing calls in turn, so that a busy machine hurts all of them, and what is noted of it."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.size import QUICK, turns
+
+Timed = Callable[[], float]  # does its work and returns the seconds it took
+
+
+def clock(call: Callable[[], object]) -> Timed:
+    def timed() -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    return timed
+
+
+def in_turn(
+    calls: Sequence[Timed], rounds: int, *, block: int = 1, warm_up: int = 0, pause: float = 0.0,
+    reduce: Callable[[Any], Any] = np.median,
+) -> NDArray[np.float64]:
+    """(rounds, calls) milliseconds: A B A B, after one round that is not counted.
+
+    block: successive calls of one side, reduced to one figure, `warm_up` calls before them not
+    counted; pause: seconds of sleep before each block. Threads of the side before spin for some
+    milliseconds after their work and would take a core, and its data fills the caches: no user
+    has two of them at work.
+    """
+    times = np.empty((1 + turns(rounds), len(calls)))
+    for row in times:
+        for k, call in enumerate(calls):
+            time.sleep(pause)
+            row[k] = reduce([call() for _ in range(warm_up + block)][warm_up:]) * 1e3
+    return times[1:]
+
+
+def record(benchmark: Any, what: str, peer: str, times: NDArray[np.float64]) -> float:
+    """Note and print (rounds, 2) milliseconds of ours and the peer's; how many times as fast ours
+    is, the median of the rounds. what: was done, in a word or two."""
+    ratios = times[:, 1] / times[:, 0]
+    ours, theirs = np.median(times, axis=0)
+    low, ratio, high = (float(q) for q in np.quantile(ratios, (0, 0.5, 1)))
+    benchmark.extra_info |= {"what": what, "peer": peer, "ours_ms": float(ours),
+                             "peer_ms": float(theirs), "ratio_min_max": [low, high]}
+    print(f"\n{benchmark.name}: {ours:.4g} ms, {peer} {theirs:.4g} ms, {ratio:.3g} times as fast"
+          f" ({low:.3g} to {high:.3g})")
+    return ratio
+
+
+def record_limit(benchmark: Any, by: str, limit_ms: float, ours_ms: float) -> float:
+    """Note and print the share of the time that the machine allows; by: what binds."""
+    share = limit_ms / ours_ms
+    benchmark.extra_info["limit"] = {"by": by, "ms": limit_ms, "share": share}
+    print(f"{benchmark.name}: {share:.0%} of what {by} allows ({limit_ms:.3g} ms)")
+    return share
+
+
+def repeat(benchmark: Any, call: Callable[[], object], rounds: int, warm_up: int = 3) -> None:
+    """Let pytest-benchmark time the call, for its own tables and the histograms."""
+    benchmark.pedantic(call, rounds=turns(rounds), warmup_rounds=0 if QUICK else warm_up)

@@ -1,0 +1,31 @@
+"""A quick run of the benchmarks, as they are but for a small model and two turns."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import report, results
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_benchmark_runs_and_every_peer_agrees(tmp_path):
+    stored = tmp_path / "raw.json"
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider",
+         f"--benchmark-json={stored}"], cwd=ROOT, capture_output=True, text=True, timeout=600,
+        check=False, env=os.environ | {"SCRD_FAST_QUICK_BENCHMARKS": "1"})
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
+    raw = json.loads(stored.read_text())
+    rows = results.figures(raw)
+    files = {path.stem.removeprefix("test_bench_") for path in ROOT.glob("benchmarks/test_*.py")}
+    assert {row["of"] for row in rows} >= {name for name in files if not name.endswith("_cuda")}
+    assert not any(row.get("judged") for row in rows)  # so small a run says nothing of the speed
+    result = {"environment": raw["scrd_fast"]["environment"], "commit": "", "figures": rows}
+    text = report.markdown(result)
+    assert "published loop" in text
+    assert "images that arrive at random" in text
+    assert "mode, best precision" in text
+    assert "<svg" in report.web_page(raw, result)
