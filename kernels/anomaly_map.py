@@ -41,9 +41,17 @@ DISTANCE_CONFIGS = [
     triton.Config({"FAST": 128, "SLOW": 8}, num_warps=2),
     triton.Config({"FAST": 256, "SLOW": 16}, num_warps=8),
 ]
-# Sides of a map tile, divisors of BLOCK: large ones multiply less, small ones fill the GPU with one
-# image. The same warps for all, so that the mean is summed in one order; with 4, tiles of 64 spill.
-_MAP_CONFIGS = [triton.Config({"TILE": 64}, num_warps=8), triton.Config({"TILE": 32}, num_warps=8)]
+# A tile of the map: as many columns as share a window, and as many rows as fit into the registers.
+# Tiles of 64 rows would multiply less, but of them Triton makes warp-group products on Hopper
+# (wgmma), and several of those in one kernel race: on an H100 Triton 3.6 gave wrong tiles and
+# illegal addresses (triton-lang/triton, issues 10486 and 11366).
+COLUMNS = BLOCK
+_ONE_STEP = 32  # windows that are multiplied at once
+
+
+def rows_of_a_tile(windows: Sequence[int]) -> int:
+    """32, or 16 where a wide blur needs its windows in steps, beside which 32 rows spill."""
+    return 32 if max(windows) <= _ONE_STEP else 16
 
 
 @triton.jit
@@ -143,53 +151,70 @@ def _scale_mean(distance, columns, image, side, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def _scale_tile(distance, bands, starts, image, row_tile, column_tile, side,
-                scale: tl.constexpr, WINDOW: tl.constexpr, SKIP: tl.constexpr,
-                WINDOWS: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
-    """U_k M_k U_k^T of one scale on one tile of the map.
+def _windows(distance, bands, starts, image, row_tile, column_tile, side, scale: tl.constexpr,
+             STEP: tl.constexpr, SKIP: tl.constexpr, WINDOWS: tl.constexpr, BLOCK: tl.constexpr,
+             ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Where one tile of the map finds what a scale multiplies: pointers to rows and columns of U
+    (ROWS, STEP) and (STEP, COLUMNS), to M, and the pixels of M at which the windows begin.
 
     bands (blocks * BLOCK, WINDOWS): the rows of U, of each scale the window of its columns that
     the block sees, which begins at starts (blocks, 3); SKIP: where this scale begins in a row.
     """
-    STEP: tl.constexpr = 32 if WINDOW % 32 == 0 else 16
     step = tl.arange(0, STEP)
-    within = tl.arange(0, TILE)
-    rows = bands + (row_tile * TILE + within)[:, None] * WINDOWS + SKIP + step[None, :]
-    columns = bands + (column_tile * TILE + within)[None, :] * WINDOWS + SKIP + step[:, None]
-    top = tl.load(starts + row_tile * TILE // BLOCK * 3 + scale) + step
-    left = tl.load(starts + column_tile * TILE // BLOCK * 3 + scale) + step
-    m = distance + image.to(tl.int64) * side * side
-    total = tl.zeros([TILE, TILE], tl.float32)
-    for right in range(0, WINDOW, STEP):
-        x = left + right
-        half = tl.zeros([TILE, STEP], tl.float32)
-        for down in range(0, WINDOW, STEP):
-            y = top + down
-            part = tl.load(m + y[:, None] * side + x[None, :],
-                           (y[:, None] < side) & (x[None, :] < side), 0.0)
-            # Three TF32 products keep float32's accuracy; one would keep 11 bits.
-            half += tl.dot(tl.load(rows + down), part, input_precision="tf32x3")
-        total += tl.dot(half, tl.load(columns + right), input_precision="tf32x3")
+    row = row_tile * ROWS + tl.arange(0, ROWS)
+    column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
+    rows = bands + row[:, None] * WINDOWS + SKIP + step[None, :]
+    columns = bands + column[None, :] * WINDOWS + SKIP + step[:, None]
+    top = tl.load(starts + row_tile * ROWS // BLOCK * 3 + scale) + step
+    left = tl.load(starts + column_tile * COLUMNS // BLOCK * 3 + scale) + step
+    return rows, columns, distance + image.to(tl.int64) * side * side, top, left
+
+
+@triton.jit
+def _part(m, top, left, side, down, right):
+    """A step of the window of M."""
+    y, x = top + down, left + right
+    return tl.load(m + y[:, None] * side + x[None, :], (y[:, None] < side) & (x[None, :] < side),
+                   0.0)
+
+
+@triton.jit
+def _scale_tile(rows, columns, m, top, left, row, part, column, side,
+                WINDOW: tl.constexpr, STEP: tl.constexpr):
+    """U_k M_k U_k^T of one scale on one tile of the map.
+
+    row, part, column: what the first step multiplies, already loaded.
+    """
+    # Three TF32 products keep float32's accuracy; one would keep 11 bits.
+    if WINDOW == STEP:
+        total = tl.dot(tl.dot(row, part, input_precision="tf32x3"), column,
+                       input_precision="tf32x3")
+    else:
+        total = tl.zeros([rows.shape[0], columns.shape[1]], tl.float32)
+        for right in range(0, WINDOW, STEP):
+            half = tl.zeros([rows.shape[0], STEP], tl.float32)
+            for down in range(0, WINDOW, STEP):
+                half += tl.dot(tl.load(rows + down), _part(m, top, left, side, down, right),
+                               input_precision="tf32x3")
+            total += tl.dot(half, tl.load(columns + right), input_precision="tf32x3")
     return total
 
 
-# Tiles of another side round otherwise: with and without a map the maximum takes the same ones.
-@autotune(_MAP_CONFIGS, key=["images", "size", "LARGEST"], restore=["largest_out"])
 @triton.jit
 def combine_kernel(d1, d2, d3, weights, bands, starts, columns, map_out, mean_out, largest_out,
-                   images, size, side1, side2, side3, W1: tl.constexpr, W2: tl.constexpr,
+                   size, side1, side2, side3, W1: tl.constexpr, W2: tl.constexpr,
                    W3: tl.constexpr, WEIGHTED: tl.constexpr, MAPS: tl.constexpr,
                    LARGEST: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
-                   TILE: tl.constexpr):
+                   ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Programs (images * (1 + tiles),): the first of an image computes its mean in closed form,
     each other one tile of its map, which it writes (MAPS) and takes the maximum of (LARGEST).
 
     Without map and maximum there is the first program only, so that the mean has the same bits.
     """
-    tiles = tl.cdiv(size, TILE)
+    across = tl.cdiv(size, COLUMNS)
     programs = 1
     if MAPS or LARGEST:
-        programs += tiles * tiles
+        programs += tl.cdiv(size, ROWS) * across
     image = tl.program_id(0) // programs
     program = tl.program_id(0) % programs
     w1 = _weight(weights, image, 0, WEIGHTED)
@@ -201,17 +226,27 @@ def combine_kernel(d1, d2, d3, weights, bands, starts, columns, map_out, mean_ou
         mean += w3 * _scale_mean(d3, columns + side1 + side2, image, side3, CHUNK)
         tl.store(mean_out + image, mean)
     elif MAPS or LARGEST:
-        row_tile = (program - 1) // tiles
-        column_tile = (program - 1) % tiles
+        row_tile = (program - 1) // across
+        column_tile = (program - 1) % across
         WINDOWS: tl.constexpr = W1 + W2 + W3
-        total = w1 * _scale_tile(d1, bands, starts, image, row_tile, column_tile, side1, 0, W1, 0,
-                                 WINDOWS, BLOCK, TILE)
-        total += w2 * _scale_tile(d2, bands, starts, image, row_tile, column_tile, side2, 1, W2,
-                                  W1, WINDOWS, BLOCK, TILE)
-        total += w3 * _scale_tile(d3, bands, starts, image, row_tile, column_tile, side3, 2, W3,
-                                  W1 + W2, WINDOWS, BLOCK, TILE)
-        y = row_tile * TILE + tl.arange(0, TILE)
-        x = column_tile * TILE + tl.arange(0, TILE)
+        S1: tl.constexpr = 32 if W1 % 32 == 0 else 16
+        S2: tl.constexpr = 32 if W2 % 32 == 0 else 16
+        S3: tl.constexpr = 32 if W3 % 32 == 0 else 16
+        r1, c1, m1, t1, l1 = _windows(d1, bands, starts, image, row_tile, column_tile, side1, 0,
+                                      S1, 0, WINDOWS, BLOCK, ROWS, COLUMNS)
+        r2, c2, m2, t2, l2 = _windows(d2, bands, starts, image, row_tile, column_tile, side2, 1,
+                                      S2, W1, WINDOWS, BLOCK, ROWS, COLUMNS)
+        r3, c3, m3, t3, l3 = _windows(d3, bands, starts, image, row_tile, column_tile, side3, 2,
+                                      S3, W1 + W2, WINDOWS, BLOCK, ROWS, COLUMNS)
+        # All scales' loads under way before the first product, which waits for its own only.
+        row1, part1, column1 = tl.load(r1), _part(m1, t1, l1, side1, 0, 0), tl.load(c1)
+        row2, part2, column2 = tl.load(r2), _part(m2, t2, l2, side2, 0, 0), tl.load(c2)
+        row3, part3, column3 = tl.load(r3), _part(m3, t3, l3, side3, 0, 0), tl.load(c3)
+        total = w1 * _scale_tile(r1, c1, m1, t1, l1, row1, part1, column1, side1, W1, S1)
+        total += w2 * _scale_tile(r2, c2, m2, t2, l2, row2, part2, column2, side2, W2, S2)
+        total += w3 * _scale_tile(r3, c3, m3, t3, l3, row3, part3, column3, side3, W3, S3)
+        y = row_tile * ROWS + tl.arange(0, ROWS)
+        x = column_tile * COLUMNS + tl.arange(0, COLUMNS)
         inside = (y[:, None] < size) & (x[None, :] < size)
         if MAPS:
             tl.store(map_out + image.to(tl.int64) * size * size + y[:, None] * size + x[None, :],
@@ -309,16 +344,14 @@ def _combine(distances: Sequence[Tensor], weights: Tensor | None, bands: Tensor,
     mean = d0.new_empty(n)
     highest = d0.new_full((n if largest else 0,), -float("inf"))
 
-    def grid(meta: dict[str, int]) -> tuple[int]:
-        tiles = triton.cdiv(size, meta["TILE"]) ** 2 if maps or largest else 0
-        return (n * (1 + tiles),)
-
+    rows = rows_of_a_tile(windows)
+    tiles = triton.cdiv(size, rows) * triton.cdiv(size, COLUMNS) if maps or largest else 0
     with torch.cuda.device_of(d0):
-        wrap_triton(combine_kernel)[grid](
+        wrap_triton(combine_kernel)[n * (1 + tiles),](
             *distances, d0 if weights is None else weights, bands, starts, columns, total, mean,
-            highest, n, size, *(d.shape[1] for d in distances), *windows,
+            highest, size, *(d.shape[1] for d in distances), *windows,
             WEIGHTED=weights is not None, MAPS=maps, LARGEST=largest, BLOCK=BLOCK,
-            CHUNK=MEAN_CHUNK)
+            CHUNK=MEAN_CHUNK, ROWS=rows, COLUMNS=COLUMNS)
     return total, mean, highest
 
 

@@ -7,18 +7,14 @@ import triton
 from triton import knobs
 
 
-def autotune(
-    configs: Sequence[triton.Config], key: list[str], *, restore: Sequence[str] = ()
-) -> Callable[[Any], Any]:
+def autotune(configs: Sequence[triton.Config], key: list[str]) -> Callable[[Any], Any]:
     """triton.autotune; the first configuration alone under Triton's interpreter, which has no
     device to time on.
 
-    restore: arguments that a kernel reads before it writes them; timing puts them back. The choice
-    is kept on disk: another process then sums in the same order.
+    The choice is kept on disk: another process then sums in the same order.
     """
     kept = list(configs)[: 1 if knobs.runtime.interpret else None]
-    return triton.autotune(configs=kept, key=key, restore_value=list(restore) or None,
-                           cache_results=True, do_bench=_time)
+    return triton.autotune(configs=kept, key=key, cache_results=True, do_bench=_time)
 
 
 def _time(call: Callable[[], object], quantiles: Sequence[float]) -> Any:

@@ -26,6 +26,9 @@ JUDGED_FROM = 200
 FEW = 24
 BATCH = 8
 PROBE_SEED = 20250313
+# What the order of sums moves scores by at most, a share of the largest: an engine repeats itself
+# to this on a machine like the one that built it.
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -187,12 +190,15 @@ def rank_correlation(scores: Any, reference: Any) -> float:
 def flipped(scores: Any, reference: Any, normal: Any) -> float:
     """Share of decisions about scores (N,) that differ from the reference's, over ten thresholds:
     the 90th to the 99th percentile of the reference's scores of normal images, each moved to the
-    middle between the scores beside it, so that no decision hangs on the rounding of one."""
-    values = np.unique(normal)
-    above = np.append(values, values[-1] + max(abs(values[-1]), 1.0) * 1e-3)[1:]
+    middle between the scores beside it, of whichever images. Scores that only rounding tells apart
+    count as one: what hangs on that is no decision."""
+    values = np.unique(reference)
+    rounding = ROUNDING * float(np.abs(values).max())
+    last = np.append(np.flatnonzero(np.diff(values) > rounding), len(values) - 1)  # of each such
+    above = np.append(values, values[-1] + max(abs(values[-1]), 1.0) * 1e-3)[last + 1]
     percentiles = np.quantile(normal, np.linspace(0.90, 0.99, 10))
     below = np.searchsorted(values, percentiles, side="right") - 1
-    thresholds = ((values + above) / 2)[below, None]
+    thresholds = ((values[last] + above) / 2)[np.searchsorted(last, below), None]
     return float(np.mean((scores > thresholds) != (reference > thresholds)))
 
 

@@ -28,9 +28,6 @@ from scrd_fast.model.checkpoint import Checkpoint
 from scrd_fast.model.reference import score_images
 
 GOLDEN_COUNT = 8
-# On a machine like the one that built it an engine repeats itself; what is left is the order of
-# sums. It is a share of the largest score, and of the maps' range.
-SAME = 1e-5
 _NAMES = ("scores", "maps", "built_scores", "built_maps", "probe_scores", "probe_digest")
 
 
@@ -89,7 +86,7 @@ def replay(engine: Engine, golden: bytes, *, alike: bool, whole: bool,
     allowed = {name: 2 * max(was[name], 1e-3) if getattr(limits, name) is None
                else getattr(limits, name) for name in was}
     if alike:
-        allowed |= {"score_change": SAME, "map_change": SAME}
+        allowed |= dict.fromkeys(("score_change", "map_change"), fidelity.ROUNDING)
     _check(engine, figures, allowed)
     if whole:
         probe = _probe(engine.spec.input_size)

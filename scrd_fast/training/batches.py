@@ -76,7 +76,8 @@ class Batches:
         clean = self.images.pixels(indices, self.spec)
         patches = draw_patches(self.noise, self.spec.input_size, self.seed, epochs, indices)
         # Only from pinned memory does a copy to the GPU not hold up the thread that asks for it.
-        return clean.pin_memory() if self.device.type == "cuda" else clean, patches
+        # Grey images are one channel seen three times, which cannot be pinned as it is.
+        return clean.contiguous().pin_memory() if self.device.type == "cuda" else clean, patches
 
     def _finish(self, clean: Tensor, patches: Patches) -> tuple[Tensor, Tensor]:
         """The device's part: both batches."""

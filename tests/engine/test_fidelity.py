@@ -114,6 +114,18 @@ def test_flipped_decisions():
         assert report.flipped == pytest.approx(crossed / (10 * N), abs=1e-15)
 
 
+def test_scores_that_only_rounding_tells_apart_count_as_one():
+    """Scores 215 and 216 and 217 made to differ by 1e-3 of 239 at most: their threshold, of the
+    90th percentile, lies above them."""
+    scores, maps = reference()
+    scores[216:218] = torch.tensor([215.001, 215.0015])
+    other = scores.clone()
+    other[215:218] = torch.tensor([215.0015, 215.0, 215.0005])
+    assert compare(probe(), other, maps, scores, maps).flipped == 0
+    other[217] = 216.6  # above the middle between 215.0015 and 218
+    assert compare(probe(), other, maps, scores, maps).flipped > 0
+
+
 def test_thresholds_come_from_the_normal_images():
     """With the upper half anomalous, the thresholds lie from 107.1 to 117.8."""
     scores, maps = reference()

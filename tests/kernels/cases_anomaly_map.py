@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from scrd_fast.kernels.anomaly_map import BLOCK, MEAN_CHUNK
+from scrd_fast.kernels.anomaly_map import BLOCK, COLUMNS, MEAN_CHUNK, rows_of_a_tile
 from tests.kernels.compile_kernels import Arguments
 
 
@@ -26,8 +26,9 @@ def cases() -> Iterator[tuple[str, Arguments]]:
             yield "combine_kernel", {
                 **{f"d{k}": "*fp32" for k in (1, 2, 3)}, "weights": "*fp32", "bands": "*fp32",
                 "starts": "*i32", "columns": "*fp32", "map_out": "*fp32", "mean_out": "*fp32",
-                "largest_out": "*fp32", "images": "i32", "size": "i32:16",
+                "largest_out": "*fp32", "size": "i32:16",
                 **{f"side{k}": "i32:16" for k in (1, 2, 3)},
                 **{f"W{k + 1}": window for k, window in enumerate(windows)},
                 "WEIGHTED": weighted, "MAPS": maps, "LARGEST": largest, "BLOCK": BLOCK,
-                "CHUNK": MEAN_CHUNK}
+                "CHUNK": MEAN_CHUNK, "ROWS": rows_of_a_tile(windows),
+                "COLUMNS": COLUMNS}

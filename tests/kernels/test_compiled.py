@@ -49,9 +49,7 @@ def test_the_map_is_made_by_tensor_cores(compiled):
     rows = [row for row in compiled if row["kernel"] == "combine_kernel"
             and "True" in (row["arguments"]["MAPS"], row["arguments"]["LARGEST"])]
     for row in rows:
-        assert row["tensor_cores"], row
-    for sm, instruction in ((90, "wgmma"), (100, "tcgen05")):
-        assert any(instruction in row["tensor_cores"] for row in rows if row["sm"] == sm)
+        assert row["tensor_cores"] == ["mma"], row  # those of a warp group race on Hopper
 
 
 def test_noise_is_rounded_as_the_original(compiled):
