@@ -10,17 +10,23 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace scrd {
 namespace {
 
 constexpr int kChains = 12;
 
-// kChains instructions on registers, repeated; operations: of one instruction. run is null where
+// kChains instructions on registers, repeated; operations: of one instruction; piece: repetitions
+// that take some 10 microseconds, so that a thread that wakes late costs little. run is null where
 // the CPU has no such instruction.
 struct Loop {
   void (*run)(std::uint64_t repetitions) = nullptr;
   int operations = 0;
+  std::uint64_t piece = 8192;
 };
 
 #if defined(__x86_64__)
@@ -61,6 +67,46 @@ SCRD_LOOP(int8_256, SCRD_VEX_ZERO, "vmovd %1, %%xmm14\n\tvpbroadcastd %%xmm14, %
           SCRD_INT8_256, "vzeroupper\n")
 SCRD_LOOP(int8_512, SCRD_VEX_ZERO, "vpbroadcastd %1, %%zmm14", SCRD_INT8_512, "vzeroupper\n")
 
+// Two rounds of six tiles of sums, 16 x 16 of 32 bits, that do not wait for each other; an
+// instruction of 16 rows takes 16 cycles. The palette's tiles are all of the largest size.
+#define SCRD_TILE_STEP(name)                                                    \
+  #name " %%tmm7, %%tmm6, %%tmm0\n\t" #name " %%tmm7, %%tmm6, %%tmm1\n\t" #name \
+        " %%tmm7, %%tmm6, %%tmm2\n\t" #name " %%tmm7, %%tmm6, %%tmm3\n\t" #name \
+        " %%tmm7, %%tmm6, %%tmm4\n\t" #name " %%tmm7, %%tmm6, %%tmm5\n\t"
+#define SCRD_TILE_LOOP(function, name)                                                         \
+  void function(std::uint64_t repetitions) {                                                   \
+    alignas(64) std::uint8_t palette[64] = {1};                                                \
+    for (int tile = 0; tile < 8; ++tile) {                                                     \
+      palette[16 + 2 * tile] = 64;                                                             \
+      palette[48 + tile] = 16;                                                                 \
+    }                                                                                          \
+    std::uint32_t operand[256];                                                                \
+    for (std::uint32_t& pair : operand) pair = 0x3f800000;                                     \
+    asm volatile(                                                                              \
+        "ldtilecfg %1\n\ttileloadd (%2,%3,1), %%tmm6\n\ttileloadd (%2,%3,1), %%tmm7\n\t"       \
+        "tilezero %%tmm0\n\ttilezero %%tmm1\n\ttilezero %%tmm2\n\t"                            \
+        "tilezero %%tmm3\n\ttilezero %%tmm4\n\ttilezero %%tmm5\n"                              \
+        "1:\n\t" SCRD_TILE_STEP(name) SCRD_TILE_STEP(name) "dec %0\n\tjnz 1b\n\ttilerelease\n" \
+        : "+r"(repetitions)                                                                    \
+        : "m"(palette), "r"(operand), "r"(std::uint64_t{64}), "m"(operand)                     \
+        : "cc");                                                                               \
+  }
+
+SCRD_TILE_LOOP(bf16_tiles, tdpbf16ps)
+SCRD_TILE_LOOP(int8_tiles, tdpbssd)
+constexpr std::uint64_t kTilePiece = 256;
+
+// Whether this process may use tiles, for which it asks the kernel.
+bool tiles_permitted() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  static const bool permitted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return permitted;
+#else
+  return false;
+#endif
+}
+
 // Feature bits of leaf 7, which compilers do not all know by name.
 struct Leaf7 {
   unsigned ecx = 0, edx = 0, eax1 = 0;
@@ -81,11 +127,11 @@ Loop loop_of(const std::string& kind) {
     return {sse, 8};
   }
   if (kind == "bf16") {
-    const bool tiles = has.edx & (1u << 22), there = has.eax1 & (1u << 5);
-    return there && !tiles && best == Isa::avx512 ? Loop{bf16_512, 64} : Loop{};
+    if ((has.edx & (1u << 22)) && tiles_permitted()) return {bf16_tiles, 16384, kTilePiece};
+    const bool there = has.eax1 & (1u << 5);
+    return there && best == Isa::avx512 ? Loop{bf16_512, 64} : Loop{};
   }
-  const bool tiles = has.edx & (1u << 25);
-  if (tiles) return {};
+  if ((has.edx & (1u << 25)) && tiles_permitted()) return {int8_tiles, 32768, kTilePiece};
   if (best == Isa::avx512 && (has.ecx & (1u << 11))) return {int8_512, 128};
   if (best != Isa::plain && (has.eax1 & (1u << 4))) return {int8_256, 64};
   return {};
@@ -109,15 +155,13 @@ double peak_ops(const std::string& kind, double seconds) {
   const Loop loop = loop_of(kind);
   if (loop.run == nullptr) return 0;
   const std::shared_ptr<ThreadPool> pool = shared_pool();
-  // In pieces of some 10 microseconds, so that a thread that wakes late costs little.
-  constexpr std::uint64_t kPiece = 8192;
   const std::size_t pieces = 64 * static_cast<std::size_t>(pool->threads());
   using Clock = std::chrono::steady_clock;
   const Clock::time_point start = Clock::now();
   double done = 0, taken = 0;
   while (taken < seconds) {
-    pool->for_each(pieces, [&](std::size_t) { loop.run(kPiece); });
-    done += static_cast<double>(pieces) * kPiece;
+    pool->for_each(pieces, [&](std::size_t) { loop.run(loop.piece); });
+    done += static_cast<double>(pieces * loop.piece);
     taken = std::chrono::duration<double>(Clock::now() - start).count();
   }
   return done * kChains * loop.operations / taken;

@@ -9,9 +9,9 @@ namespace scrd {
 // Operations per second (a multiplication and an addition are two) of multiply-add instructions on
 // registers only, by all threads of the shared pool, over at least `seconds`.
 //
-// kind: "fp32" (FMA; multiply and add where the CPU has none), "bf16" (vdpbf16ps) or "int8"
-// (vpdpbusd). 0 where no such instruction is known for this CPU, or where it has tile instructions
-// (AMX) for the kind, whose peak this would understate. Throws InputError.
+// kind: "fp32" (FMA; multiply and add where the CPU has none), "bf16" (AMX's tdpbf16ps, else
+// vdpbf16ps) or "int8" (AMX's tdpbssd, else vpdpbusd). 0 where the CPU has no such instruction, or
+// the operating system permits none. Throws InputError.
 double peak_ops(const std::string& kind, double seconds);
 
 }  // namespace scrd
