@@ -41,10 +41,13 @@ def _text(value: float | None) -> str:
 
 
 def comparisons(result: dict[str, Any], *, short: bool = False) -> Table:
-    """Ours against peers and limits; short: only what is wanted, and the whole path."""
+    """Ours against peers and limits; short: only what is wanted, and the whole path, and nothing
+    against our own reference."""
     rows: list[Row] = []
     for figure in result["figures"]:
-        if "ratio" not in figure or (short and "wanted" not in figure and figure["of"] != "engine"):
+        if "ratio" not in figure or (short and (
+                figure.get("peer") == "reference"
+                or ("wanted" not in figure and figure["of"] != "engine"))):
             continue
         spread, limit = figure.get("ratio_min_max"), figure.get("limit")
         ratio = f"{figure['ratio']:.2f}" + (

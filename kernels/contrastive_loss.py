@@ -33,7 +33,7 @@ from scrd_fast.ops.anomaly_map import COSINE_EPS
 CHUNK = 8192
 
 # Eight elements a thread: one 16-byte load of a half-precision map, and registers for the five sums
-# of float64. What is tuned is how many threads share a program; no GPU has been measured yet.
+# of float64. What is tuned is how many threads share a program.
 _CONFIGS = [
     triton.Config({"BLOCK": 4096}, num_warps=16),
     triton.Config({"BLOCK": 2048}, num_warps=8),
