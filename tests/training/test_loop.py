@@ -41,7 +41,9 @@ def assert_same(a, b) -> None:
         assert torch.equal(value, b[name]), name
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+# CPUs are slow in half precision.
+@pytest.mark.parametrize("precision", [
+    "fp32", "bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_resume_continues_bit_for_bit(images, tmp_path, precision):
     """Stopped by an error after its second validation, then resumed: the same as in one go."""
     options = SMALL | {"steps": 6, "validate_every": 2, "weighting": "scale",
