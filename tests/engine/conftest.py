@@ -60,10 +60,10 @@ def small_file(small_path, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def large():
-    """Wide-ResNet-50-2 at 128 px with the recorded weights. (At 256 px: tests/model, and the
+    """Wide-ResNet-50-2 at 64 px with the recorded weights. (At 256 px: tests/model, and the
     benchmarks, which hold every precision against the published loop.)"""
     config = ModelConfig("wide_resnet50_2", "recorded")
-    return Checkpoint(published_model(), ScoringSpec(input_size=128, weighting="scale"), config)
+    return Checkpoint(published_model(), ScoringSpec(input_size=64, weighting="scale"), config)
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ def test_small_fp32_engine_matches_reference(small_engine, small, count):
 
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_large_fp32_engine_matches_reference(large_engine, large, count):
-    check_against_reference(large_engine, large, pictures(count, 128))
+    check_against_reference(large_engine, large, pictures(count, 64))
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,12 @@ def large_engine(large_path):
 
 
 def test_score_does_not_depend_on_neighbours(large_engine, small_engine):
-    for engine, side in ((large_engine, 128), (small_engine, 64)):
+    for engine in (large_engine, small_engine):
         on_gpu = engine.manifest.backend in GPU_BACKENDS
         tolerance = allowed("engine_neighbours", "float32", "torch_cuda" if on_gpu else "engine")
-        images = pictures(7, side)
+        images = pictures(7, 64)
         together = engine.score(images).scores
-        others = pictures(7, side, seed=9)
+        others = pictures(7, 64, seed=9)
         others[3] = images[3]
         swapped = engine.score(others).scores[3]
         alone = engine.score(images[3:4]).scores[0]
