@@ -181,7 +181,7 @@ def _under_load(engine: Engine, batches: Sequence[Any], rate: float, seconds: fl
     """Single images that arrive at random (Poisson), whether or not the last is done: times from
     when each was due to its score."""
     rng = np.random.default_rng(seed)
-    due = np.cumsum(rng.exponential(1 / rate, max(20, int(rate * seconds))))
+    due = np.cumsum(rng.exponential(1 / rate, max(20, round(rate * seconds))))
     waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def collect() -> list[float]:

@@ -107,7 +107,7 @@ def test_times_under_load_count_from_the_arrival(engine_file):
     images = benching.random_images(64, 2)
     with scrd_fast.load_engine(engine_file) as engine:
         quick = benching.percentiles(benching.repeated(engine.score, images, seconds=0.2))["p50_ms"]
-        late = benching._under_load(engine, images, 5e3 / quick, 100 * quick / 1e3, seed=0)
+        late = benching._under_load(engine, images, 2e4 / quick, 25 * quick / 1e3, seed=0)
         with pytest.raises(InputError):
             benching._under_load(engine, [np.zeros((1, 0, 0))], 1e3, 0.01, seed=0)
     assert late["images"] == 500
