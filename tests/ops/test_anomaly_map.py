@@ -63,9 +63,10 @@ def largest_error(value: Tensor, expected: np.ndarray) -> float:
 )
 def test_map_is_the_published_scoring(make_features, size, sigma, weighting, impl, dtype):
     spec = ScoringSpec(input_size=size, blur_sigma=sigma, weighting=weighting)
-    teacher = make_features(2, sides_of(size), 1, dtype)
-    student = make_features(2, sides_of(size), 2, dtype)
-    weights = soft_weights(2)
+    count = 1 if size > 200 else 2  # Triton's interpreter takes seconds for a large map
+    teacher = make_features(count, sides_of(size), 1, dtype)
+    student = make_features(count, sides_of(size), 2, dtype)
+    weights = soft_weights(count)
 
     result = anomaly_map(teacher, student, weights, spec, impl=impl)
 
@@ -187,11 +188,11 @@ def test_memory_layouts(make_features, of_teacher, of_student, impl, dtype):
     """Sides 24, 12 and 6 and channels that no vector width divides."""
     spec = ScoringSpec(input_size=96, weighting="scale")
     channels = (33, 20, 17)
-    teacher = of_teacher(make_features(3, sides_of(96), 13, dtype, channels))
-    student = of_student(make_features(3, sides_of(96), 14, dtype, channels))
+    teacher = of_teacher(make_features(2, sides_of(96), 13, dtype, channels))
+    student = of_student(make_features(2, sides_of(96), 14, dtype, channels))
     assert not (teacher[0].is_contiguous() and student[0].is_contiguous())
-    result = anomaly_map(teacher, student, soft_weights(3), spec, impl=impl)
-    expected = published(teacher, student, soft_weights(3), spec)
+    result = anomaly_map(teacher, student, soft_weights(2), spec, impl=impl)
+    expected = published(teacher, student, soft_weights(2), spec)
     assert largest_error(result.map, expected) <= allowed("anomaly_map", dtype, impl)
 
 
