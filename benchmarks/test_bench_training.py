@@ -19,8 +19,8 @@ from benchmarks.timing import clock, in_turn, record, record_limit, repeat
 from scrd_fast.engine.backends.choice import native_precisions
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.ops.preprocess import normalise
-from scrd_fast.training.loop import TrainConfig, Trainer
 from scrd_fast.training.noise import NoiseConfig, synthesise
+from scrd_fast.training.trainer import TrainConfig, Trainer
 
 BATCH = 4
 ROUNDS = 5

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from scrd_fast.errors import ScrdError
     from scrd_fast.model.published_pickle import convert_published
     from scrd_fast.spec import ScoringSpec
-    from scrd_fast.training.loop import TrainConfig, train
+    from scrd_fast.training.loop import train
     from scrd_fast.training.pretrain import PretrainConfig, pretrain_teacher
+    from scrd_fast.training.trainer import TrainConfig
 
 __version__ = "0.1.0"
 
@@ -39,7 +40,7 @@ _HOMES = {
     "ScrdError": "errors",
     "convert_published": "model.published_pickle",
     "ScoringSpec": "spec",
-    "TrainConfig": "training.loop",
+    "TrainConfig": "training.trainer",
     "train": "training.loop",
     "PretrainConfig": "training.pretrain",
     "pretrain_teacher": "training.pretrain",

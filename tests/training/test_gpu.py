@@ -13,8 +13,8 @@ from scrd_fast.errors import ScrdError
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.training.batches import Batches
-from scrd_fast.training.loop import TrainConfig, Trainer
 from scrd_fast.training.noise import NoiseConfig
+from scrd_fast.training.trainer import TrainConfig, Trainer
 from tests.gpu import ON_GPU
 
 pytestmark = ON_GPU

@@ -15,8 +15,8 @@ from scrd_fast.errors import BackendUnavailable, CheckpointError, InputError, Sc
 from scrd_fast.model import teacher_weights
 from scrd_fast.model.checkpoint import load_checkpoint, read_tensors
 from scrd_fast.model.scrd import SCRD
-from scrd_fast.training.loop import TrainConfig, Trainer
 from scrd_fast.training.noise import NoiseConfig
+from scrd_fast.training.trainer import TrainConfig, Trainer
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"backbone": "resnet18", "teacher": "random", "input_size": 32, "batch_size": 4,

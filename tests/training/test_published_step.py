@@ -4,7 +4,7 @@ import torch
 
 from benchmarks.peers import PublishedStep
 from scrd_fast.model.scrd import SCRD
-from scrd_fast.training.loop import TrainConfig, Trainer
+from scrd_fast.training.trainer import TrainConfig, Trainer
 from tests.tolerances import allowed
 
 
