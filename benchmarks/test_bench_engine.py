@@ -64,11 +64,12 @@ def engine(request: pytest.FixtureRequest, checkpoint: Path) -> Iterator[tuple[s
 
 
 @pytest.fixture(scope="module")
-def best(checkpoint: Path) -> Iterator[Worker]:
-    """Our engine of the fastest precision that this CPU has; its fidelity was judged when it was
+def best(checkpoint: Path) -> Iterator[tuple[str, Worker]]:
+    """The same of the fastest precision that this CPU has; its fidelity was judged when it was
     built."""
-    with Worker("engine", engine_file(checkpoint, native_precisions("openvino")[0])) as worker:
-        yield worker
+    precision = native_precisions("openvino")[0]
+    with Worker("engine", engine_file(checkpoint, precision)) as worker:
+        yield precision, worker
 
 
 def assert_equal(ours: Answer, theirs: Answer, precision: str, plain: bool = False) -> None:
@@ -116,22 +117,22 @@ def test_engine_against_published_loop(
 
 @pytest.mark.parametrize("peer", PEERS)
 def test_best_precision_against_peers(
-    benchmark: Any, best: Worker, checkpoint: Path, images: NDArray[np.uint8], peer: str,
-    rates: Limits,
+    benchmark: Any, best: tuple[str, Worker], checkpoint: Path, images: NDArray[np.uint8],
+    peer: str, rates: Limits,
 ) -> None:
     other_model = peer.startswith("anomalib")
     if other_model and (reason := anomalib_missing()):
         pytest.skip(reason)
-    precision = native_precisions("openvino")[0]
+    precision, ours = best
     with Worker(peer, checkpoint) as theirs:
         for image in images:
-            answer, other = best.score(image[None]), theirs.score(image[None])
+            answer, other = ours.score(image[None]), theirs.score(image[None])
             if other_model:
                 assert other.maps.shape == answer.maps.shape
                 assert np.isfinite(other.maps).all()
             else:
                 assert_equal(answer, other, precision)
-        ratio = compared(benchmark, precision, best, theirs, [image[None] for image in images])
+        ratio = compared(benchmark, precision, ours, theirs, [image[None] for image in images])
     benchmark.extra_info["other_model"] = other_model
     share(benchmark, engine_file(checkpoint, precision), rates)
     judge(benchmark, ratio, PEERS[peer])

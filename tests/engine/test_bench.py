@@ -103,11 +103,19 @@ def test_figures_of_an_engine(engine_file):
 
 
 def test_times_under_load_count_from_the_arrival(engine_file):
-    """An engine that is kept busy beyond its capacity falls behind more and more."""
+    """Beyond its capacity an engine falls behind more and more, also where it lets no image wait
+    inside: times from the submission would not show that."""
+
+    class OneAtATime:
+        def submit(self, batch):
+            pending = engine.submit(batch)
+            pending.result()
+            return pending
+
     images = benching.random_images(64, 2)
     with scrd_fast.load_engine(engine_file) as engine:
         quick = benching.percentiles(benching.repeated(engine.score, images, seconds=0.2))["p50_ms"]
-        late = benching._under_load(engine, images, 2e4 / quick, 25 * quick / 1e3, seed=0)
+        late = benching._under_load(OneAtATime(), images, 2e4 / quick, 25 * quick / 1e3, seed=0)
         with pytest.raises(InputError):
             benching._under_load(engine, [np.zeros((1, 0, 0))], 1e3, 0.01, seed=0)
     assert late["images"] == 500
