@@ -55,7 +55,9 @@ $(VENV)/.demo: $(INSTALL) | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.test: $(INSTALL) | $(VENV)/bin/python
-	$(PIP) -e ".[test]"
+	$(PIP) -e ".[test,tensorrt-rtx]" || { \
+	    echo "TensorRT for RTX does not install here: its tests will be skipped"; \
+	    $(PIP) -e ".[test]"; }
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.bench: $(INSTALL) | $(VENV)/bin/python

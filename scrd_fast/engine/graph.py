@@ -117,8 +117,11 @@ def _preprocess(g: _Graph, spec: ScoringSpec) -> str:
     x = g.add("Cast", ["images"], "float", to=TensorProto.FLOAT)
     full = g.constant("full_scale", np.float32(FULL_SCALE[torch.uint8]))
     x = g.add("Transpose", [g.add("Div", [x, full], "unit")], "channels_first", perm=[0, 3, 1, 2])
-    side = g.constant("input_sides", np.array([spec.input_size] * 2, np.int64))
-    x = g.add("Resize", [x, "", "", side], "resize", axes=[2, 3], mode="linear",
+    # All four sizes: with `axes` NVIDIA's parser takes no batch of any size.
+    batch = g.add("Shape", [x], "batch", start=0, end=1)
+    image = g.constant("image_sizes", np.array([3, spec.input_size, spec.input_size], np.int64))
+    sizes = g.add("Concat", [batch, image], "sizes", axis=0)
+    x = g.add("Resize", [x, "", "", sizes], "resize", mode="linear",
               coordinate_transformation_mode="half_pixel", antialias=0)
     mean = g.constant("mean", np.array(spec.mean, np.float32)[:, None, None])
     std = g.constant("std", np.array(spec.std, np.float32)[:, None, None])
@@ -217,12 +220,19 @@ def build_graph(model: SCRD, spec: ScoringSpec) -> onnx.ModelProto:
     _tail(g, spec, teacher, student, weights)
     images = helper.make_tensor_value_info(
         "images", TensorProto.UINT8, ["batch", "height", "width", 3])
+    # Told, because it does not follow from sizes that are computed.
+    network_input = _value_infos({NETWORK_INPUT: input_shape(spec)})
     graph = helper.make_graph(g.nodes, "scrd", [images], _value_infos(output_shapes(spec)),
-                              list(g.weights.values()))
+                              list(g.weights.values()), value_info=network_input)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)],
                               producer_name="scrd_fast", ir_version=10)
     helper.set_model_props(proto, {_SPEC_KEY: json.dumps(spec.to_dict())})
     return proto
+
+
+def input_shape(spec: ScoringSpec) -> Shape:
+    """The normalised pixels' shape."""
+    return ["batch", 3, spec.input_size, spec.input_size]
 
 
 def output_shapes(spec: ScoringSpec) -> dict[str, Shape]:
@@ -253,9 +263,8 @@ def cut_graph(
             wanted.extend(node.input)
     nodes = [node for node in proto.graph.node if node.name in kept]
     used = {operand for node in nodes for operand in node.input}
-    size = spec.input_size
     graph = helper.make_graph(
-        nodes, name, _value_infos({NETWORK_INPUT: ["batch", 3, size, size]}),
+        nodes, name, _value_infos({NETWORK_INPUT: input_shape(spec)}),
         _value_infos(outputs), [w for w in proto.graph.initializer if w.name in used],
     )
     cut = helper.make_model(graph, opset_imports=list(proto.opset_import),

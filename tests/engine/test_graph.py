@@ -5,6 +5,7 @@ import json
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 import scrd_fast
 from scrd_fast.engine.graph import build_graph, network_graph, read_spec
@@ -52,6 +53,36 @@ def test_other_sizes_are_resized_in_the_graph(small, small_path, tmp_path):
         reference, _ = score_images(small.model, small.spec, images)
         assert np.abs(maps - reference.map.numpy()).max() <= MAP * np.ptp(reference.map.numpy())
         np.testing.assert_allclose(score, reference.score(small.spec), rtol=SCORE)
+
+
+def test_four_computed_sizes_resize_as_the_two_sides_do(small):
+    """Engine files of before have the sides alone, with `axes`: nothing else differs."""
+    now = build_graph(small.model, small.spec)
+    before = onnx.ModelProto()
+    before.CopyFrom(now)
+    resize = next(node for node in before.graph.node if node.op_type == "Resize")
+    side = [small.spec.input_size] * 2
+    before.graph.initializer.append(numpy_helper.from_array(np.array(side), "input_sides"))
+    resize.input[3] = "input_sides"
+    resize.attribute.append(onnx.helper.make_attribute("axes", [2, 3]))
+    onnx.checker.check_model(before, full_check=True)
+    assert network_graph(before, small.spec) == network_graph(now, small.spec)
+    one, other = (onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]) for proto in (before, now))
+    for shape in ((1, 64, 64, 3), (3, 100, 37, 3), (2, 20, 300, 3)):
+        images = pictures(shape[0], 300)[:, : shape[1], : shape[2]].copy()
+        for a, b in zip(one.run(None, {"images": images}), other.run(None, {"images": images}),
+                        strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_shapes_follow_from_the_sizes(small):
+    proto = build_graph(small.model, small.spec)
+    inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True).graph
+    shapes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+              for v in inferred.value_info}
+    assert shapes["network_input"] == ["batch", 3, 64, 64]
+    assert shapes["network/teacher.conv1.relu"] == ["batch", 64, 32, 32]
 
 
 def test_metadata_and_operators(small):

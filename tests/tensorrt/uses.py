@@ -5,7 +5,7 @@ A member that is set rather than called is listed too.
 
 OBJECTS = {
     "Builder": ("build_serialized_network", "create_builder_config", "create_network",
-                "create_optimization_profile", "error_recorder"),
+                "create_optimization_profile"),
     "INetworkDefinition": ("add_plugin", "get_layer", "num_layers"),
     "ILayer": ("get_input", "get_output", "num_inputs", "num_outputs", "set_input"),
     "ITensor": ("dtype", "name", "shape"),

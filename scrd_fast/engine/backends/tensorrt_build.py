@@ -1,10 +1,13 @@
 """From a graph with explicit precisions to a TensorRT plan."""
 
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import onnx
@@ -12,7 +15,7 @@ import tensorrt as trt
 import torch
 
 from scrd_fast.engine.backends.plan import TensorRtOptions
-from scrd_fast.engine.backends.tensorrt_log import LOG, Errors, heard, made
+from scrd_fast.engine.backends.tensorrt_log import LOG, heard, made
 from scrd_fast.engine.graph import NETWORK_INPUT
 from scrd_fast.engine.progress import Progress
 from scrd_fast.errors import EngineBuildError, OutputError
@@ -33,31 +36,60 @@ class _Monitor(trt.IProgressMonitor):
         self._steps[phase] = steps
 
     def step_complete(self, phase: str, step: int) -> bool:
-        try:
-            self._progress(step, max(self._steps.get(phase, 1), 1), f"TensorRT: {phase}")
-        except BaseException as error:  # TensorRT would print it and forget it; Ctrl-C is one
-            self.error = error
+        if self.error is None:
+            try:
+                self._progress(step, max(self._steps.get(phase, 1), 1), f"TensorRT: {phase}")
+            except BaseException as error:  # TensorRT would print it and forget it
+                self.error = error
         return self.error is None
 
     def phase_finish(self, phase: str) -> None:
         self._steps.pop(phase, None)
 
 
-def _cache_path(device: torch.device) -> Path:
-    """The user's timing cache for this TensorRT and kind of GPU."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+@contextmanager
+def _interrupts(monitor: _Monitor) -> Iterator[None]:
+    """Ctrl-C in the block ends the build. It would mostly be raised as a callback of TensorRT's
+    begins, be it only the logger's, where it is printed and forgotten."""
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        try:
+            before(number, frame)
+        except BaseException as error:
+            monitor.error = error
+
+    signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _cache_path(device: torch.device) -> Path | None:
+    """The user's timing cache for this TensorRT and kind of GPU; None where there is no home."""
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        warnings.warn(f"TensorRT's timing cache is not kept: {error}", stacklevel=2)
+        return None
     gpu = "".join(c if c.isalnum() else "-" for c in torch.cuda.get_device_name(device))
     return root / "scrd_fast" / f"tensorrt-{trt.__version__}-{gpu}.timing"
 
 
 @contextmanager
-def _timing_cache(config: Any, device: torch.device) -> Iterator[None]:
+def _timing_cache(config: Any, path: Path | None) -> Iterator[None]:
     """Measurements of earlier builds; those of this one are kept for the next. They only save time:
     a cache that cannot be read or written is a warning."""
+    if path is None:
+        yield
+        return
     try:
-        path = _cache_path(device)
         data = path.read_bytes() if path.exists() else b""
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+    except OSError as error:
         warnings.warn(f"TensorRT's timing cache cannot be read: {error}", stacklevel=2)
         yield
         return
@@ -105,43 +137,63 @@ def _configure(config: Any, options: TensorRtOptions) -> None:
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
 
 
+def _built(
+    graph: onnx.ModelProto, side: int, buckets: Sequence[int], options: TensorRtOptions,
+    capability: int, cache: Path | None, monitor: _Monitor,
+) -> bytes | None:
+    """The plan; None where TensorRT gives none. Raises EngineBuildError, BackendUnavailable."""
+    # No error recorder: the log hears all that one would. And where the network has one as its
+    # parser is made, the parser puts it back when it is let go, into a network that Python has let
+    # go before: the process ends in SIGSEGV.
+    builder = made(trt.Builder, LOG)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    _parse(network, graph)
+    if options.tail == "plugin":
+        from scrd_fast.engine.backends.tensorrt_plugin import insert
+
+        insert(network, graph, capability)
+    config = builder.create_builder_config()
+    _configure(config, options)
+    config.progress_monitor = monitor
+    for n in buckets:
+        profile = builder.create_optimization_profile()
+        profile.set_shape(NETWORK_INPUT, *[(n, 3, side, side)] * 3)
+        config.add_optimization_profile(profile)
+    with _timing_cache(config, cache):
+        plan = builder.build_serialized_network(network, config)
+    return None if plan is None else bytes(plan)
+
+
+def compile_plan(
+    graph: onnx.ModelProto, spec: ScoringSpec, buckets: Sequence[int], options: TensorRtOptions,
+    capability: int, cache: Path | None, progress: Progress,
+) -> bytes:
+    """Compile an explicit-precision graph for the current GPU, through TensorRT alone.
+
+    buckets: batch sizes, an optimisation profile each; capability: of the GPU, 90 for 9.0, for the
+    plugin; cache: file of the timing cache. Raises EngineBuildError, BackendUnavailable and what
+    `progress` raises, which ends the build, as Ctrl-C does.
+    """
+    monitor = _Monitor(progress)
+    with heard() as why, _interrupts(monitor):
+        plan = _built(graph, spec.input_size, buckets, options, capability, cache, monitor)
+    if monitor.error is not None:
+        raise monitor.error
+    if plan is None:
+        hint = "" if options.workspace_gb is None else (
+            f" (workspace_gb is {options.workspace_gb:g}; a larger one may be needed)")
+        raise EngineBuildError(f"TensorRT {trt.__version__} could not build the network:"
+                               f" {why()}{hint}")
+    return plan
+
+
 def build_plan(
     graph: onnx.ModelProto, spec: ScoringSpec, buckets: Sequence[int], options: TensorRtOptions,
     device: torch.device, progress: Progress,
 ) -> bytes:
-    """Compile an explicit-precision graph; raises EngineBuildError, BackendUnavailable.
-
-    buckets: batch sizes, an optimisation profile each.
-    """
-    errors = Errors()
-    with torch.cuda.device(device), heard(errors) as why:
+    """`compile_plan` for this GPU, with the user's timing cache."""
+    major, minor = torch.cuda.get_device_capability(device)
+    with torch.cuda.device(device):
         torch.cuda.empty_cache()  # TensorRT cannot use what PyTorch keeps
-        builder = made(trt.Builder, LOG)
-        builder.error_recorder = errors
-        network = builder.create_network(
-            1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        _parse(network, graph)
-        if options.tail == "plugin":
-            from scrd_fast.engine.backends.tensorrt_plugin import insert
-
-            major, minor = torch.cuda.get_device_capability(device)
-            insert(network, graph, 10 * major + minor)
-        config = builder.create_builder_config()
-        _configure(config, options)
-        monitor = _Monitor(progress)  # a name: TensorRT itself does not keep it alive
-        config.progress_monitor = monitor
-        side = spec.input_size
-        for n in buckets:
-            profile = builder.create_optimization_profile()
-            profile.set_shape(NETWORK_INPUT, *[(n, 3, side, side)] * 3)
-            config.add_optimization_profile(profile)
-        with _timing_cache(config, device):
-            plan = builder.build_serialized_network(network, config)
-        if monitor.error is not None:
-            raise monitor.error
-        if plan is None:
-            hint = "" if options.workspace_gb is None else (
-                f" (workspace_gb is {options.workspace_gb:g}; a larger one may be needed)")
-            raise EngineBuildError(f"TensorRT {trt.__version__} could not build the network:"
-                                   f" {why()}{hint}")
-        return bytes(plan)
+        return compile_plan(graph, spec, buckets, options, 10 * major + minor,
+                            _cache_path(device), progress)

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import tensorrt as trt
-import torch
 
 from scrd_fast.errors import BackendUnavailable
 
@@ -79,13 +78,17 @@ LOG = Log()
 
 
 @contextmanager
-def heard(errors: Errors) -> Iterator[Callable[[], str]]:
-    """Yields a function that gives what was said since the block began, each text once."""
+def heard(errors: Errors | None = None) -> Iterator[Callable[[], str]]:
+    """Yields a function that gives what was said since the block began, each text once.
+
+    errors: of the objects that have a recorder, since those do not tell the log.
+    """
     LOG.clear()
-    errors.clear()
+    if errors is not None:
+        errors.clear()
 
     def why() -> str:
-        texts = dict.fromkeys([*LOG.errors(), *errors.texts()])
+        texts = dict.fromkeys([*LOG.errors(), *([] if errors is None else errors.texts())])
         return "; ".join(texts) or LOG.last()
 
     yield why
@@ -99,6 +102,6 @@ def made(kind: Callable[..., Any], *arguments: Any) -> Any:
         return kind(*arguments)
     except TypeError as error:  # what the bindings make of a null pointer
         raise BackendUnavailable(
-            f"backend 'tensorrt': TensorRT {trt.__version__} does not start on"
-            f" {torch.cuda.get_device_name()}: {LOG.last()}; the driver may be too old for it"
+            f"backend 'tensorrt': TensorRT {trt.__version__} does not start: {LOG.last()}; the"
+            " driver may be too old for it"
         ) from error

@@ -1,0 +1,127 @@
+"""Builds with TensorRT for RTX in the place of TensorRT: the same parser and builder, no GPU.
+
+In a process of its own, which a mistake may end: python -m tests.tensorrt.check_rtx <check>
+Prints what came of the check, as JSON.
+"""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import tensorrt_rtx_bindings as trt
+import torch
+
+sys.modules["tensorrt"] = trt  # before anything imports it
+
+from scrd_fast.engine.backends.plan import TensorRtOptions  # noqa: E402
+from scrd_fast.engine.backends.tensorrt_build import compile_plan  # noqa: E402
+from scrd_fast.engine.backends.tensorrt_log import LOG  # noqa: E402
+from scrd_fast.engine.graph import build_graph  # noqa: E402
+from scrd_fast.engine.precision import explicit_graph, scoring_graph  # noqa: E402
+from scrd_fast.engine.progress import Progress, silent  # noqa: E402
+from scrd_fast.engine.quantize import Quantisation, calibrate, quantise  # noqa: E402
+from scrd_fast.errors import EngineBuildError  # noqa: E402
+from scrd_fast.model.scrd import SCRD  # noqa: E402
+from scrd_fast.spec import ScoringSpec  # noqa: E402
+
+SPEC = ScoringSpec(input_size=64, weighting="scale", blur_sigma=1.5)
+
+
+class Stop(Exception):
+    """A user's."""
+
+
+def portable() -> onnx.ModelProto:
+    torch.manual_seed(3)
+    return build_graph(SCRD("resnet18").eval(), SPEC)
+
+
+def compiled(graph: onnx.ModelProto, progress: Progress = silent, *,
+             spec: ScoringSpec = SPEC) -> int:
+    """Bytes of the plan."""
+    with tempfile.TemporaryDirectory() as folder:
+        return len(compile_plan(graph, spec, (1, 4), TensorRtOptions(), 86,
+                                Path(folder) / "kernels.timing", progress))
+
+
+def check_plans() -> dict[str, int]:
+    """Precisions that are explicit in the graph."""
+    proto = portable()
+    plans = {p: compiled(explicit_graph(proto, SPEC, p)) for p in ("fp32", "bf16")}
+    ranges = calibrate(proto, SPEC, torch.rand(4, 3, 64, 64))
+    int8 = quantise(scoring_graph(proto, SPEC), "int8", Quantisation(ranges))
+    return plans | {"int8": compiled(int8)}
+
+
+def check_failures() -> dict[str, str]:
+    """What is said of a graph that does not parse, a build that cannot be, and one that is ended;
+    the same process goes on to build."""
+    graph = explicit_graph(portable(), SPEC, "fp16")
+    unknown = onnx.ModelProto()
+    unknown.CopyFrom(graph)
+    unknown.graph.node[0].op_type = "NoSuchOperator"
+    another = replace(SPEC, input_size=96)  # than the graph's
+    said = {}
+    for name, proto, spec in (("unknown", unknown, SPEC), ("another", graph, another)):
+        try:
+            compiled(proto, spec=spec)
+        except EngineBuildError as error:
+            said[name] = str(error)
+
+    def stop(done: int, total: int, what: str) -> None:
+        raise Stop(what)
+
+    try:
+        compiled(graph, stop)
+    except Stop as error:
+        said["stopped"] = str(error)
+    return said | {"after": f"{compiled(graph)} bytes"}
+
+
+def check_interrupt() -> dict[str, bool]:
+    """Ctrl-C in the middle of a build, wherever it is then."""
+    graph, heard, begun = explicit_graph(portable(), SPEC, "fp16"), False, threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+
+    def press() -> None:
+        begun.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    presser = threading.Thread(target=press)
+    presser.start()
+    try:
+        compiled(graph, lambda done, total, what: begun.set())
+    except KeyboardInterrupt:
+        heard = True
+    presser.join()
+    return {"heard": heard, "handler is back": signal.getsignal(signal.SIGINT) is before,
+            "builds again": compiled(graph) > 0}
+
+
+def check_export() -> dict[str, list[str]]:
+    """The portable graph, any batch of any size, as its ONNX file has it."""
+    builder = trt.Builder(LOG)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, LOG)
+    parser.parse(portable().SerializeToString())
+    errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    profile, config = builder.create_optimization_profile(), builder.create_builder_config()
+    profile.set_shape("images", (1, 20, 30, 3), (4, 64, 64, 3), (8, 300, 300, 3))
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    return {"errors": errors, "outputs": [f"{o.name} {tuple(o.shape)}" for o in outputs],
+            "said": LOG.errors() if plan is None else []}
+
+
+CHECKS = {"plans": check_plans, "failures": check_failures, "interrupt": check_interrupt,
+          "export": check_export}
+
+if __name__ == "__main__":
+    print(json.dumps(CHECKS[sys.argv[1]]()))
