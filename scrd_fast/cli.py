@@ -1,6 +1,7 @@
 """The command line: scrd-fast VERB. Heavy imports happen inside the verb that needs them."""
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -254,8 +255,7 @@ def score(
     from scrd_fast.engine.load import load_engine
     from scrd_fast.report.scores import score_files
 
-    paths = [path for place in images for path in (
-        list_images(place) if place.is_dir() else [place])]
+    paths = list_images(images)
     with _busy("loading"):
         loaded = load_engine(engine, trust=trust)
     failed = score_files(loaded, paths, out=out, overlays=overlays)
@@ -418,10 +418,26 @@ def _options(
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """A warning of this package is one line, without the place in the code that it came from."""
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        if issubclass(category, UserWarning) and Path(filename).is_relative_to(home):
+            typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+        else:
+            standard(message, category, filename, *rest)
+
+    home = Path(__file__).parent
+    with warnings.catch_warnings():
+        standard, warnings.showwarning = warnings.showwarning, show
+        yield
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; an error is one line on standard error and exit code 2."""
     try:
-        sys.exit(app(args=arguments, standalone_mode=False))
+        with _plain_warnings():
+            sys.exit(app(args=arguments, standalone_mode=False))
     except ScrdError as error:
         text = " ".join(str(error).split())
     except _UsageError as error:

@@ -56,8 +56,13 @@ def split_validation(count: int, share: float, seed: int) -> tuple[NDArray[Any],
 
 
 def labelled_folder(root: str | os.PathLike[str]) -> tuple[list[Path], NDArray[np.int64]]:
-    """Paths and labels of a test folder: good/ (or normal/) is 0, every other subfolder is 1."""
+    """Paths and labels of a test folder: good/ (or normal/) is 0, every other subfolder is 1.
+
+    Raises InputError where one of both is missing or an image lies in none of them.
+    """
     paths = list_images(root)
+    loose = [path for path in paths if len(path.relative_to(root).parts) == 1]
+    expect(not loose, str(root), "all images in subfolders, which are their labels", loose[:1])
     groups = [path.relative_to(root).parts[0] for path in paths]
     labels = np.array([group not in ("good", "normal") for group in groups], dtype=np.int64)
     expect(set(labels) == {0, 1}, str(root), "a subfolder good/ and at least one other",

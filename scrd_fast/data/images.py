@@ -1,74 +1,117 @@
 """Reading image files into arrays, bit depth kept, and finding them in folders."""
 
 import os
-import struct
-import zlib
-from collections.abc import Iterable
+import re
+import stat
+import warnings
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scrd_fast.data.picture_formats import FORMATS, HEAD, Header, format_of, inspect
 from scrd_fast.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-_PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def _png_is_whole(data: bytes) -> bool:
-    """Every chunk there with a right checksum, up to IEND: a decoder fills in what is missing."""
-    at = len(_PNG)
-    while at + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, at)
-        kind, end = data[at + 4 : at + 8], at + 8 + length
-        if end + 4 > len(data):
-            return False
-        if zlib.crc32(data[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            return False
-        if kind == b"IEND":
-            return True
-        at = end + 4
-    return False
+# What systems leave in folders unasked, besides names that begin with a dot.
+_OF_THE_SYSTEM = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin",
+                  "system volume information", "lost+found", "@eadir", "#recycle", "#snapshot"}
 
 
 def read_image(path: str | os.PathLike[str]) -> NDArray[Any]:
-    """One image as uint8 or uint16 (H, W) or (H, W, 3) in RGB order.
+    """One PNG, JPEG, TIFF or BMP as uint8 or uint16 (H, W) or (H, W, 3) in RGB order.
 
-    Raises DataError naming the file and the reason; a truncated PNG or JPEG is refused, though
-    decoders would fill in the missing part.
+    The content decides which of these a file is, not its name. The pixels are what a viewer shows,
+    without colour management: turned as EXIF says, inverted where zero is white, an alpha channel
+    dropped where all is opaque. Raises DataError naming the file and the reason: among others for
+    files that are cut, though decoders would fill in the missing part, for real transparency, and
+    for more than one picture, page or frame in a file.
     """
-    import cv2
+    try:
+        data = _read_bytes(Path(path))
+        header = inspect(data)
+        return _as_shown(_decode(data), header)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except MemoryError as error:
+        raise DataError(f"{path}: does not fit into memory") from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        # Opening a pipe may wait for ever, and a device may have no end.
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise DataError("cannot be read: not a file but a pipe, socket or device")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+_lock, _decoding, _level = Lock(), 0, 0
+
+
+@contextmanager
+def _silent_opencv() -> Iterator[None]:
+    """No log of OpenCV while any thread is in here; its level is the process's."""
+    global _decoding, _level
     from cv2.utils import logging
 
-    path = Path(path)
+    with _lock:
+        if _decoding == 0:
+            _level = logging.getLogLevel()
+            logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+        _decoding += 1
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    truncated = (data.startswith(_PNG) and not _png_is_whole(data)) or (
-        data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-4096:]
-    )
-    if truncated:
-        raise DataError(f"{path}: truncated or damaged image file")
-    level = logging.getLogLevel()
-    logging.setLogLevel(logging.LOG_LEVEL_SILENT)  # the error below says it all
-    try:
-        buffer = np.frombuffer(data, np.uint8)
-        image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if buffer.size else None
-    except cv2.error:
-        image = None
+        yield
     finally:
-        logging.setLogLevel(level)
+        with _lock:
+            _decoding -= 1
+            if _decoding == 0:
+                logging.setLogLevel(_level)
+
+
+def _decode(data: bytes) -> NDArray[Any]:
+    import cv2
+
+    try:
+        with _silent_opencv():  # the errors below say it all
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise DataError(f"not an image that OpenCV can decode: {error.err}") from error
     if image is None:
-        raise DataError(f"{path}: not an image that OpenCV can decode (PNG, JPEG, TIFF, BMP)")
+        raise DataError("damaged, or of a kind that OpenCV cannot decode")
     if image.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"{path}: expected 8 or 16 bits per channel, got {image.dtype}")
-    if image.ndim == 3 and image.shape[2] == 1:
-        image = image[:, :, 0]
-    if image.ndim == 3 and image.shape[2] != 3:
-        raise DataError(f"{path}: expected one or three channels, got {image.shape[2]}")
-    return image if image.ndim == 2 else np.ascontiguousarray(image[:, :, ::-1])
+        raise DataError(f"expected 8 or 16 bits per channel, got {image.dtype}")
+    return image
+
+
+def _as_shown(image: NDArray[Any], header: Header) -> NDArray[Any]:
+    """Decoded pixels (BGR, as stored) as a viewer shows them, in RGB."""
+    most = np.iinfo(image.dtype).max
+    if image.ndim == 3 and image.shape[2] == 4:
+        if header.alpha and image[:, :, 3].min() < most:
+            raise DataError("expected an opaque image, got one with transparent pixels; save it"
+                            " without alpha channel")
+        image = image[:, :, :3]
+    if header.clear is not None and (image == header.clear).any():
+        raise DataError(f"expected an opaque image, got one whose grey value {header.clear} is"
+                        " transparent; save it without transparency")
+    if image.ndim == 3:
+        image = image[:, :, 0] if header.grey or image.shape[2] == 1 else image[:, :, ::-1]
+    if header.inverted:
+        image = most - image
+    if header.orientation >= 5:
+        image = image.swapaxes(0, 1)
+    if header.orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if header.orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
 
 
 def is_paths(value: object) -> bool:
@@ -80,22 +123,98 @@ def is_paths(value: object) -> bool:
 def list_images(where: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
     """The image files below a folder (sorted), one file, or the given paths in their order.
 
-    Raises DataError where there is none.
+    Of given paths, too, a folder stands for the images below it. Those are the files with a suffix
+    of SUFFIXES and others that are PNG, JPEG, TIFF or BMP by their first bytes, and also what
+    cannot be looked at (dangling links, folders without permission): reading it says why. Links
+    to folders are followed, each folder once. Hidden files and those of the system (`._a.png`,
+    `__MACOSX`, `Thumbs.db`) are no images; of all other files that are left out, one warning tells
+    the number and kinds.
+
+    Raises DataError where there is no image.
     """
-    if not isinstance(where, str | os.PathLike):
-        paths = [Path(p) for p in where]
-        if not paths:
-            raise DataError("images: expected at least one path, got an empty list")
-        return paths
-    root = Path(where)
-    if root.is_file():
-        return [root]
-    if not root.is_dir():
-        raise DataError(f"{root}: expected a folder of images or an image file, got no such place")
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not files:
-        raise DataError(f"{root}: expected image files {SUFFIXES} below it, got none")
-    return files
+    if isinstance(where, str | os.PathLike):
+        if not os.path.lexists(where):
+            raise DataError(f"{where}: expected a folder of images or an image file, got no such"
+                            " place")
+        where = [where]
+    paths: list[Path] = []
+    others: list[Path] = []
+    for place in where:
+        if not os.path.isdir(place):
+            paths.append(Path(place))
+            continue
+        images, left_out = _search(Path(place))
+        if not images:
+            raise DataError(f"{place}: expected {FORMATS} files below it, got none"
+                            + (f"; {_summary(left_out)}" if left_out else ""))
+        paths += images
+        others += left_out
+    if not paths:
+        raise DataError("images: expected at least one path, got an empty list")
+    if others:
+        warnings.warn(_summary(others), stacklevel=2)
+    return paths
+
+
+def _search(root: Path) -> tuple[list[Path], list[Path]]:
+    """The image files below a folder, and all others that are not the system's; both sorted."""
+    images: list[Path] = []
+    others: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    # Links come last: a folder that is also below the root itself keeps its own name.
+    folders, links = deque([root]), deque[Path]()
+    while folders or links:
+        folder = folders.popleft() if folders else links.popleft()
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except OSError:
+            images.append(folder)
+            continue
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name.lower() in _OF_THE_SYSTEM:
+                continue
+            path = Path(entry.path)
+            try:
+                if entry.is_dir():
+                    (links if entry.is_symlink() else folders).append(path)
+                    continue
+                image = _is_image(path)
+            except OSError:
+                image = True
+            (images if image else others).append(path)
+    return sorted(images), sorted(others)
+
+
+def _is_image(path: Path) -> bool:
+    if not stat.S_ISREG(path.stat().st_mode):
+        return False  # not to be opened: see _read_bytes
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    with path.open("rb") as file:
+        return format_of(file.read(HEAD)) is not None
+
+
+def _summary(others: list[Path]) -> str:
+    """One line on files that are left out: how many of which kinds, and three of them."""
+    kinds = Counter(map(_kind, others)).most_common()
+    shown = [f"{count} {kind}" for kind, count in kinds[:8]]
+    if len(kinds) > 8:
+        shown.append(f"{sum(count for _, count in kinds[8:])} others")
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    return (f"skipped {len(others)} file{'s' if len(others) > 1 else ''} that"
+            f" {'are' if len(others) > 1 else 'is'} no {FORMATS}: {', '.join(shown)}"
+            f" ({', '.join(map(str, others[:3]))}{more})")
+
+
+def _kind(path: Path) -> str:
+    """A file's suffix, with the one before where the last says how it is packed (.nii.gz)."""
+    found = re.search(r"(\.[a-z]\w{0,7})?\.(gz|bz2|xz|zst)$|\.\d*[a-z]\w{0,7}$", path.name.lower())
+    return found[0] if found else "without suffix"  # digits alone end a DICOM file's name
 
 
 def read_images(
