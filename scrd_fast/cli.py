@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -421,11 +421,12 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
     """A warning of this package is one line, without the place in the code that it came from."""
-    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int,
+             file: TextIO | None = None, line: str | None = None) -> None:
         if issubclass(category, UserWarning) and Path(filename).is_relative_to(home):
             typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
         else:
-            standard(message, category, filename, *rest)
+            standard(message, category, filename, lineno, file, line)
 
     home = Path(__file__).parent
     with warnings.catch_warnings():

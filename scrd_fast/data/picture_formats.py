@@ -19,8 +19,9 @@ _MOST_PIXELS = 2**30  # OpenCV's limit
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}  # the last two: BigTIFF
 _ORIENTATION = 0x112
-# In a JPEG's compressed data a stuffed 0xFF, a fill byte or a restart is no marker.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff]")
+# In compressed data a stuffed 0xFF, a fill byte or a restart is no marker.
+_JPEG_SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 @dataclass(frozen=True)
@@ -102,21 +103,26 @@ def _read_jpeg(data: bytes) -> Header:
     What follows is no matter; phones put further pictures there. A picture that begins before the
     first one's end says that this one was cut.
     """
-    at, frame, orientation = 2, None, None
-    while found := _JPEG_MARKER.search(data, at):
+    at, scan, frame, orientation = 2, False, None, None
+    while True:
+        found = _JPEG_SCAN_END.search(data, at) if scan else _JPEG_MARKER.match(data, at)
+        if not found:
+            raise _Damaged
         marker, at = data[found.end() - 1], found.end()
         if marker == 0xD9:
             break
-        if not 0xC0 <= marker <= 0xFE or marker == 0xD8:
+        if not 0xC0 <= marker <= 0xFE or 0xD0 <= marker <= 0xD8:
             raise _Damaged
         (length,) = struct.unpack_from(">H", data, at)
-        if marker == 0xE1 and orientation is None and data[at + 2 : at + 8] == b"Exif\0\0":
-            orientation = _orientation(data[at + 8 : at + length])
+        end = at + length
+        if marker == 0xE1:
+            if orientation is None and data[at + 2 : at + 8] == b"Exif\0\0":
+                orientation = _orientation(data[at + 8 : end])
+        elif marker < 0xE0 and data.find(b"\xff\xd8\xff", at, end + 1) >= 0:
+            raise _Damaged  # cut within a table, another picture follows
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             frame = (marker, *struct.unpack_from(">BHH", data, at + 2))
-        at += length
-    else:
-        raise _Damaged
+        at, scan = end, marker == 0xDA
     if frame is None:
         raise _Damaged
     kind, bits, height, width = frame
@@ -152,6 +158,9 @@ def _read_tiff(data: bytes) -> Header:
             start + size > len(data)
             for start, size in zip(page.values(offsets), page.values(sizes), strict=False)):
         raise _Damaged
+    if page.get(259) in (8, 32946):
+        _check_deflate(page, [data[start : start + size] for start, size in zip(
+            page.values(offsets), page.values(sizes), strict=False)])
     # OpenCV turns TIFFs upright, and inverts all but 16 bits.
     return Header(page.get(256), page.get(257),
                   inverted=page.get(262) == 0 and page.get(258, 1) == 16)
@@ -179,6 +188,24 @@ def _check_tiff_layout(page: "_Directory") -> None:
     if page.get(284, 1) != 1 and samples > 1 and bits == {16}:
         raise DataError("expected the channels of a 16-bit TIFF side by side, got one plane after"
                         " another")
+
+
+def _check_deflate(page: "_Directory", parts: list[bytes]) -> None:
+    """OpenCV fills in what is damaged or missing in TIFFs of 8 bits."""
+    row = (page.get(256) * page.get(277, 1) * page.get(258, 1) + 7) // 8
+    missing = 0 if page.get(262) == 6 else row * page.get(257)  # colour may be of half resolution
+    for part in parts:
+        stream = zlib.decompressobj()
+        try:
+            while not stream.eof:
+                pixels = stream.decompress(part, 2**20)
+                if not pixels and not stream.eof:
+                    raise _Damaged
+                part, missing = stream.unconsumed_tail, missing - len(pixels)
+        except zlib.error as error:
+            raise _Damaged from error
+    if missing > 0:
+        raise _Damaged
 
 
 def _read_bmp(data: bytes) -> Header:

@@ -1,0 +1,583 @@
+"""Containers written by hand: pixels are what a viewer shows, or the file is refused by name."""
+
+import re
+import resource
+import struct
+import subprocess
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from cv2.utils import logging
+
+from scrd_fast.data.images import read_image
+from scrd_fast.data.picture_formats import HEAD, format_of
+from scrd_fast.errors import DataError
+
+# What turns stored pixels upright, by EXIF orientation.
+UPRIGHT = {
+    1: lambda x: x,
+    2: np.fliplr,
+    3: lambda x: np.rot90(x, 2),
+    4: np.flipud,
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: np.rot90(x, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+ORDERS = pytest.mark.parametrize("order", ["<", ">"], ids=["little", "big"])
+GREY = np.array([[10, 20, 30], [40, 50, 60]], np.uint8)
+RGB = np.stack([GREY, 2 * GREY, 255 - GREY], axis=-1)
+
+
+def exif(orientation: int, order: str = "<", kind: str = "H") -> bytes:
+    """A TIFF block of one directory, with a tag before and one behind the orientation."""
+    value = struct.pack(order + kind, orientation).ljust(4, b"\0")
+    tags = [struct.pack(order + "HHII", 0x100, 4, 1, 77),
+            struct.pack(order + "HHI", 0x112, {"B": 1, "H": 3, "I": 4}[kind], 1) + value,
+            struct.pack(order + "HHII", 0x131, 2, 9, 0)]
+    return ((b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(tags))
+            + b"".join(tags) + bytes(4))
+
+
+def jpeg(image: np.ndarray, *segments: bytes, quality: int = 100) -> bytes:
+    """A JPEG (RGB or grey) with APP1 segments in front."""
+    bgr = image if image.ndim == 2 else image[:, :, ::-1]
+    done, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done
+    packed = [b"\xff\xe1" + struct.pack(">H", len(s) + 2) + s for s in segments]
+    return data.tobytes()[:2] + b"".join(packed) + data.tobytes()[2:]
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(rows: np.ndarray, bits: int, colour: int, *before: bytes, after: tuple[bytes, ...] = (),
+        width: int | None = None) -> bytes:
+    """A PNG of rows of packed samples, with chunks before and after the pixels."""
+    rows = rows.astype(f">u{rows.itemsize}")
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    header = struct.pack(">IIBBBBB", width or rows.shape[1], len(rows), bits, colour, 0, 0, 0)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(before)
+            + chunk(b"IDAT", pixels) + b"".join(after) + chunk(b"IEND", b""))
+
+
+def tiff(*pages: dict, order: str = "<", big: bool = False) -> bytes:
+    """Pages as {tag: value or values}; tag 0 is the pixels, an array or bytes, in one strip."""
+    word, count = ("Q", "Q") if big else ("I", "H")
+    out = bytearray(b"II" if order == "<" else b"MM")
+    out += struct.pack(order + "HHHQ", 43, 8, 0, 0) if big else struct.pack(order + "HI", 42, 0)
+    link = len(out) - struct.calcsize(word)
+    for page in pages:
+        tags = dict(page)
+        pixels = tags.pop(0)
+        shape = np.shape(pixels)
+        if not isinstance(pixels, bytes):
+            samples = shape[2] if len(shape) == 3 else 1
+            kind = pixels.dtype
+            pixels = pixels.astype(kind.newbyteorder(order)).tobytes()
+            tags = {256: shape[1], 257: shape[0], 258: (kind.itemsize * 8,) * samples,
+                    262: 1 if samples == 1 else 2, 277: samples, **tags}
+        tags = {259: 1, 273: len(out), 278: tags[257], 279: len(pixels), **tags}
+        out += pixels + bytes(len(pixels) % 2)
+        entries = b""
+        for tag, value in sorted(tags.items()):
+            if isinstance(value, bytes):
+                kind, values, packed = 2, value, value
+            else:
+                values = value if isinstance(value, tuple) else (value,)
+                kind = 4 if tag in (256, 257, 273, 278, 279) else 3
+                packed = struct.pack(f"{order}{len(values)}{'I' if kind == 4 else 'H'}", *values)
+            if len(packed) > struct.calcsize(word):
+                place, packed = len(out), packed + bytes(len(packed) % 2)
+                out += packed
+                packed = struct.pack(order + word, place)
+            entries += (struct.pack(f"{order}HH{word}", tag, kind, len(values))
+                        + packed.ljust(struct.calcsize(word), b"\0"))
+        struct.pack_into(order + word, out, link, len(out))
+        out += struct.pack(order + count, len(tags)) + entries
+        link = len(out)
+        out += bytes(struct.calcsize(word))
+    return bytes(out)
+
+
+def bmp(image: np.ndarray, *, size: int = 40, masks: tuple[int, ...] = (),
+        palette: bytes = b"", compression: int | None = None) -> bytes:
+    """A BMP of (H, W) bytes or (H, W, 3 or 4) BGR(A), bottom row first."""
+    height, width = image.shape[:2]
+    bits = 8 * (1 if image.ndim == 2 else image.shape[2])
+    rows = [row.tobytes().ljust((width * bits + 31) // 32 * 4, b"\0") for row in image[::-1]]
+    header = struct.pack("<IiiHHIIiiII", size, width, height, 1, bits,
+                         (3 if masks else 0) if compression is None else compression,
+                         sum(map(len, rows)), 2835, 2835, len(palette) // 4, 0)
+    packed = struct.pack(f"<{len(masks)}I", *masks)
+    header += packed.ljust(size - 40, b"\0") + palette
+    start = 14 + len(header)
+    return (b"BM" + struct.pack("<IHHI", start + sum(map(len, rows)), 0, 0, start) + header
+            + b"".join(rows))
+
+
+@pytest.fixture
+def read(tmp_path):
+    def reader(data: bytes) -> np.ndarray:
+        (tmp_path / "a.img").write_bytes(data)
+        return read_image(tmp_path / "a.img")
+    return reader
+
+
+@pytest.fixture
+def refused(tmp_path):
+    def check(data: bytes, reason: str) -> None:
+        path = tmp_path / "bad.img"
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=f"^{re.escape(str(path))}: .*{reason}"):
+            read_image(path)
+    return check
+
+
+# Orientation
+
+
+@ORDERS
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_jpeg_is_turned_as_exif_says(read, orientation, order):
+    y, x = np.indices((40, 56))
+    stored = np.stack([4 * x, 6 * y, np.full_like(x, 30)], axis=-1).astype(np.uint8)
+    plain = read(jpeg(stored))
+    turned = read(jpeg(stored, b"Exif\0\0" + exif(orientation, order)))
+    assert np.array_equal(turned, UPRIGHT[orientation](plain))
+    assert turned.flags.c_contiguous
+    # What OpenCV itself shows, where it is asked for 8 bits in colour.
+    data = np.frombuffer(jpeg(stored, b"Exif\0\0" + exif(orientation, order)), np.uint8)
+    assert np.array_equal(turned, cv2.imdecode(data, cv2.IMREAD_COLOR)[:, :, ::-1])
+
+
+@ORDERS
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_png_is_turned_as_exif_says(read, orientation, dtype, order):
+    stored = GREY.astype(dtype) * (257 if dtype == "uint16" else 1)
+    block = chunk(b"eXIf", exif(orientation, order))
+    upright = UPRIGHT[orientation](stored)
+    bits = 8 * stored.itemsize
+    assert np.array_equal(read(png(stored, bits, 0, block)), upright)
+    assert np.array_equal(read(png(stored, bits, 0, after=(block,))), upright)
+
+
+@ORDERS
+@pytest.mark.parametrize("big", [False, True], ids=["classic", "bigtiff"])
+@pytest.mark.parametrize("colour", [False, True], ids=["grey", "rgb"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_tiff_is_turned_as_its_tag_says(read, orientation, dtype, colour, big, order):
+    stored = (RGB if colour else GREY).astype(dtype) * (257 if dtype == "uint16" else 1)
+    got = read(tiff({0: stored, 274: orientation}, order=order, big=big))
+    assert got.dtype == stored.dtype
+    assert np.array_equal(got, UPRIGHT[orientation](stored))
+
+
+def test_orientation_of_other_types_and_nonsense(read):
+    for kind in "BHI":
+        assert read(jpeg(RGB, b"Exif\0\0" + exif(6, ">", kind))).shape == (3, 2, 3)
+    for block in (exif(0), exif(9), exif(6)[:9], exif(6)[:20], b"", b"nonsense" * 5,
+                  b"II*\0\xff\xff\xff\x7f"):
+        assert read(jpeg(RGB, b"Exif\0\0" + block)).shape == (2, 3, 3)
+    # The first block counts; XMP has the same marker.
+    assert read(jpeg(RGB, b"http://ns.adobe.com/xap/1.0/\0<x/>", b"Exif\0\0" + exif(8),
+                     b"Exif\0\0" + exif(1))).shape == (3, 2, 3)
+
+
+# JPEG
+
+
+def test_bytes_behind_a_jpeg_do_not_matter(read):
+    whole, other = jpeg(RGB), jpeg(255 - RGB)
+    plain = read(whole)
+    for behind in (b"\0", bytes(20_000), b"\xff" * 5000, other, bytes(4000) + other,
+                   other[: len(other) // 2]):
+        assert np.array_equal(read(whole + behind), plain)
+
+
+def test_a_cut_jpeg_before_another_is_refused(refused):
+    rng = np.random.default_rng(0)
+    whole = jpeg(rng.integers(0, 256, (40, 40, 3)).astype(np.uint8))
+    scan = whole.index(b"\xff\xda")
+    for cut in (*range(2, scan, 7), *range(scan, len(whole) - 1, 53)):
+        refused(whole[:cut] + whole, "")
+        refused(whole[:cut] + bytes(5000), "")
+    table = whole.index(b"\xff\xdb") + 69
+    for cut in range(table - 67, table + 2):
+        refused(whole[:cut] + whole, "truncated or damaged JPEG file")
+    refused(whole[:-1], "truncated or damaged JPEG file")
+    refused(whole[:-2] + jpeg(RGB), "truncated or damaged JPEG file")
+
+
+def test_progressive_jpeg_with_restarts(read, refused):
+    rng = np.random.default_rng(0)
+    image = cv2.resize(rng.integers(0, 256, (9, 9, 3)).astype(np.uint8), (90, 70))
+    done, data = cv2.imencode(".jpg", image, [
+        cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_RST_INTERVAL, 2])
+    assert done
+    whole = data.tobytes()
+    assert whole.count(b"\xff\xda") > 3
+    assert b"\xff\xd0" in whole
+    assert np.array_equal(read(whole + bytes(9000)), cv2.imdecode(data, 1)[:, :, ::-1])
+    for scan in [found.start() for found in re.finditer(b"\xff\xda", whole)][1:]:
+        refused(whole[:scan] + whole, "truncated or damaged JPEG file")
+
+
+def test_jpeg_of_four_inks(read):
+    """CMYK as print shops send it, with Adobe's marker: the inks multiply."""
+    pillow = pytest.importorskip("PIL.Image")
+    import io
+
+    inks = np.stack([np.full((16, 16), v, np.uint8) for v in (200, 100, 30, 60)], axis=-1)
+    file = io.BytesIO()
+    pillow.fromarray(inks, "CMYK").save(file, "JPEG", quality=100)
+    got = read(file.getvalue()).astype(int)
+    expected = (255 - inks[..., :3].astype(int)) * (255 - 60) // 255
+    assert np.abs(got - expected).max() <= 2
+
+
+def test_jpeg_of_twelve_bits(refused):
+    data = bytearray(jpeg(GREY))
+    data[data.index(b"\xff\xc0") + 4] = 12
+    refused(bytes(data), "expected 8 bits per channel in a JPEG, got 12")
+
+
+# PNG
+
+
+def test_png_of_few_bits(read):
+    row = np.array([[0b00011011, 0b11100100]], np.uint8)
+    assert read(png(row, 1, 0, width=16)).tolist() == [
+        [255 * int(bit) for bit in f"{0b0001101111100100:016b}"]]
+    assert read(png(row, 2, 0, width=8)).tolist() == [[0, 85, 170, 255, 255, 170, 85, 0]]
+    assert read(png(row, 4, 0, width=4)).tolist() == [[17, 187, 238, 68]]
+    palette = chunk(b"PLTE", bytes(range(10, 22)))
+    colours = [[10, 11, 12], [13, 14, 15], [16, 17, 18], [19, 20, 21]]
+    assert read(png(row, 2, 3, palette, width=8)).tolist() == [colours + colours[::-1]]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_opaque_alpha_of_a_png_is_dropped(read, refused, dtype):
+    most, bits = np.iinfo(dtype).max, 8 * np.dtype(dtype).itemsize
+    rgb, grey = RGB.astype(dtype) * (most // 255), GREY.astype(dtype) * (most // 255)
+    for image, colour in ((rgb, 6), (grey[..., None], 4)):
+        alpha = np.full((*grey.shape, 1), most, dtype)
+        rows = np.concatenate([image, alpha], -1)
+        got = read(png(rows.reshape(2, -1), bits, colour, width=3))
+        assert got.dtype == image.dtype
+        assert np.array_equal(got, image if colour == 6 else grey)
+        rows[1, 2, -1] = most - 1
+        refused(png(rows.reshape(2, -1), bits, colour, width=3), "expected an opaque image")
+
+
+def test_transparent_colours_of_a_png(read, refused):
+    def key(*values: int) -> bytes:
+        return chunk(b"tRNS", struct.pack(f">{len(values)}H", *values))
+
+    assert np.array_equal(read(png(GREY, 8, 0, key(11))), GREY)
+    refused(png(GREY, 8, 0, key(20)), "grey value 20 is transparent")
+    refused(png(GREY.astype(np.uint16) * 257, 16, 0, key(20 * 257)), "expected an opaque image")
+    refused(png(np.array([[0x12]], np.uint8), 4, 0, key(2), width=2), "grey value 34")
+    flat = RGB.reshape(2, -1)
+    assert np.array_equal(read(png(flat, 8, 2, key(1, 2, 3), width=3)), RGB)
+    refused(png(flat, 8, 2, key(*map(int, RGB[0, 0])), width=3), "expected an opaque image")
+    palette = chunk(b"PLTE", bytes(range(10, 16)))
+    index = np.array([[0, 1, 1]], np.uint8)
+    opaque = read(png(index, 8, 3, palette, chunk(b"tRNS", b"\xff")))
+    assert opaque.tolist() == [[[10, 11, 12], [13, 14, 15], [13, 14, 15]]]
+    refused(png(index, 8, 3, palette, chunk(b"tRNS", b"\x80")), "expected an opaque image")
+
+
+def test_bytes_behind_a_png_do_not_matter(read, refused):
+    whole = png(GREY, 8, 0)
+    for behind in (b"\0", bytes(9000), whole, whole[:30]):
+        assert np.array_equal(read(whole + behind), GREY)
+    refused(whole[:-12] + whole, "truncated or damaged PNG file")
+
+
+def test_animated_png(read, refused):
+    def control(number: int) -> bytes:
+        return chunk(b"fcTL", struct.pack(">IIIIIHHBB", number, 3, 2, 0, 0, 1, 10, 0, 0))
+
+    def frames(count: int) -> bytes:
+        return chunk(b"acTL", struct.pack(">II", count, 0))
+
+    second = chunk(b"fdAT", struct.pack(">I", 2) + zlib.compress(bytes(8)))
+    refused(png(GREY, 8, 0, frames(2), control(0), after=(control(1), second)), "animated PNG")
+    refused(png(GREY, 8, 0, frames(1), after=(control(0), second)), "animated PNG")
+    assert np.array_equal(read(png(GREY, 8, 0, frames(1), control(0))), GREY)
+
+
+# TIFF
+
+
+@ORDERS
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_tiff_whose_zero_is_white(read, dtype, order):
+    most = np.iinfo(dtype).max
+    shown = GREY.astype(dtype) * (most // 255)
+    got = read(tiff({0: most - shown, 262: 0}, order=order))
+    assert got.dtype == shown.dtype
+    assert np.array_equal(got, shown)
+    compressed = zlib.compress((most - shown).astype(np.dtype(dtype).newbyteorder(order)).tobytes())
+    page = {256: 3, 257: 2, 258: 8 * shown.itemsize, 259: 8, 262: 0, 274: 6, 0: compressed}
+    assert np.array_equal(read(tiff(page, order=order)), np.rot90(shown, -1))
+
+
+def test_tiff_of_one_bit(read):
+    page = {256: 8, 257: 1, 258: 1, 0: b"\x0f"}
+    assert read(tiff({**page, 262: 1})).tolist() == [[0] * 4 + [255] * 4]
+    assert read(tiff({**page, 262: 0})).tolist() == [[255] * 4 + [0] * 4]
+
+
+@ORDERS
+@pytest.mark.parametrize("big", [False, True], ids=["classic", "bigtiff"])
+def test_tiff_of_several_pages_is_refused(refused, read, big, order):
+    pages = [{0: GREY}, {0: 255 - GREY}, {0: GREY}]
+    refused(tiff(*pages, order=order, big=big), "got a TIFF of 3 pages; split it")
+    # Reduced copies are no pages.
+    small = {0: GREY[:1, :2], 254: 1}
+    for thumbnail in (small, {0: GREY[:1, :2], 255: 2}):
+        assert np.array_equal(read(tiff(pages[0], thumbnail, order=order, big=big)), GREY)
+    refused(tiff(pages[0], small, pages[1], order=order, big=big), "of 2 pages")
+    refused(tiff(small, pages[0], order=order, big=big), "got a reduced copy")
+
+
+def test_tiff_of_slices_behind_one_page(refused, read):
+    description = b"ImageJ=1.53t\nimages=3\nslices=3\n\0"
+    refused(tiff({0: GREY, 270: description}), "got a TIFF of 3 slices")
+    refused(tiff({0: GREY, 32997: 4}), "got a TIFF of 4 slices")
+    assert np.array_equal(read(tiff({0: GREY, 270: b"ImageJ=1.53t\nunit=mm\n\0"})), GREY)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("extra", [0, 1, 2], ids=["unspecified", "associated", "unassociated"])
+def test_alpha_of_a_tiff(read, refused, dtype, extra):
+    most = np.iinfo(dtype).max
+    rgb = RGB.astype(dtype) * (most // 255)
+    image = np.dstack([rgb, np.full(rgb.shape[:2], most, dtype)])
+    assert np.array_equal(read(tiff({0: image, 338: extra})), rgb)
+    image[0, 1, 3] = most // 2
+    refused(tiff({0: image, 338: extra}), "expected an opaque image")
+
+
+def test_palette_tiff(read, refused):
+    ramp = tuple(range(256))
+    colours = tuple(257 * v for v in (*ramp, *ramp[::-1], *ramp))
+    got = read(tiff({0: GREY, 262: 3, 320: colours}))
+    assert np.array_equal(got, np.stack([GREY, 255 - GREY, GREY], -1))
+    four = {256: 4, 257: 1, 258: 4, 262: 3, 0: b"\x1b\x1b", 320: tuple(range(0, 65536, 4096)) * 3}
+    assert read(tiff(four))[0, :, 0].tolist() == [16, 176, 16, 176]
+    refused(tiff({256: 8, 257: 1, 258: 1, 262: 3, 0: b"\x0f", 320: (0, 9, 0, 60000, 0, 80)}),
+            "got palette, 1 channels of 1 bits")
+
+
+@pytest.mark.parametrize(
+    ("page", "reason"),
+    [({0: GREY.astype(np.float32), 339: 3}, "floating-point"),
+     ({0: GREY.astype(np.int16), 339: 2}, "signed integers"),
+     ({0: GREY, 339: 2}, "signed integers"),
+     ({0: GREY.astype(np.uint32)}, "got grey, 1 channels of 32 bits"),
+     ({0: bytes(9), 256: 3, 257: 2, 258: 12, 262: 1}, "got grey, 1 channels of 12 bits"),
+     ({0: bytes(4), 256: 4, 257: 2, 258: 4, 262: 1}, "got grey, 1 channels of 4 bits"),
+     ({0: np.dstack([RGB, GREY]), 262: 5}, "got CMYK, 4 channels of 8 bits"),
+     ({0: RGB, 262: 8}, "got CIELab"),
+     ({0: RGB, 262: 1}, "got grey, 3 channels of 8 bits"),
+     ({0: np.dstack([GREY, GREY]), 262: 1, 338: 2}, "got grey, 2 channels of 8 bits"),
+     ({0: np.dstack([RGB, RGB])}, "got RGB, 6 channels"),
+     ({0: RGB, 258: (8, 8, 16)}, "3 channels of 8 and 16 bits"),
+     ({0: GREY, 262: 32803}, "got colour filter array"),
+     ({0: bytes(6), 256: 3, 257: 2, 258: 8}, "got an unknown kind"),
+     ({0: RGB.astype(np.uint16), 284: 2}, "got one plane after another")],
+)
+def test_tiff_of_other_kinds(refused, page, reason):
+    refused(tiff(page), reason)
+
+
+def test_planes_of_an_8_bit_tiff(read):
+    planes = RGB.transpose(2, 0, 1).tobytes()
+    page = {0: planes, 256: 3, 257: 2, 258: (8, 8, 8), 262: 2, 277: 3, 284: 2,
+            273: (8, 14, 20), 279: (6, 6, 6)}
+    assert np.array_equal(read(tiff(page)), RGB)
+
+
+@ORDERS
+def test_damaged_tiff(refused, order):
+    whole = tiff({0: GREY}, order=order)
+    for cut in range(len(whole)):
+        refused(whole[:cut], "")
+    for page in ({0: GREY, 273: 10**6}, {0: GREY, 279: 10**6}, {0: GREY, 257: 100}):
+        refused(tiff(page, order=order), "damaged")
+    loop = bytearray(tiff({0: GREY}, {0: GREY}, order=order))
+    (first,) = struct.unpack_from(order + "I", loop, 4)
+    loop[-4:] = struct.pack(order + "I", first)
+    refused(bytes(loop), "truncated or damaged TIFF file")
+
+
+def test_damaged_deflate_in_a_tiff(read, refused):
+    image = np.random.default_rng(0).integers(0, 9, (40, 50)).astype(np.uint8)
+
+    def deflated(pixels: bytes, compression: int = 8) -> bytes:
+        return tiff({256: 50, 257: 40, 258: 8, 259: compression, 262: 1, 0: pixels})
+
+    packed = zlib.compress(image.tobytes())
+    for compression in (8, 32946):
+        assert np.array_equal(read(deflated(packed + b"x", compression)), image)
+        for at in range(0, len(packed), 17):
+            damaged = packed[:at] + bytes([packed[at] ^ 0x10]) + packed[at + 1 :]
+            refused(deflated(damaged, compression), "truncated or damaged TIFF file")
+        refused(deflated(packed[:-5], compression), "truncated or damaged TIFF file")
+        refused(deflated(zlib.compress(image[1:].tobytes()), compression),
+                "truncated or damaged TIFF file")
+
+
+def test_tiff_with_the_pixels_last(refused, tmp_path):
+    """As many programs write it: a cut takes pixels, and leaves the directory whole."""
+    pillow = pytest.importorskip("PIL.Image")
+    image = np.random.default_rng(0).integers(0, 256, (50, 60), np.uint8)
+    for compression in (None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
+        path = tmp_path / "a.tif"
+        pillow.fromarray(image).save(path, compression=compression)
+        assert read_image(path).shape == (50, 60)
+        data = path.read_bytes()
+        refused(data[: len(data) // 2], "")
+        refused(data[:-9], "")
+
+
+# BMP
+
+
+def test_bmp_masks_and_padding(read, refused):
+    bgr = RGB[:, :, ::-1]
+    padded = np.dstack([bgr, np.full_like(GREY, 7)])
+    blue_first = (0xFF0000, 0xFF00, 0xFF)
+    assert np.array_equal(read(bmp(bgr)), RGB)
+    assert np.array_equal(read(bmp(padded)), RGB)
+    assert np.array_equal(read(bmp(padded, masks=blue_first)), RGB)
+    assert np.array_equal(read(bmp(padded, size=56, masks=(*blue_first, 0))), RGB)
+    assert np.array_equal(read(bmp(padded, size=124, masks=(0xFF, 0xFF00, 0xFF0000, 0))), bgr)
+    with_alpha = (*blue_first, 0xFF000000)
+    refused(bmp(padded, size=108, masks=with_alpha), "expected an opaque image")
+    padded[:, :, 3] = 255
+    assert np.array_equal(read(bmp(padded, size=108, masks=with_alpha)), RGB)
+    refused(bmp(padded, masks=(0xFF, 0xFF00, 0xFF0000)), "got the masks ff, ff00, ff0000")
+    refused(bmp(padded, size=56, masks=(0x3FF00000, 0xFFC00, 0x3FF, 0)), "got the masks 3ff00000")
+
+
+def test_palette_bmp(read):
+    grey = b"".join(bytes([v, v, v, 0]) for v in range(255, -1, -1))
+    assert np.array_equal(read(bmp(GREY, palette=grey)), 255 - GREY)
+    colour = b"".join(bytes([v, 255 - v, 3, 0]) for v in range(256))
+    assert np.array_equal(read(bmp(GREY, palette=colour)),
+                          np.stack([np.full_like(GREY, 3), 255 - GREY, GREY], -1))
+
+
+def test_other_and_cut_bmp(refused):
+    refused(bmp(RGB, compression=4), "got 24 bits with compression 4")
+    sixteen = bytearray(bmp(RGB))
+    struct.pack_into("<H", sixteen, 28, 16)
+    refused(bytes(sixteen), "got 16 bits")
+    os2 = b"BM" + struct.pack("<IHHIIHHHH", 34, 0, 0, 26, 12, 1, 2, 1, 24) + bytes(8)
+    refused(os2, "got one of OS/2")
+    whole = bmp(RGB)
+    for cut in range(2, len(whole)):
+        refused(whole[:cut], "")
+    refused(whole[:-1], "truncated or damaged BMP file")
+
+
+# All
+
+
+def bombs() -> dict[str, bytes]:
+    """Small files that claim to be large."""
+    found = {}
+    for side, what in ((100_000, "more"), (32_000, "most")):
+        found[f"png {what}"] = png(np.zeros((1, 1), np.uint8), 8, 0).replace(
+            chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)),
+            chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)))
+        found[f"tiff {what}"] = tiff({0: GREY, 256: side, 257: side})
+        large = bytearray(bmp(RGB))
+        struct.pack_into("<ii", large, 18, side, side)
+        found[f"bmp {what}"] = bytes(large)
+        large = bytearray(jpeg(GREY))
+        struct.pack_into(">HH", large, large.index(b"\xff\xc0") + 5, min(side, 65_500),
+                         min(side, 65_500))
+        found[f"jpeg {what}"] = bytes(large)
+    return found
+
+
+@pytest.mark.parametrize("name", bombs())
+def test_small_files_that_claim_to_be_large(refused, name):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(bombs()[name], "")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_an_image_larger_than_memory(tmp_path):
+    """Whole and honest, and still a typed error."""
+    path = tmp_path / "large.png"
+    path.write_bytes(png(np.zeros((20_000, 2_500), np.uint8), 1, 0, width=20_000))
+    code = (
+        "import resource, sys, cv2\n"
+        "from scrd_fast.data.images import read_image\n"
+        "from scrd_fast.errors import DataError\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))\n"
+        "try:\n"
+        "    read_image(sys.argv[1])\n"
+        "except DataError as error:\n"
+        "    print(error)\n")
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True,
+                          check=True)
+    assert done.stdout.startswith(f"{path}: ")
+    assert "emory" in done.stdout or "allocate" in done.stdout
+
+
+def test_formats_are_told_by_content():
+    assert format_of(png(GREY, 8, 0)[:HEAD]) == "PNG"
+    assert format_of(jpeg(RGB)[:HEAD]) == "JPEG"
+    assert format_of(bmp(RGB)[:HEAD]) == "BMP"
+    for order in "<>":
+        for big in (False, True):
+            assert format_of(tiff({0: GREY}, order=order, big=big)[:HEAD]) == "TIFF"
+    for other in (b"", b"BM", b"BMI,age\n22,64\n23,50\n", b"GIF89a" + bytes(30),
+                  b"RIFF\x20\0\0\0WEBPVP8 ", bytes(128) + b"DICM", b"II", b"\xff\xd8"):
+        assert format_of(other[:HEAD]) is None
+
+
+def test_other_formats_are_refused(refused):
+    for suffix in (".webp", ".jp2", ".pgm", ".gif"):
+        image = np.zeros((64, 64, 3) if suffix != ".pgm" else (64, 64), np.uint8)
+        done, data = cv2.imencode(suffix, image)
+        assert done
+        refused(data.tobytes(), "expected a PNG, JPEG, TIFF or BMP file")
+
+
+def test_opencv_is_silent_and_its_log_level_is_kept(tmp_path, capfd):
+    """However many threads meet bad files."""
+    rng = np.random.default_rng(0)
+    paths: list[Path] = []
+    for i in range(40):
+        noise = rng.integers(0, 65536, (64, 64)).astype(np.uint16)
+        paths.append(tmp_path / f"{i}.tif")
+        paths[-1].write_bytes(tiff({0: noise, 259: 5}))  # which is no LZW
+
+    def refusal(path: Path) -> bool:
+        with pytest.raises(DataError, match="OpenCV cannot decode"):
+            read_image(path)
+        return True
+
+    level = logging.getLogLevel()
+    assert level != logging.LOG_LEVEL_SILENT
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(refusal, paths))
+    assert logging.getLogLevel() == level
+    assert capfd.readouterr() == ("", "")
