@@ -27,8 +27,8 @@ def extensions() -> Iterator[Pybind11Extension]:
     if openvino is None or openvino.origin is None:
         print("OpenVINO is not installed: building without its runner")
         return
-    # Headers and libraries come in OpenVINO's wheel. No run path: the module is loaded after
-    # `import openvino`, which has loaded the library by then.
+    # Headers and libraries come in OpenVINO's wheel. No run path: engine/backends/openvino.py loads
+    # the library before the module.
     root = Path(openvino.origin).parent
     libraries = sorted((root / "libs").glob("libopenvino.so*"))
     yield extension("_openvino", glob("csrc/openvino/*.cpp"),

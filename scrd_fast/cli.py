@@ -1,9 +1,11 @@
 """The command line: scrd-fast VERB. Heavy imports happen inside the verb that needs them."""
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
 
@@ -207,6 +209,7 @@ def build(
     from scrd_fast.engine.backends.plan import TensorRtOptions
     from scrd_fast.engine.build import build_engine
     from scrd_fast.engine.load import rebuild_engine
+    from scrd_fast.files import check_writable
     from scrd_fast.report.build_report import check_matplotlib, write_build_report
 
     if (checkpoint is None) == (again is None):
@@ -215,6 +218,7 @@ def build(
         raise typer.BadParameter("--report: expected a build, got --from, which judges nothing new")
     if report is not None:
         check_matplotlib()
+        check_writable(report, "--report", inputs=[checkpoint or ""])
     with _bar(quiet) as shown:
         if again is not None:
             engine = rebuild_engine(again, out, device=device, progress=shown)
@@ -253,9 +257,14 @@ def score(
     """Score images; unreadable ones are named, the rest is scored (exit code 1 then)."""
     from scrd_fast.data.images import list_images
     from scrd_fast.engine.load import load_engine
+    from scrd_fast.files import check_writable
     from scrd_fast.report.scores import score_files
 
     paths = list_images(images)
+    if out is not None:
+        check_writable(out, "--out", inputs=[engine, *paths])
+    if overlays is not None:
+        check_writable(overlays, "--overlays", folder=True)
     with _busy("loading"):
         loaded = load_engine(engine, trust=trust)
     failed = score_files(loaded, paths, out=out, overlays=overlays)
@@ -329,9 +338,11 @@ def bench(
     import json
 
     from scrd_fast.engine.bench import bench as run
-    from scrd_fast.files import atomic_write
+    from scrd_fast.files import atomic_write, check_writable
     from scrd_fast.report.bench import lines
 
+    if out is not None:
+        check_writable(out, "--json", inputs=[engine])
     with _bar(quiet) as step:
         found = run(engine, device=device, trust=trust, seconds=seconds, progress=step)
     for line in lines(found):
@@ -416,6 +427,7 @@ def _options(
 
 # Whether typer brings its own click or uses the installed one, this is click's UsageError.
 _UsageError: Any = typer.BadParameter.__mro__[1]
+_BROKEN_PIPE = 141  # as shells have it: 128 and SIGPIPE
 
 
 @contextmanager
@@ -436,15 +448,70 @@ def _plain_warnings() -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; an error is one line on standard error and exit code 2."""
+    _open_standard_streams()
+    with _plain_warnings():
+        code, text = _run(sys.argv[1:] if arguments is None else arguments)
     try:
-        with _plain_warnings():
-            sys.exit(app(args=arguments, standalone_mode=False))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard(sys.stdout)
+        code, text = _BROKEN_PIPE, ""
+    except OSError as error:
+        _discard(sys.stdout)
+        code, text = 2, f"error: standard output: cannot be written: {error.strerror}"
+    try:
+        if text:
+            typer.echo(text, err=True)
+        sys.stderr.flush()
+    except OSError:  # nobody is left to tell; the exit code says it
+        _discard(sys.stderr)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> tuple[int, str]:
+    """Exit code, and what to say on standard error."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("scrd-fast", arguments) as context:
+            command.invoke(context)
+        return 0, ""
+    except typer.Exit as done:
+        return done.exit_code, ""
+    except (typer.Abort, KeyboardInterrupt):
+        return 130, "interrupted"
+    except (BrokenPipeError, SystemExit):  # the latter is what Rich makes of the former
+        return _BROKEN_PIPE, ""
     except ScrdError as error:
-        text = " ".join(str(error).split())
+        text = str(error)
     except _UsageError as error:
         text = f"{error.format_message()} See scrd-fast --help."
-    except typer.Abort:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
-    typer.echo(f"error: {text}", err=True)
-    sys.exit(2)
+    except OSError as error:  # such as a disk that is full
+        where = "" if error.filename is None else f"{error.filename}: "
+        text = f"{where}{error.strerror or error}"
+    return 2, f"error: {' '.join(text.split())}"
+
+
+def _open_standard_streams() -> None:
+    """Fill the places of closed standard streams, else a file opened later would become one.
+
+    What is written to a closed standard output fails, for nobody would see it; messages to a
+    closed standard error are lost. Names of files that the terminal cannot show are escaped.
+    """
+    for number, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, flags), True)
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what a stream still holds go nowhere: the interpreter flushes it at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -24,7 +25,7 @@ from scrd_fast.engine.build import build_engine
 from scrd_fast.engine.calibrate import calibrate
 from scrd_fast.engine.load import load_engine
 from scrd_fast.engine.measure import latency_ms
-from scrd_fast.files import atomic_write
+from scrd_fast.files import atomic_write, check_writable
 from scrd_fast.model.reference import score_images
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.model.teacher_weights import load_teacher
@@ -90,6 +91,7 @@ def run_demo(
     check_precision(choose_backend("auto", None), precision)  # before minutes of training
     began = time.perf_counter()
     folder = Path(out)
+    check_writable(folder, "out", folder=True)
     console = Console(stderr=True, quiet=not progress)
     console.print(NOTE)
     normal = _make("train", seed, progress).images
@@ -173,12 +175,13 @@ def print_summary(result: DemoResult) -> None:
         "time": f"{s['seconds']:.0f} s",
     }
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     console = Console()
     console.print(table)
     console.print(NOTE)
     for name in ("model.safetensors", "model.scrd", "scores.csv", "overlays", "summary.json"):
-        console.print(f"  {result.folder / name}", soft_wrap=True, highlight=False)
+        console.print(f"  {result.folder / name}", soft_wrap=True, highlight=False,
+                      markup=False)
 
 
 def intensity_scores(normal: NDArray[np.uint8], images: NDArray[np.uint8]) -> NDArray[np.float64]:

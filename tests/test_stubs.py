@@ -10,8 +10,9 @@ import inspect
 import re
 from pathlib import Path
 
-import openvino  # noqa: F401 -- _openvino needs its library loaded
 import pytest
+
+import scrd_fast.engine.backends.openvino  # noqa: F401 -- loads the library that _openvino needs
 
 PACKAGE = Path(__file__).parent.parent / "scrd_fast"
 STUBS = sorted(path.stem for path in PACKAGE.glob("*.pyi"))

@@ -6,7 +6,7 @@
 namespace py = pybind11;
 
 PYBIND11_MODULE(_openvino, module) {
-  module.doc() = "The runner that links OpenVINO. Import openvino before this module.";
+  module.doc() = "The runner that links OpenVINO, whose library must be loaded before this module.";
   py::module_::import("scrd_fast._native");  // where Runner is registered
 
   py::class_<scrd::OpenVinoRunner, scrd::Runner, std::shared_ptr<scrd::OpenVinoRunner>>(
@@ -29,4 +29,8 @@ PYBIND11_MODULE(_openvino, module) {
             return layers;
           },
           "(name, type, precision) of each layer of the compiled graph.");
+
+  module.def("version", &scrd::openvino_version, "OpenVINO's release, as openvino.__version__.");
+  module.def("capabilities", &scrd::cpu_capabilities,
+             "What OpenVINO computes in natively on this CPU, such as BF16 and INT8.");
 }

@@ -121,4 +121,10 @@ std::vector<Layer> OpenVinoRunner::layers() const {
   return layers;
 }
 
+std::string openvino_version() { return ov::get_openvino_version().buildNumber; }
+
+std::vector<std::string> cpu_capabilities() {
+  return core().get_property("CPU", ov::device::capabilities);
+}
+
 }  // namespace scrd

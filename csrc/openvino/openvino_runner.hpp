@@ -46,4 +46,9 @@ class OpenVinoRunner final : public Runner {
   bool features_ = false;
 };
 
+std::string openvino_version();
+
+// What OpenVINO computes in natively on this CPU, in its names: FP32, BF16, INT8 and others.
+std::vector<std::string> cpu_capabilities();
+
 }  // namespace scrd

@@ -29,7 +29,7 @@ def write_build_report(engine: str | os.PathLike[str], out: str | os.PathLike[st
         raise EngineFileError(f"{engine}: its manifest tells nothing of a build ({error!r})"
                               ) from error
     with atomic_write(out) as temporary:
-        temporary.write_text(text)
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def check_matplotlib() -> None:

@@ -1,5 +1,6 @@
 """Heat-map overlays."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from scrd_fast.errors import OutputError
+from scrd_fast.files import atomic_write
+
+_LONGEST = 255  # bytes of a file name, on nearly every file system
 
 
 def overlay(image: NDArray[Any], anomaly_map: NDArray[np.float32], low: float,
@@ -29,13 +32,16 @@ def overlay(image: NDArray[Any], anomaly_map: NDArray[np.float32], low: float,
 def write_overlays(
     folder: Path, names: list[str], images: list[NDArray[Any]], maps: NDArray[np.float32]
 ) -> None:
-    """One PNG per image: the image beside its overlay, all on one colour scale."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """One PNG per image: the image beside its overlay, all on one colour scale. Names that are too
+    long for a file lose their end, so their beginnings must differ. Raises OutputError."""
     low, high = np.quantile(maps, [0.5, 0.999])
     for name, image, heat in zip(names, images, maps, strict=True):
         picture = image if image.dtype == np.uint8 else (image // 257).astype(np.uint8)
         plain = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
         both = np.concatenate([plain, overlay(picture, heat, low, high)], axis=1)
-        path = folder / f"{name}.png"
-        if not cv2.imwrite(str(path), both[..., ::-1]):
-            raise OutputError(f"{path}: cannot be written")
+        while len(os.fsencode(f"{name}.png")) > _LONGEST:
+            name = name[:-1]
+        # The bytes are ours to write: OpenCV cannot take every file name.
+        _, data = cv2.imencode(".png", both[..., ::-1])
+        with atomic_write(folder / f"{name}.png") as temporary:
+            temporary.write_bytes(data.tobytes())

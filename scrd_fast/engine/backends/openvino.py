@@ -1,10 +1,13 @@
 """OpenVINO on the CPU: the default where no GPU is."""
 
+import ctypes
 from collections import Counter
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import onnx
-import openvino  # before _openvino, which finds its library loaded by this
 
 from scrd_fast.engine.backends.runner import Runner, native_runner
 from scrd_fast.engine.graph import network_graph
@@ -12,12 +15,27 @@ from scrd_fast.engine.quantize import KINDS, Quantisation, quantise
 from scrd_fast.errors import BackendUnavailable
 from scrd_fast.spec import ScoringSpec
 
+
+def _load_library() -> None:
+    """Load OpenVINO's library, which `_openvino` needs, from its wheel.
+
+    Importing the wheel's Python package instead would send an event to its makers and write an
+    identifier into the user's home directory, or fail where there is none.
+    """
+    spec = find_spec("openvino")
+    assert spec is not None, "openvino_missing() told"
+    for folder in spec.submodule_search_locations or ():
+        for library in Path(folder).glob("libs/libopenvino.so*"):
+            ctypes.CDLL(str(library))
+
+
 try:
+    _load_library()
     from scrd_fast import _openvino
-except ImportError as error:
+except (ImportError, OSError) as error:
     raise BackendUnavailable(
         f"backend 'openvino': this installation of scrd_fast was built without OpenVINO or for"
-        f" another release than {openvino.__version__} ({error}); install scrd_fast again with"
+        f" another release than {version('openvino')} ({error}); install scrd_fast again with"
         " the openvino release that its pyproject.toml names"
     ) from error
 
@@ -51,10 +69,10 @@ def make(
                 groups["tail"][computed] += 1
         return {group: dict(counts) for group, counts in groups.items()}
 
-    return native_runner("openvino", openvino.__version__, native, spec, precision_used)
+    return native_runner("openvino", _openvino.version(), native, spec, precision_used)
 
 
 def precisions() -> list[str]:
     """The precisions that this CPU computes in natively, through OpenVINO, fastest first."""
-    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = _openvino.capabilities()
     return [p for p in ("int8", "bf16") if p.upper() in capabilities] + ["fp32"]
