@@ -241,6 +241,8 @@ def build(
         ms = "" if row["ms"] is None else f"{row['ms']:.2f} ms"
         why = row["why_not"] or f"keeps the limits, score error {row['score_error']:.1e}"
         typer.echo(f"  {row['precision']:<5} {ms:>10}  {why}")
+    if engine.decisions is not None:
+        typer.echo("  calibration kept: the model is the same, and so are the scores")
     if report is not None:
         write_build_report(engine.path, report)
         typer.echo(f"{report}: what was tried")

@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -32,11 +33,14 @@ from scrd_fast.engine.backends.plan import (
     remember_plan,
 )
 from scrd_fast.engine.backends.runner import Runner
+from scrd_fast.engine.decisions import Decisions
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.file import (
     GOLDEN,
     NETWORK,
     Manifest,
+    listing,
+    read_engine_file,
     write_engine_file,
 )
 from scrd_fast.engine.graph import build_graph
@@ -53,16 +57,16 @@ from scrd_fast.engine.quantize import (
     calibration_pixels,
 )
 from scrd_fast.engine.search import Search, search
-from scrd_fast.engine.verify import record
+from scrd_fast.engine.verify import check_same_scores, record
 from scrd_fast.errors import (
     DeviceMemoryError,
     EngineBuildError,
+    EngineFileError,
     FidelityError,
-    InputError,
     NotFiniteError,
     expect,
 )
-from scrd_fast.files import atomic_write
+from scrd_fast.files import as_path, atomic_write, check_writable
 from scrd_fast.model.checkpoint import load_checkpoint
 from scrd_fast.spec import ScoringSpec
 
@@ -279,6 +283,8 @@ def build_engine(
     the manifest. tensorrt: how a plan is built. budget: seconds after which no further precision is
     tried and a search is given up. progress: called with (done, total, what).
 
+    Where `out` is a calibrated engine of the same model whose scores the new one gives, within the
+    fidelity limits of both, its calibration is kept; else a warning tells why it was dropped.
     Raises CheckpointError, BackendUnavailable, DeviceMemoryError, EngineBuildError, FidelityError
     (with the figures), OutputError.
     """
@@ -286,8 +292,9 @@ def build_engine(
            f"at most {MOST_BUCKETS} integers that rise from 1 to {LARGEST_BATCH} at most", buckets)
     name = choose_backend(backend, device)
     check_precision(name, precision, device)
-    path = Path(checkpoint)
-    target = Path(out) if out is not None else path.with_suffix(".scrd")
+    path = as_path(checkpoint, "checkpoint")
+    target = path.with_suffix(".scrd") if out is None else as_path(out, "out")
+    check_writable(target, "out", inputs=[path])
     loaded = load_checkpoint(path)
     probe_images = read_images(images) if is_paths(images) else images
     proto = build_graph(loaded.model, loaded.spec)
@@ -324,12 +331,32 @@ def build_engine(
                   "probe": "images" if images is not None else "golden",
                   "limits": asdict(builder.allowed(best.precision)), "candidates": table,
                   "search": best.search and best.search.to_dict(), **report.to_dict()},
+        calibration=_calibration_of(target, golden, best.precision),
     )
     members = {NETWORK: proto.SerializeToString(), GOLDEN: golden}
     if best.quantisation is not None:
         members[QUANTISATION] = best.quantisation.to_bytes()
-    write_built(target, manifest, members, runner)
-    return _current.use(Engine(manifest, runner, target))
+    written = write_built(target, manifest, members, runner)
+    return _current.use(Engine(written, runner, target, device=device))
+
+
+def _calibration_of(path: Path, golden: bytes, precision: str) -> dict[str, Any] | None:
+    """The calibration of the engine file that a new one is about to replace, where it holds for the
+    new one, too, else None, with a warning where there was one."""
+    try:
+        old, members = read_engine_file(path)
+        if old.calibration is None:
+            return None
+    except EngineFileError:  # nothing there, or nothing that anybody could have used
+        return None
+    try:
+        Decisions.from_dict(old.calibration)
+        check_same_scores(members.get(GOLDEN, b""), golden, (old.precision, precision))
+    except (EngineFileError, FidelityError) as error:
+        warnings.warn(f"{path}: the calibration of the engine that was there is dropped: {error};"
+                      f" calibrate again with: scrd-fast calibrate {path} NORMALS", stacklevel=3)
+        return None
+    return old.calibration
 
 
 def fingerprint_of(
@@ -344,22 +371,24 @@ def fingerprint_of(
 
 def write_built(
     path: Path, manifest: Manifest, members: Mapping[str, bytes], runner: Runner
-) -> None:
-    """Write an engine file with what its runner compiled, which is then known as this user's.
-    Raises OutputError."""
+) -> Manifest:
+    """Write an engine file with what its runner compiled, which is then known as this user's;
+    returns the manifest as written. Raises OutputError."""
     everything = {**members, **runner.compiled}
     if PLAN in everything:  # before: without its record the file could not be loaded
         remember_plan(hashlib.sha256(everything[PLAN]).hexdigest())
     write_engine_file(path, manifest, everything)
+    return listing(manifest, everything)
 
 
 def export_onnx(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
     """Write the portable ONNX graph of a checkpoint (see engine.graph.build_graph)."""
-    loaded = load_checkpoint(checkpoint)
-    if Path(out).suffix != ".onnx":
-        raise InputError(f"out: expected a file name ending in .onnx, got {str(out)!r}")
+    source, target = as_path(checkpoint, "checkpoint"), as_path(out, "out")
+    expect(target.suffix == ".onnx", "out", "a file name ending in .onnx", repr(str(target)))
+    check_writable(target, "out", inputs=[source])
+    loaded = load_checkpoint(source)
     data = build_graph(loaded.model, loaded.spec).SerializeToString()
-    with atomic_write(out) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_bytes(data)
-    return Path(out)
+    return target
 

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from scrd_fast.data.images import is_paths, list_images
@@ -21,6 +20,7 @@ from scrd_fast.engine.file import read_engine_file, write_engine_file
 from scrd_fast.engine.load import open_engine
 from scrd_fast.engine.progress import Progress, silent
 from scrd_fast.errors import DataError, EngineFileError, InputError, expect
+from scrd_fast.files import as_path, check_writable
 
 
 def calibrate(
@@ -48,6 +48,8 @@ def calibrate(
         check_rule(rule or "f1", target, seed)
         expect(fpr is None, "fpr", "none with anomalous images; rule='specificity' bounds the"
                " false alarms there", fpr)
+    path = as_path(path, "path")
+    check_writable(path, "path")
     engine, _ = open_engine(path, device=device, trust=trust)
     with engine:
         scores, weights = _scored(engine, normals, "normals", progress)
@@ -60,7 +62,7 @@ def calibrate(
     if manifest.members != engine.manifest.members:
         raise EngineFileError(f"{path}: was written anew while its images were scored; calibrate"
                               " it again")
-    write_engine_file(Path(path), replace(manifest, calibration=decisions.to_dict()), members)
+    write_engine_file(path, replace(manifest, calibration=decisions.to_dict()), members)
     return decisions
 
 

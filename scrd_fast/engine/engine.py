@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import TIMEOUT_MAX, Lock
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from scrd_fast import _current
 from scrd_fast.data.images import read_image
 from scrd_fast.engine.backends.runner import PendingScores, Runner
 from scrd_fast.engine.decisions import Decisions
-from scrd_fast.engine.file import Manifest
+from scrd_fast.engine.file import Manifest, manifest_digest
 from scrd_fast.errors import (
     BackendUnavailable,
     ClosedError,
@@ -26,6 +26,7 @@ from scrd_fast.errors import (
     ScrdError,
     expect,
 )
+from scrd_fast.files import as_path
 
 _LATE = "result: expected scores within {} s, got none yet"
 FILES = 8  # read and scored together, of a list of paths
@@ -60,7 +61,7 @@ def join(parts: Sequence[Result]) -> Result:
 
 
 def _is_path(value: Any) -> bool:
-    return isinstance(value, str | os.PathLike)
+    return isinstance(value, str | bytes | os.PathLike)
 
 
 def _is_paths(value: Any) -> bool:
@@ -81,6 +82,10 @@ class Pending:
         self._pending, self._decisions = pending, decisions
         self._outcome: Result | ScrdError | None = None
         self._lock = Lock()
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError("pickle: expected a result, got one that is on its way; pickle what"
+                         " pending.result() returns")
 
     def done(self) -> bool:
         """Whether `result` would return at once."""
@@ -119,15 +124,20 @@ class Engine:
     Any number of threads may use one engine. It holds threads and the compiled network until it
     is closed, by `close`, by leaving its `with` block, or by the garbage collector (which leaves
     the engine of `scrd_fast.score` alone). Closing waits for all batches that were submitted.
+
+    A pickled or copied engine is loaded again from its file, in the same mode and on the same
+    device, and raises EngineFileError where the file has changed since.
     """
 
-    def __init__(self, manifest: Manifest, runner: Runner, path: Path) -> None:
+    def __init__(self, manifest: Manifest, runner: Runner, path: Path, *, mode: str = "latency",
+                 device: str | None = None) -> None:
         self.manifest = manifest
         self.spec = manifest.scoring_spec()
         #: How scores are read; None until `scrd_fast.calibrate` was run.
         self.decisions = (None if manifest.calibration is None
                           else Decisions.from_dict(manifest.calibration))
         self.path = path
+        self._again = (str(path.absolute()), mode, device)
         self.version = runner.version  #: of the library that runs it
         self._inputs, self._layers = runner.inputs, runner.layers
         self._scorer = runner.scorer()
@@ -137,6 +147,14 @@ class Engine:
     def __repr__(self) -> str:
         m = self.manifest
         return f"Engine({self.path}, {m.model['backbone']}, {m.backend}, {m.precision})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from scrd_fast.engine.load import reopen_engine
+
+        if not self._close.alive:
+            raise ClosedError("pickle: expected an open engine, got one after close()")
+        path, mode, device = self._again
+        return reopen_engine, (path, manifest_digest(self.manifest), mode, device)
 
     def __enter__(self) -> "Engine":
         return self
@@ -184,10 +202,10 @@ class Engine:
             raise InputError("batch: expected a list of images or paths, got one path;"
                              f" write score([{str(batch)!r}])")
         if _is_paths(batch):
-            return self._score_paths(batch, maps)
+            return self._score_paths([as_path(path, "batch") for path in batch], maps)
         return self.submit(batch, maps=maps).result()
 
-    def _score_paths(self, paths: Sequence[Any], maps: bool) -> Result:
+    def _score_paths(self, paths: Sequence[Path], maps: bool) -> Result:
         side = self.spec.input_size
         scores = np.full(len(paths), np.nan, np.float32)
         weights = np.full((len(paths), 3), np.nan, np.float32)

@@ -12,13 +12,13 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from scrd_fast.errors import EngineFileError, InputError, expect
-from scrd_fast.files import atomic_write
+from scrd_fast.files import as_path, atomic_write
 from scrd_fast.spec import ScoringSpec, from_mapping
 
 FORMAT = 1
@@ -59,13 +59,26 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _text(manifest: Manifest) -> bytes:
+    return json.dumps(asdict(manifest), indent=1, sort_keys=True).encode()
+
+
+def manifest_digest(manifest: Manifest) -> str:
+    """The SHA-256 of `manifest.json`, which stands for the whole file."""
+    return _sha256(_text(manifest))
+
+
+def listing(manifest: Manifest, members: Mapping[str, bytes]) -> Manifest:
+    """The manifest with the digests of these members."""
+    return replace(manifest, members={name: _sha256(data) for name, data in members.items()})
+
+
 def write_engine_file(
     path: str | os.PathLike[str], manifest: Manifest, members: Mapping[str, bytes]
 ) -> Path:
     """Write the file atomically; the digests of `members` are put into the manifest."""
     path = Path(path)
-    listed = asdict(manifest) | {"members": {name: _sha256(d) for name, d in members.items()}}
-    text = json.dumps(listed, indent=1, sort_keys=True).encode()
+    text = _text(listing(manifest, members))
     everything = {_MANIFEST: text, _DIGEST: _sha256(text).encode(), **members}
     with atomic_write(path) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
@@ -85,7 +98,7 @@ def write_engine_file(
 
 def read_engine_file(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, bytes]]:
     """Manifest and members, every digest checked; raises EngineFileError with one clear line."""
-    path = Path(path)
+    path = as_path(path, "path")
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -30,11 +30,18 @@ from scrd_fast.engine.backends.runner import Runner
 from scrd_fast.engine.build import are_buckets, fingerprint, fingerprint_of, write_built
 from scrd_fast.engine.decisions import Decisions
 from scrd_fast.engine.engine import Engine
-from scrd_fast.engine.file import GOLDEN, NETWORK, Manifest, read_engine_file
+from scrd_fast.engine.file import (
+    GOLDEN,
+    NETWORK,
+    Manifest,
+    manifest_digest,
+    read_engine_file,
+)
 from scrd_fast.engine.progress import Progress, silent
 from scrd_fast.engine.quantize import KINDS, QUANTISATION, Quantisation, check_shifts
 from scrd_fast.engine.verify import renewed, replay
 from scrd_fast.errors import EngineFileError, InputError, ScrdError
+from scrd_fast.files import as_path, check_writable
 
 
 def load_engine(
@@ -65,19 +72,33 @@ def open_engine(
     trust: bool = False,
 ) -> tuple[Engine, bytes]:
     """The compiled engine of a file, and its golden images."""
+    path = as_path(path, "path")
     manifest, members = _read(path)
     of_tensorrt: dict[str, Any] = {}
     choose_backend(manifest.backend, device)
     if manifest.backend == "tensorrt":
         gpu = torch.device(device or "cuda")
-        check_plan(Path(path), manifest, import_module("tensorrt").__version__,
+        check_plan(path, manifest, import_module("tensorrt").__version__,
                    torch.cuda.get_device_capability(gpu), trust=trust)
         if (built := manifest.fingerprint["gpu"]) != (here := torch.cuda.get_device_name(gpu)):
             warnings.warn(f"{path}: its TensorRT plan was built on another GPU, {built}, and may be"
                           f" slower on this {here}{_again(path)}", stacklevel=3)
         of_tensorrt = {"plan": members[PLAN], "options": _plan_options(path, manifest)}
     runner = _make_runner(path, manifest, members, mode, device, **of_tensorrt)
-    return Engine(manifest, runner, Path(path)), members[GOLDEN]
+    return Engine(manifest, runner, path, mode=mode, device=device), members[GOLDEN]
+
+
+def reopen_engine(path: str, digest: str, mode: str, device: str | None) -> Engine:
+    """The engine that was pickled; it does not become the engine of `scrd_fast.score`.
+
+    digest: of its manifest then. A plan must be this user's: trust does not travel.
+    """
+    engine, _ = open_engine(path, mode, device)
+    if manifest_digest(engine.manifest) != digest:
+        engine.close()
+        raise EngineFileError(f"{path}: expected the engine that was pickled, got one that was"
+                              " written since; load and pickle it again")
+    return engine
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, bytes]]:
@@ -197,6 +218,9 @@ def rebuild_engine(
     the result may be written: raises FidelityError where it does not reproduce them, and what
     `load_engine` and `build_engine` raise.
     """
+    path = as_path(path, "path")
+    target = path if out is None else as_path(out, "out")
+    check_writable(target, "out")
     manifest, members = _read(path)
     options, of_tensorrt = TensorRtOptions(), dict[str, Any]()
     if manifest.backend == "tensorrt":
@@ -212,13 +236,12 @@ def rebuild_engine(
                                    options),
         versions={"torch": str(torch.__version__), "onnx": onnx.__version__,
                   manifest.backend: runner.version})
-    target = Path(out) if out is not None else Path(path)
-    engine = Engine(manifest, runner, target)
+    engine = Engine(manifest, runner, target, device=device)
     try:
         replay(engine, members[GOLDEN], alike=False, whole=True, progress=progress)
         kept = {n: d for n, d in members.items() if n in (NETWORK, QUANTISATION)}
         kept[GOLDEN] = renewed(engine, members[GOLDEN])
-        write_built(target, manifest, kept, runner)
+        engine.manifest = write_built(target, manifest, kept, runner)
     except BaseException:
         engine.close()
         raise

@@ -60,13 +60,10 @@ def replay(engine: Engine, golden: bytes, *, alike: bool, whole: bool,
     larger probe set, too, for ranks and decisions.
     """
     try:
-        tensors = load_tensors(golden)
+        tensors = _read(golden)
         images = _images(tensors)
-        count = len(images)
         reference, maps, built, built_maps, probe_scores, digest = (tensors[n] for n in _NAMES)
-        side = engine.spec.input_size
-        shapes = [(count,), (count, side, side)] * 2 + [(fidelity.JUDGED_FROM,), (32,)]
-        if count == 0 or [tuple(tensors[n].shape) for n in _NAMES] != shapes:
+        if maps.shape[-1] != engine.spec.input_size:
             raise ValueError("tensors of other shapes")
         limits = fidelity.Limits(**engine.manifest.fidelity["limits"])
         if not all(v is None or type(v) in (int, float) for v in asdict(limits).values()):
@@ -103,6 +100,36 @@ def replay(engine: Engine, golden: bytes, *, alike: bool, whole: bool,
     return figures
 
 
+def check_same_scores(old: bytes, new: bytes, precisions: Sequence[str]) -> None:
+    """Raise FidelityError unless two engines, whose members these are, have the same model and give
+    the same scores within the looser of the fidelity limits of their precisions.
+
+    Raises EngineFileError where `old` cannot be read.
+    """
+    try:
+        before = _read(old)
+    except Exception as error:  # as in `replay`
+        raise EngineFileError(f"its golden images cannot be read: {error}") from error
+    after = _read(new)
+    same = all(before[n].shape == after[n].shape for n in _NAMES) and (
+        fidelity.relative_error(after["scores"], before["scores"]) <= fidelity.ROUNDING
+        and _map_error(after["maps"], before["maps"]) <= fidelity.ROUNDING)
+    if not same:
+        raise FidelityError("it is of another model")
+    if not torch.equal(after["probe_digest"], before["probe_digest"]):
+        raise FidelityError("its probe images were others")
+    a, b = (t["probe_scores"].double().numpy() for t in (after, before))
+    limits = [fidelity.LIMITS[precision] for precision in precisions]
+    allowed = max(limit.flipped or 0.0 for limit in limits)
+    if (flipped := fidelity.flipped(a, b, b)) > allowed:
+        raise FidelityError(f"{flipped:.2%} of the decisions about probe images are others now,"
+                            f" {allowed:.1%} may be")
+    least = min(limit.rank_correlation or 0.999 for limit in limits)
+    if (ranks := fidelity.rank_correlation(a, b)) < least:
+        raise FidelityError(f"its scores have another order (rank correlation {ranks:.4f},"
+                            f" expected at least {least:g})")
+
+
 def renewed(engine: Engine, golden: bytes) -> bytes:
     """The member for an engine that was compiled again and whose replay was good: what it gives
     here takes the place of what the engine before it gave. Ranks and decisions stay those of the
@@ -112,6 +139,16 @@ def renewed(engine: Engine, golden: bytes) -> bytes:
     assert result.maps is not None
     return save_tensors(tensors | {"built_scores": torch.from_numpy(result.scores),
                                    "built_maps": torch.from_numpy(result.maps)})
+
+
+def _read(golden: bytes) -> dict[str, Tensor]:
+    """The tensors of the member; raises ValueError, and what the library raises, for others."""
+    tensors = load_tensors(golden)
+    count, side = len(_images(tensors)), tensors["maps"].shape[-1]
+    shapes = [(count,), (count, side, side)] * 2 + [(fidelity.JUDGED_FROM,), (32,)]
+    if count == 0 or [tuple(tensors[n].shape) for n in _NAMES] != shapes:
+        raise ValueError("tensors of other shapes")
+    return tensors
 
 
 def _images(tensors: Mapping[str, Tensor]) -> list[NDArray[np.uint8]]:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scrd_fast.errors import CheckpointError, InputError, OutputError, expect
-from scrd_fast.files import atomic_write
+from scrd_fast.files import as_path, atomic_write
 from scrd_fast.model.resnet import backbone_of
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec, from_mapping
@@ -136,7 +136,7 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: 
 
 def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Path:
     """Write a checkpoint atomically; raises OutputError where the place cannot be written."""
-    path = Path(path)
+    path = as_path(path, "path")
     header = {
         "kind": "checkpoint",
         "format": FORMAT,
@@ -154,6 +154,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Raises CheckpointError naming the file and what is wrong with it.
     """
+    path = as_path(path, "path")
     header, tensors = read_tensors(path, "checkpoint")
     unknown = sorted(set(header) - {"kind", "format", "spec", "model", "training", "metrics"})
     if unknown:

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor
 
-from scrd_fast.errors import CheckpointError, expect
+from scrd_fast.errors import CheckpointError
+from scrd_fast.files import as_path, check_writable
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, load_weights, save_checkpoint
 from scrd_fast.model.published import rename_published
 from scrd_fast.model.resnet import BACKBONES
@@ -57,8 +58,8 @@ def convert_published(source: str | os.PathLike[str], out: str | os.PathLike[str
     CheckpointError naming the file and what is wrong with it, InputError where `out` is the source,
     OutputError where `out` cannot be written.
     """
-    path = Path(source)
-    expect(path.resolve() != Path(out).resolve(), "out", "another file than the source", str(out))
+    path, target = as_path(source, "source"), as_path(out, "out")
+    check_writable(target, "out", inputs=[path])
     try:
         model = _read_model(path)
     except _Refused as error:
@@ -67,7 +68,7 @@ def convert_published(source: str | os.PathLike[str], out: str | os.PathLike[str
     spec = ScoringSpec(input_size=256, weighting="none", reduction="mean", blur_sigma=4.0)
     config = ModelConfig(model.backbone, teacher="published checkpoint")
     checkpoint = Checkpoint(model, spec, config, metrics={"converted_from": path.name})
-    return save_checkpoint(checkpoint, out)
+    return save_checkpoint(checkpoint, target)
 
 
 def _read_model(path: Path) -> SCRD:

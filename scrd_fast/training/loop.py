@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from scrd_fast.data.dataset import ImageSet, split_validation
 from scrd_fast.errors import CheckpointError, expect
+from scrd_fast.files import as_path, check_writable
 from scrd_fast.model.checkpoint import (
     FORMAT,
     Checkpoint,
@@ -105,11 +106,12 @@ def train(
     expect((test is not None) == (settings.selection == "published_test"), "test",
            "labelled images with selection='published_test', and only then",
            f"{'some' if test is not None else 'none'} with {settings.selection!r}")
+    target = as_path(out, "out")
     rank, world, started = _distributed()
     try:
         place = _device(device, rank)
         with using_device(place):
-            return _train(data, Path(out), validation, test, resume, progress, tensorboard,
+            return _train(data, target, validation, test, resume, progress, tensorboard,
                           place, settings, rank, world)
     finally:
         if started:
@@ -121,6 +123,13 @@ def _train(
     progress: bool, tensorboard: str | os.PathLike[str] | None, device: torch.device,
     config: TrainConfig, rank: int, world: int,
 ) -> Checkpoint:
+    state_path = out.with_suffix(".state.safetensors")
+    if rank == 0:
+        teacher_file = [] if config.teacher in ("imagenet", "random") else [config.teacher]
+        check_writable(out, "out", inputs=teacher_file)
+        check_writable(state_path, "out", inputs=teacher_file)
+        if tensorboard is not None:
+            check_writable(tensorboard, "tensorboard", folder=True)
     spec = config.spec()
     images = ImageSet(data)
     chosen = np.arange(len(images))
@@ -137,7 +146,6 @@ def _train(
     model = SCRD(config.backbone)
     teacher = load_teacher(model, config.teacher)
     trainer = Trainer(config, model, device)
-    state_path = out.with_suffix(".state.safetensors")
     start, best, history = 0, -1.0, []
     if resume:
         header, tensors = read_tensors(state_path, "training state")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from scrd_fast.data.dataset import ImageSet
 from scrd_fast.errors import expect
+from scrd_fast.files import as_path, check_writable
 from scrd_fast.model.checkpoint import FORMAT, write_tensors
 from scrd_fast.model.resnet import backbone_of
 from scrd_fast.model.scrd import Teacher
@@ -75,6 +76,8 @@ def pretrain_teacher(
     """
     settings = from_mapping(PretrainConfig, config, "pretrain_teacher", partial=True)
     spec = ScoringSpec(input_size=settings.input_size)
+    target = as_path(out, "out")
+    check_writable(target, "out")
     images = ImageSet(data)
     torch.manual_seed(settings.seed)
     place = torch.device(device or "cpu")
@@ -110,5 +113,5 @@ def pretrain_teacher(
     header = {"kind": "teacher", "format": FORMAT, "backbone": settings.backbone,
               "teacher": f"pretrained for {settings.steps} steps on {len(images)} images",
               "training": asdict(settings)}
-    write_tensors(Path(out), teacher.state_dict(), header)
-    return Path(out)
+    write_tensors(target, teacher.state_dict(), header)
+    return target
