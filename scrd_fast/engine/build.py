@@ -69,6 +69,7 @@ from scrd_fast.errors import (
 from scrd_fast.files import as_path, atomic_write, check_writable
 from scrd_fast.model.checkpoint import load_checkpoint
 from scrd_fast.spec import ScoringSpec
+from scrd_fast.torch_state import own_state
 
 BATCH = 8
 LARGEST_BATCH = 1024
@@ -250,6 +251,7 @@ def _tried(backend: str, device: str | None, images: Any) -> list[str]:
     return [p for p in offered if p not in KINDS] + quantised
 
 
+@own_state()
 def build_engine(
     checkpoint: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
@@ -381,6 +383,7 @@ def write_built(
     return listing(manifest, everything)
 
 
+@own_state()
 def export_onnx(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
     """Write the portable ONNX graph of a checkpoint (see engine.graph.build_graph)."""
     source, target = as_path(checkpoint, "checkpoint"), as_path(out, "out")

@@ -21,8 +21,10 @@ from scrd_fast.engine.load import open_engine
 from scrd_fast.engine.progress import Progress, silent
 from scrd_fast.errors import DataError, EngineFileError, InputError, expect
 from scrd_fast.files import as_path, check_writable
+from scrd_fast.torch_state import own_state
 
 
+@own_state()
 def calibrate(
     path: str | os.PathLike[str], normals: Any, *, anomalous: Any = None, fpr: float | None = None,
     rule: str | None = None, target: float | None = None, seed: int = 0,
@@ -66,6 +68,7 @@ def calibrate(
     return decisions
 
 
+@own_state()
 def monitor(
     engine: Engine, recent: Any, *, alpha: float = 0.01, progress: Progress = silent
 ) -> Drift:

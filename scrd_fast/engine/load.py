@@ -42,6 +42,7 @@ from scrd_fast.engine.quantize import KINDS, QUANTISATION, Quantisation, check_s
 from scrd_fast.engine.verify import renewed, replay
 from scrd_fast.errors import EngineFileError, InputError, ScrdError
 from scrd_fast.files import as_path, check_writable
+from scrd_fast.torch_state import own_state
 
 
 def load_engine(
@@ -67,6 +68,7 @@ def load_engine(
     return _current.use(engine)
 
 
+@own_state()
 def open_engine(
     path: str | os.PathLike[str], mode: str = "latency", device: str | None = None,
     trust: bool = False,
@@ -82,7 +84,7 @@ def open_engine(
                    torch.cuda.get_device_capability(gpu), trust=trust)
         if (built := manifest.fingerprint["gpu"]) != (here := torch.cuda.get_device_name(gpu)):
             warnings.warn(f"{path}: its TensorRT plan was built on another GPU, {built}, and may be"
-                          f" slower on this {here}{_again(path)}", stacklevel=3)
+                          f" slower on this {here}{_again(path)}", stacklevel=4)
         of_tensorrt = {"plan": members[PLAN], "options": _plan_options(path, manifest)}
     runner = _make_runner(path, manifest, members, mode, device, **of_tensorrt)
     return Engine(manifest, runner, path, mode=mode, device=device), members[GOLDEN]
@@ -207,6 +209,7 @@ def _make_runner(
                               f" {reason[-1] if reason else type(error).__name__}") from error
 
 
+@own_state()
 def rebuild_engine(
     path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, *,
     device: str | None = None, progress: Progress = silent,
@@ -248,6 +251,7 @@ def rebuild_engine(
     return _current.use(engine)
 
 
+@own_state()
 def verify_engine(
     path: str | os.PathLike[str], *, trust: bool = False, progress: Progress = silent
 ) -> dict[str, float]:

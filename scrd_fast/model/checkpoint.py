@@ -19,7 +19,7 @@ from torch import Tensor
 from scrd_fast.errors import CheckpointError, InputError, OutputError, expect
 from scrd_fast.files import as_path, atomic_write
 from scrd_fast.model.resnet import backbone_of
-from scrd_fast.model.scrd import SCRD
+from scrd_fast.model.scrd import SCRD, model_without_weights
 from scrd_fast.spec import ScoringSpec, from_mapping
 
 FORMAT = 1
@@ -164,7 +164,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         config = from_mapping(ModelConfig, header.get("model", {}), "model")
     except InputError as error:
         raise CheckpointError(f"{path}: its header does not fit: {error}") from error
-    model = SCRD(config.backbone)
+    model = model_without_weights(config.backbone)
     load_weights(model, tensors, str(path))
     training, metrics = header.get("training", {}), header.get("metrics", {})
     return Checkpoint(model.eval(), spec, config, training, metrics)

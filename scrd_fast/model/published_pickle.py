@@ -26,7 +26,7 @@ from scrd_fast.files import as_path, check_writable
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, load_weights, save_checkpoint
 from scrd_fast.model.published import rename_published
 from scrd_fast.model.resnet import BACKBONES
-from scrd_fast.model.scrd import SCRD
+from scrd_fast.model.scrd import SCRD, model_without_weights
 from scrd_fast.spec import ScoringSpec
 
 # Far above the whole published module: a pickle under 1 MiB, about 1000 parts, short names.
@@ -75,11 +75,9 @@ def _read_model(path: Path) -> SCRD:
     with _open_zip(path) as file:
         archive = _Archive(file)
         described = _rename(_find_state(archive.load()))
-        with torch.device("meta"):
-            model = SCRD(_detect_backbone(described))
+        model = model_without_weights(_detect_backbone(described))
         tensors = {name: _weight(archive, name, described.get(name), wanted.dtype)
                    for name, wanted in model.state_dict().items()}
-    model = model.to_empty(device="cpu")
     load_weights(model, tensors, str(path))
     return model.eval()
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scrd_fast.model.resnet import backbone_of, conv3x3, init_weights, make_stage
+from scrd_fast.torch_state import own_state, seeded
 
 Scales = tuple[Tensor, Tensor, Tensor]
 
@@ -125,3 +126,17 @@ class SCRD(nn.Module):
         teacher = self.teacher(images)
         student, scale_weights = self.student_pass(teacher)
         return Features(teacher, student, scale_weights)
+
+
+def new_model(backbone: str, seed: int) -> SCRD:
+    """A float32 model on the CPU with the random weights of a seed."""
+    with own_state(), seeded(seed):
+        return SCRD(backbone)
+
+
+def model_without_weights(backbone: str) -> SCRD:
+    """A float32 model on the CPU whose weights are still to be loaded; nothing random is drawn."""
+    with own_state():
+        with torch.device("meta"):
+            model = SCRD(backbone)
+        return model.to_empty(device="cpu")

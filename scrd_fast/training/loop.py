@@ -26,9 +26,10 @@ from scrd_fast.model.checkpoint import (
     save_checkpoint,
     write_tensors,
 )
-from scrd_fast.model.scrd import SCRD
+from scrd_fast.model.scrd import new_model
 from scrd_fast.model.teacher_weights import load_teacher
 from scrd_fast.spec import from_mapping
+from scrd_fast.torch_state import own_state
 from scrd_fast.training.batches import Batches
 from scrd_fast.training.evaluation import labelled_validation, normal_validation
 from scrd_fast.training.progress import training_progress
@@ -80,6 +81,7 @@ def using_device(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
+@own_state()
 def train(
     data: Any,
     out: str | os.PathLike[str],
@@ -142,8 +144,7 @@ def _train(
         chosen, held_out = split_validation(len(images), config.validation_share, config.seed)
         judge = normal_validation(images, held_out, spec, config.noise, config.seed)
 
-    torch.manual_seed(config.seed)
-    model = SCRD(config.backbone)
+    model = new_model(config.backbone, config.seed)
     teacher = load_teacher(model, config.teacher)
     trainer = Trainer(config, model, device)
     start, best, history = 0, -1.0, []

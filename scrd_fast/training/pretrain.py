@@ -25,6 +25,7 @@ from scrd_fast.model.resnet import backbone_of
 from scrd_fast.model.scrd import Teacher
 from scrd_fast.ops.preprocess import normalise
 from scrd_fast.spec import ScoringSpec, from_mapping
+from scrd_fast.torch_state import own_state, seeded
 from scrd_fast.training.batches import Batches, autocast
 from scrd_fast.training.noise import NoiseConfig
 from scrd_fast.training.progress import training_progress
@@ -65,6 +66,7 @@ class _Heads(nn.Module):
         return [head(f) for head, f in zip(self.scales, features, strict=True)]
 
 
+@own_state()
 def pretrain_teacher(
     data: Any, out: str | os.PathLike[str], *, progress: bool = True, device: str | None = None,
     **config: Any,
@@ -79,11 +81,12 @@ def pretrain_teacher(
     target = as_path(out, "out")
     check_writable(target, "out")
     images = ImageSet(data)
-    torch.manual_seed(settings.seed)
     place = torch.device(device or "cpu")
-    teacher = Teacher(settings.backbone).train().to(place)
+    with seeded(settings.seed):
+        teacher, heads = Teacher(settings.backbone), _Heads(settings.backbone)
+    teacher.train().to(place)
+    heads.to(place)
     teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    heads = _Heads(settings.backbone).to(place)
     optimiser = torch.optim.AdamW(
         [*teacher.parameters(), *heads.parameters()], lr=settings.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(
