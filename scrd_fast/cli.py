@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
@@ -13,6 +13,7 @@ import typer
 
 from scrd_fast import __version__
 from scrd_fast.errors import ScrdError
+from scrd_fast.progress import show_progress
 
 app = typer.Typer(
     help="Train and run scale-aware contrastive reverse distillation: the same score everywhere.",
@@ -33,29 +34,6 @@ Autocast = Annotated[str, typer.Option(help="fp32, or autocast to bf16 or fp16."
 Precision = Annotated[str, typer.Option(
     help="auto, fp32, bf16, fp16 (on a GPU), int8 or, with TensorRT, fp8 (8 bits with --images);"
          " auto is the fastest for which the fidelity limits hold, as measured here.")]
-
-
-@contextmanager
-def _busy(text: str) -> Iterator[None]:
-    """A spinner for what may take seconds and has no steps to count."""
-    from rich.console import Console
-
-    with Console(stderr=True).status(text):
-        yield
-
-
-@contextmanager
-def _bar(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar, which the yielded function (done, total, what) moves."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, disable=quiet or not console.is_terminal,
-                  transient=True) as bar:
-        task = bar.add_task("loading")
-        yield lambda done, total, what: bar.update(
-            task, completed=done, total=total, description=what)
 
 
 def _example(*lines: str) -> str:
@@ -171,7 +149,7 @@ def convert(
     """Import a checkpoint of the published code; nothing in it is executed."""
     from scrd_fast.model.published_pickle import convert_published
 
-    with _busy("converting"):
+    with show_progress("converting"):
         convert_published(source, out)
     typer.echo(f"{out}: converted; build it with: scrd-fast build {out}")
 
@@ -219,7 +197,7 @@ def build(
     if report is not None:
         check_matplotlib()
         check_writable(report, "--report", inputs=[checkpoint or ""])
-    with _bar(quiet) as shown:
+    with show_progress("loading", enabled=not quiet) as shown:
         if again is not None:
             engine = rebuild_engine(again, out, device=device, progress=shown)
         else:
@@ -267,9 +245,9 @@ def score(
         check_writable(out, "--out", inputs=[engine, *paths])
     if overlays is not None:
         check_writable(overlays, "--overlays", folder=True)
-    with _busy("loading"):
+    with show_progress("loading") as step:
         loaded = load_engine(engine, trust=trust)
-    failed = score_files(loaded, paths, out=out, overlays=overlays)
+        failed = score_files(loaded, paths, out=out, overlays=overlays, progress=step)
     for message in failed:
         typer.echo(f"not scored: {message}", err=True)
     if failed:
@@ -284,7 +262,7 @@ def export(
     """Write a portable ONNX graph: uint8 images in; score, map and scale weights out."""
     from scrd_fast.engine.build import export_onnx
 
-    with _busy("exporting"):
+    with show_progress("exporting"):
         export_onnx(checkpoint, out)
     typer.echo(f"{out}: input images uint8 (batch, height, width, 3);"
                " outputs score, map, scale_weights")
@@ -306,7 +284,7 @@ def info(
 
     told = describe(engine)
     if layers:
-        with _busy("timing layers"), load_engine(engine, trust=trust) as loaded:
+        with show_progress("timing layers"), load_engine(engine, trust=trust) as loaded:
             told["layers"] = loaded.layers()
     typer.echo(json.dumps(told, indent=1))
 
@@ -319,7 +297,7 @@ def verify(
     """Replay the golden images on this machine; exit code 2 where the scores differ."""
     from scrd_fast.engine.load import verify_engine
 
-    with _bar(quiet) as step:
+    with show_progress("loading", enabled=not quiet) as step:
         figures = verify_engine(engine, trust=trust, progress=step)
     shown = "  ".join(f"{name} {value:.1e}" for name, value in figures.items())
     typer.echo(f"{engine}: reproduces its golden images  {shown}")
@@ -345,7 +323,7 @@ def bench(
 
     if out is not None:
         check_writable(out, "--json", inputs=[engine])
-    with _bar(quiet) as step:
+    with show_progress("loading", enabled=not quiet) as step:
         found = run(engine, device=device, trust=trust, seconds=seconds, progress=step)
     for line in lines(found):
         typer.echo(line)
@@ -378,7 +356,7 @@ def calibrate(
     """Learn from held-out images which scores are anomalous; nothing is built again."""
     from scrd_fast.engine.calibrate import calibrate as run
 
-    with _bar(quiet) as shown:
+    with show_progress("loading", enabled=not quiet) as shown:
         decisions = run(engine, str(normals), fpr=fpr, rule=rule, target=target, seed=seed,
                         anomalous=None if anomalous is None else str(anomalous), trust=trust,
                         progress=shown)
@@ -405,7 +383,8 @@ def monitor(
     from scrd_fast.engine.calibrate import monitor as run
     from scrd_fast.engine.load import load_engine
 
-    with _bar(quiet) as shown, load_engine(engine, trust=trust) as loaded:
+    with (show_progress("loading", enabled=not quiet) as shown,
+          load_engine(engine, trust=trust) as loaded):
         found = run(loaded, str(images), alpha=alpha, progress=shown)
     for name, p in found.p_values.items():
         typer.echo(f"  {name:<15} p = {p:.3g}{'  differs' if name in found.drifted else ''}")

@@ -7,7 +7,6 @@ by the last of the threads that need it; the others are lent for as long as weig
 library is imported. A thread of the caller's that relies on them at the very same time is not safe.
 """
 
-import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from threading import Lock, RLock
@@ -74,13 +73,3 @@ def seeded(seed: int) -> Iterator[None]:
     with _drawing, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
-
-
-@contextmanager
-def python_generator_kept() -> Iterator[None]:
-    """Around the import of a library that draws from Python's random generator, as rich does."""
-    before = random.getstate()
-    try:
-        yield
-    finally:
-        random.setstate(before)

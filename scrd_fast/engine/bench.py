@@ -25,9 +25,9 @@ from scrd_fast.engine.file import NETWORK, read_engine_file
 from scrd_fast.engine.graph import network_graph
 from scrd_fast.engine.load import load_engine
 from scrd_fast.engine.measure import cpu_limits, percentiles, random_images, repeated
-from scrd_fast.engine.progress import Progress, silent
 from scrd_fast.engine.quantize import KINDS, QUANTISATION, SHORTCUT, Quantisation
 from scrd_fast.errors import ScrdError, expect
+from scrd_fast.progress import Progress, silent
 
 BATCHES = (1, 8, 32)
 LOADS = (0.25, 0.5, 0.75, 0.9)

@@ -45,7 +45,6 @@ from scrd_fast.engine.file import (
 )
 from scrd_fast.engine.graph import build_graph
 from scrd_fast.engine.measure import in_turn, random_images, scoring
-from scrd_fast.engine.progress import Progress, silent
 from scrd_fast.engine.quantize import (
     BASE,
     KEEP,
@@ -68,6 +67,7 @@ from scrd_fast.errors import (
 )
 from scrd_fast.files import as_path, atomic_write, check_writable
 from scrd_fast.model.checkpoint import load_checkpoint
+from scrd_fast.progress import Progress, silent
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.torch_state import own_state
 

@@ -18,9 +18,9 @@ from scrd_fast.engine.decisions import (
 from scrd_fast.engine.engine import FILES, Engine, Result, join
 from scrd_fast.engine.file import read_engine_file, write_engine_file
 from scrd_fast.engine.load import open_engine
-from scrd_fast.engine.progress import Progress, silent
 from scrd_fast.errors import DataError, EngineFileError, InputError, expect
 from scrd_fast.files import as_path, check_writable
+from scrd_fast.progress import Progress, silent
 from scrd_fast.torch_state import own_state
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from scrd_fast.engine.backends.runner import Scorer
 from scrd_fast.engine.golden import golden_images
-from scrd_fast.engine.progress import Progress
 from scrd_fast.model.checkpoint import Checkpoint
 from scrd_fast.model.reference import score_pixels
 from scrd_fast.ops.preprocess import to_pixels
+from scrd_fast.progress import Progress
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.training.evaluation import auroc as auroc_of
 from scrd_fast.training.noise import NoiseConfig, synthesise

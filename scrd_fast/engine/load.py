@@ -37,11 +37,11 @@ from scrd_fast.engine.file import (
     manifest_digest,
     read_engine_file,
 )
-from scrd_fast.engine.progress import Progress, silent
 from scrd_fast.engine.quantize import KINDS, QUANTISATION, Quantisation, check_shifts
 from scrd_fast.engine.verify import renewed, replay
 from scrd_fast.errors import EngineFileError, InputError, ScrdError
 from scrd_fast.files import as_path, check_writable
+from scrd_fast.progress import Progress, silent
 from scrd_fast.torch_state import own_state
 
 

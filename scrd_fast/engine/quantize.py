@@ -28,10 +28,10 @@ from scrd_fast.engine.precision import (
     is_network,
     replace_nodes,
 )
-from scrd_fast.engine.progress import Progress, silent
 from scrd_fast.engine.tensors import DTYPES, to_proto, to_tensor
 from scrd_fast.errors import EngineFileError, NotFiniteError, expect
 from scrd_fast.ops.preprocess import normalise
+from scrd_fast.progress import Progress, silent
 from scrd_fast.spec import ScoringSpec
 
 QUANTISATION = "quantisation.json"

@@ -19,7 +19,6 @@ from scrd_fast.engine.backends.choice import make_runner
 from scrd_fast.engine.fidelity import Judge, Limits, Report, broken_limits
 from scrd_fast.engine.graph import network_graph
 from scrd_fast.engine.measure import in_turn, random_images, scoring
-from scrd_fast.engine.progress import Progress
 from scrd_fast.engine.quantize import (
     STEM,
     BiasCorrection,
@@ -27,6 +26,7 @@ from scrd_fast.engine.quantize import (
     convolution_names,
 )
 from scrd_fast.errors import FidelityError, NotFiniteError
+from scrd_fast.progress import Progress
 
 _BLOCK = re.compile(r"network/(bottleneck|(teacher|student)\.layer\d\.\d+)\.")
 

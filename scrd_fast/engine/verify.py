@@ -22,10 +22,10 @@ from scrd_fast.engine import fidelity
 from scrd_fast.engine.backends.runner import Runner
 from scrd_fast.engine.engine import FILES, Engine
 from scrd_fast.engine.golden import golden_images
-from scrd_fast.engine.progress import Progress, silent
 from scrd_fast.errors import EngineFileError, FidelityError
 from scrd_fast.model.checkpoint import Checkpoint
 from scrd_fast.model.reference import score_images
+from scrd_fast.progress import Progress, silent
 
 GOLDEN_COUNT = 8
 _NAMES = ("scores", "maps", "built_scores", "built_maps", "probe_scores", "probe_digest")

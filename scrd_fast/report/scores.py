@@ -13,6 +13,7 @@ from scrd_fast.data.images import read_image
 from scrd_fast.engine.engine import FILES, Engine, Result, join
 from scrd_fast.errors import ScrdError
 from scrd_fast.files import atomic_write
+from scrd_fast.progress import Progress, silent
 from scrd_fast.report.overlays import write_overlays
 
 
@@ -57,20 +58,17 @@ def write_table(rows: list[list[Any]], out: Path | None) -> None:
 
 
 def score_files(
-    engine: Engine, paths: list[Path], *, out: Path | None, overlays: Path | None
+    engine: Engine, paths: list[Path], *, out: Path | None, overlays: Path | None,
+    progress: Progress = silent,
 ) -> list[str]:
     """Score files, write table and overlays; returns why each unreadable file was left out.
 
     An overlay that cannot be written ends the drawing; it is raised once the table is written.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     parts: list[Result] = []
     errors: list[str] = []
     not_drawn: ScrdError | None = None
-    for start in track(range(0, len(paths), FILES), description="scoring",
-                       console=Console(stderr=True), transient=True):
+    for start in range(0, len(paths), FILES):
         draw = overlays is not None and not_drawn is None
         part = engine.score(paths[start : start + FILES], maps=draw)
         errors += part.errors.values()
@@ -83,6 +81,7 @@ def score_files(
             except ScrdError as error:
                 not_drawn = error
         parts.append(part)
+        progress(min(start + FILES, len(paths)), len(paths), "scoring")
     joined = join(parts)
     write_table(table_rows([str(p) for p in paths], joined), out)
     if not_drawn is not None:

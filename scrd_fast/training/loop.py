@@ -28,11 +28,11 @@ from scrd_fast.model.checkpoint import (
 )
 from scrd_fast.model.scrd import new_model
 from scrd_fast.model.teacher_weights import load_teacher
+from scrd_fast.progress import show_progress
 from scrd_fast.spec import from_mapping
 from scrd_fast.torch_state import own_state
 from scrd_fast.training.batches import Batches
 from scrd_fast.training.evaluation import labelled_validation, normal_validation
-from scrd_fast.training.progress import training_progress
 from scrd_fast.training.trainer import Figures, TrainConfig, Trainer
 
 
@@ -163,7 +163,7 @@ def _train(
     late = 1 if device.type == "cuda" else 0  # a GPU is given the next step before it is asked
     writer = _tensorboard(tensorboard) if tensorboard is not None and rank == 0 else None
     began = time.perf_counter()
-    with training_progress("student", config.steps, enabled=progress and rank == 0) as report, (
+    with show_progress("student", enabled=progress and rank == 0) as report, (
             writer or nullcontext()) as scalars:
         for step, (clean, noisy) in enumerate(batches, start=start):
             unread.append(trainer.step(step, clean, noisy))
@@ -172,10 +172,12 @@ def _train(
                 figures = unread.popleft()
                 done = figures.step + 1
                 speed = (done - start) * config.batch_size * world / (time.perf_counter() - began)
-                shown = {"loss": figures["loss"], "images_per_s": speed}
+                shown: dict[str, Any] = {"loss": figures["loss"], "images_per_s": speed}
                 if config.weighting == "scale":
                     shown["weights"] = " ".join(f"{w:.2f}" for w in figures["weights"])
-                report(done, **shown, **({"best": best} if best >= 0 else {}))
+                if best >= 0:
+                    shown["best"] = best
+                report(done, config.steps, "student", **shown)
                 if scalars is not None:
                     _write_scalars(scalars, figures, speed)
             if not judged:

@@ -4,7 +4,7 @@ The Philox generator of an image is keyed by (run seed, epoch, image index), so 
 process count or resumed run makes the same images.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +53,11 @@ class NoiseConfig:
         expect(self.texture in TEXTURES, "noise.texture", f"one of {TEXTURES}", self.texture)
         expect(self.channels in CHANNELS, "noise.channels", f"one of {CHANNELS}", self.channels)
         expect(0 < self.weakest <= 1, "noise.weakest", "above 0, at most 1", self.weakest)
+
+    def scaled(self, factor: float) -> "NoiseConfig":
+        """The same law for images whose sides are `factor` times as long."""
+        return replace(self, min_side=max(1, round(self.min_side * factor)),
+                       wavelength=self.wavelength * factor)
 
 
 def image_generator(seed: int, epoch: int, index: int) -> np.random.Generator:

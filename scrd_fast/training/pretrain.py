@@ -24,11 +24,11 @@ from scrd_fast.model.checkpoint import FORMAT, write_tensors
 from scrd_fast.model.resnet import backbone_of
 from scrd_fast.model.scrd import Teacher
 from scrd_fast.ops.preprocess import normalise
+from scrd_fast.progress import show_progress
 from scrd_fast.spec import ScoringSpec, from_mapping
 from scrd_fast.torch_state import own_state, seeded
 from scrd_fast.training.batches import Batches, autocast
 from scrd_fast.training.noise import NoiseConfig
-from scrd_fast.training.progress import training_progress
 from scrd_fast.training.schedule import warmup_cosine
 
 
@@ -95,7 +95,7 @@ def pretrain_teacher(
                       settings.batch_size, settings.steps, ahead=place.type != "cpu",
                       device=place)
     start = time.perf_counter()
-    with training_progress("teacher", settings.steps, enabled=progress) as report:
+    with show_progress("teacher", enabled=progress) as report:
         for step, (clean, noisy) in enumerate(batches):
             moved = ((noisy - clean).abs().amax(1, keepdim=True) > settings.threshold).float()
             x = normalise(noisy, spec).contiguous(memory_format=torch.channels_last)
@@ -111,7 +111,7 @@ def pretrain_teacher(
             loss.backward()
             optimiser.step()
             schedule.step()
-            report(step + 1, loss=loss.item(),
+            report(step + 1, settings.steps, "teacher", loss=loss.item(),
                    images_per_s=(step + 1) * settings.batch_size / (time.perf_counter() - start))
     header = {"kind": "teacher", "format": FORMAT, "backbone": settings.backbone,
               "teacher": f"pretrained for {settings.steps} steps on {len(images)} images",

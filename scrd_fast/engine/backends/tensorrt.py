@@ -17,9 +17,9 @@ from scrd_fast.engine.backends.runner import Runner, one_stream
 from scrd_fast.engine.backends.tensorrt_build import build_plan
 from scrd_fast.engine.backends.tensorrt_network import PlanNetwork
 from scrd_fast.engine.precision import explicit_graph, precision_counts, scoring_graph
-from scrd_fast.engine.progress import Progress, silent
 from scrd_fast.engine.quantize import KINDS, Quantisation, quantise
 from scrd_fast.errors import EngineBuildError, EngineFileError
+from scrd_fast.progress import Progress, silent
 from scrd_fast.spec import ScoringSpec
 
 

@@ -17,9 +17,9 @@ import torch
 from scrd_fast.engine.backends.plan import TensorRtOptions
 from scrd_fast.engine.backends.tensorrt_log import LOG, heard, made
 from scrd_fast.engine.graph import NETWORK_INPUT
-from scrd_fast.engine.progress import Progress
 from scrd_fast.errors import EngineBuildError, OutputError
 from scrd_fast.files import atomic_write
+from scrd_fast.progress import Progress
 from scrd_fast.spec import ScoringSpec
 
 
