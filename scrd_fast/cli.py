@@ -64,6 +64,9 @@ def pretrain_teacher(
     backbone: Backbone = "resnet18",
     input_size: InputSize = 256,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 2000,
+    coarse_steps: Annotated[int, typer.Option(
+        help="How many of them, from the first on, at half the input size, for a quarter of the"
+             " time.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 16,
     seed: Seed = 111,
     precision: Autocast = "fp32",
@@ -73,7 +76,8 @@ def pretrain_teacher(
     from scrd_fast.training.pretrain import pretrain_teacher as run
 
     path = run(str(data), out, progress=not quiet, backbone=backbone, input_size=input_size,
-               steps=steps, batch_size=batch_size, seed=seed, precision=precision)
+               steps=steps, coarse_steps=coarse_steps, batch_size=batch_size, seed=seed,
+               precision=precision)
     typer.echo(f"{path}: use it with: scrd-fast train {data} model.safetensors --teacher {path}")
 
 

@@ -44,9 +44,11 @@ def test_nobody_reads_it(monkeypatch):
     monkeypatch.setattr(progress, "FIRST_LINE", 0.01)
     read, write = os.pipe()
     os.close(read)
-    with pytest.raises(BrokenPipeError), os.fdopen(write, "w") as broken:
-        monkeypatch.setattr("sys.stderr", broken)
-        with show_progress("loading") as report:
-            time.sleep(0.1)
-            report(1, 2, "student")
-        monkeypatch.undo()
+    broken = os.fdopen(write, "w")
+    monkeypatch.setattr("sys.stderr", broken)
+    with show_progress("loading") as report:
+        time.sleep(0.1)
+        report(1, 2, "student")
+    monkeypatch.undo()
+    with pytest.raises(BrokenPipeError):
+        broken.close()

@@ -9,6 +9,7 @@ away afterwards. docs/method.md compares this with other tasks.
 import os
 import time
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,15 @@ from scrd_fast.training.schedule import warmup_cosine
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """backbone, input_size: of the model to come; steps of batch_size images; AdamW at
-    learning_rate with a short warm-up and a cosine decay; threshold: a pixel counts as moved
-    where |noise| is larger, in [0, 1] pixels; noise: law of the patches."""
+    """backbone, input_size: of the model to come; steps of batch_size images; coarse_steps: how many
+    of them, from the first on, run at half the input size with the noise's law halved, for a
+    quarter of the time; AdamW at learning_rate with a short warm-up and a cosine decay; threshold:
+    a pixel counts as moved where |noise| is larger, in [0, 1] pixels; noise: law of the patches."""
 
     backbone: str = "resnet18"
     input_size: int = 256
     steps: int = 2000
+    coarse_steps: int = 0
     batch_size: int = 16
     learning_rate: float = 1e-3
     threshold: float = 0.05
@@ -53,6 +56,10 @@ class PretrainConfig:
         backbone_of(self.backbone)
         for name in ("steps", "batch_size"):
             expect(getattr(self, name) > 0, name, "a positive integer", getattr(self, name))
+        expect(0 <= self.coarse_steps <= self.steps, "coarse_steps",
+               f"from 0 to steps, {self.steps}", self.coarse_steps)
+        expect(self.coarse_steps == 0 or self.input_size % 64 == 0, "input_size",
+               "a multiple of 64 with coarse_steps", self.input_size)
 
 
 class _Heads(nn.Module):
@@ -64,6 +71,17 @@ class _Heads(nn.Module):
 
     def forward(self, features: tuple[Tensor, ...]) -> list[Tensor]:
         return [head(f) for head, f in zip(self.scales, features, strict=True)]
+
+
+def _stages(settings: PretrainConfig) -> list[tuple[ScoringSpec, NoiseConfig, int, int]]:
+    """Pixels, law of the noise, and first and last step (exclusive) of the coarse and the full
+    stage."""
+    coarse, steps, noise = settings.coarse_steps, settings.steps, settings.noise
+    full = (ScoringSpec(input_size=settings.input_size), noise, coarse, steps)
+    if coarse == 0:
+        return [full]
+    half = ScoringSpec(input_size=settings.input_size // 2)
+    return [(half, noise.scaled(0.5), 0, coarse), full]
 
 
 @own_state()
@@ -91,12 +109,14 @@ def pretrain_teacher(
         [*teacher.parameters(), *heads.parameters()], lr=settings.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: warmup_cosine(step, settings.steps))
-    batches = Batches(images, np.arange(len(images)), spec, settings.noise, settings.seed,
-                      settings.batch_size, settings.steps, ahead=place.type != "cpu",
-                      device=place)
+    stages = [
+        Batches(images, np.arange(len(images)), stage, noise, settings.seed, settings.batch_size,
+                end, start=begin, ahead=place.type != "cpu", device=place)
+        for stage, noise, begin, end in _stages(settings)
+    ]
     start = time.perf_counter()
     with show_progress("teacher", enabled=progress) as report:
-        for step, (clean, noisy) in enumerate(batches):
+        for step, (clean, noisy) in enumerate(chain.from_iterable(stages)):
             moved = ((noisy - clean).abs().amax(1, keepdim=True) > settings.threshold).float()
             x = normalise(noisy, spec).contiguous(memory_format=torch.channels_last)
             with autocast(place, settings.precision):

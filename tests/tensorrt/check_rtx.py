@@ -24,10 +24,10 @@ from scrd_fast.engine.backends.tensorrt_build import compile_plan  # noqa: E402
 from scrd_fast.engine.backends.tensorrt_log import LOG  # noqa: E402
 from scrd_fast.engine.graph import build_graph  # noqa: E402
 from scrd_fast.engine.precision import explicit_graph, scoring_graph  # noqa: E402
-from scrd_fast.progress import Progress, silent  # noqa: E402
 from scrd_fast.engine.quantize import Quantisation, calibrate, quantise  # noqa: E402
 from scrd_fast.errors import EngineBuildError  # noqa: E402
 from scrd_fast.model.scrd import SCRD  # noqa: E402
+from scrd_fast.progress import Progress, silent  # noqa: E402
 from scrd_fast.spec import ScoringSpec  # noqa: E402
 
 SPEC = ScoringSpec(input_size=64, weighting="scale", blur_sigma=1.5)

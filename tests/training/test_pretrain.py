@@ -6,6 +6,7 @@ import pytest
 import scrd_fast
 from scrd_fast.errors import CheckpointError, InputError
 from scrd_fast.model.checkpoint import read_tensors
+from scrd_fast.training.batches import Batches
 from scrd_fast.training.noise import NoiseConfig
 
 SMALL = {"input_size": 32, "batch_size": 4, "progress": False,
@@ -39,3 +40,30 @@ def test_bad_arguments(tmp_path):
     with pytest.raises(InputError, match="data"):
         scrd_fast.pretrain_teacher([], tmp_path / "t.safetensors", **SMALL)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_coarse_steps(tmp_path, monkeypatch):
+    """The first steps see half the pixels and half the noise's lengths, the others all of them."""
+    seen = []
+    original = Batches._read
+
+    def reading(self, step):
+        clean, patches = original(self, step)
+        seen.append((step, clean.shape[-1], self.noise.min_side, self.noise.wavelength))
+        return clean, patches
+
+    monkeypatch.setattr(Batches, "_read", reading)
+    images = np.random.default_rng(0).integers(0, 256, (12, 64, 64), dtype=np.uint8)
+    options = SMALL | {"input_size": 64, "steps": 3, "coarse_steps": 2}
+    teacher = scrd_fast.pretrain_teacher(images, tmp_path / "t.safetensors", **options)
+    assert seen == [(0, 32, 4, 16.0), (1, 32, 4, 16.0), (2, 64, 8, 32.0)]
+    assert read_tensors(teacher, "teacher")[0]["training"]["coarse_steps"] == 2
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"coarse_steps": 4, "steps": 3}, "coarse_steps: expected from 0 to steps, 3, got 4"),
+    ({"coarse_steps": 1, "input_size": 96}, "input_size: expected a multiple of 64")])
+def test_bad_coarse_steps(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        scrd_fast.pretrain_teacher(np.zeros((2, 32, 32), np.uint8), tmp_path / "t.safetensors",
+                                   **options)
