@@ -6,8 +6,9 @@ part; the test part is made, opened and scored once, at the end.
 
 import json
 import os
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
-from scrd_fast.data.demo_brain import DemoImages, make_images
+from scrd_fast.data.demo_brain import SIZE, DemoImages, make_images
 from scrd_fast.engine.backends.choice import check_precision, choose_backend
 from scrd_fast.engine.build import build_engine
 from scrd_fast.engine.calibrate import calibrate
@@ -27,15 +27,18 @@ from scrd_fast.engine.load import load_engine
 from scrd_fast.engine.measure import latency_ms
 from scrd_fast.files import atomic_write, check_writable
 from scrd_fast.model.reference import score_images
-from scrd_fast.model.scrd import SCRD
+from scrd_fast.model.scrd import SCRD, Teacher
 from scrd_fast.model.teacher_weights import load_teacher
+from scrd_fast.progress import duration, show_progress
 from scrd_fast.report.overlays import write_overlays
 from scrd_fast.report.scores import table_rows, write_table
 from scrd_fast.spec import ScoringSpec
+from scrd_fast.torch_state import own_state, seeded
+from scrd_fast.training.batches import autocast
 from scrd_fast.training.evaluation import auroc
 from scrd_fast.training.loop import train
 from scrd_fast.training.noise import NoiseConfig
-from scrd_fast.training.pretrain import pretrain_teacher
+from scrd_fast.training.pretrain import PretrainConfig, pretrain_teacher
 
 NOTE = ("The anatomy is real (MNI152 T1 template); the subjects are synthetic warps of that one"
         " brain, and the lesions are synthetic.")
@@ -46,7 +49,7 @@ RATE = 0.05  # of false alarms, that decisions are calibrated for
 BACKBONE = "resnet18"
 
 # Chosen on validation subjects; docs/method.md shows what was tried.
-PRETRAIN: dict[str, Any] = {"steps": 2000}
+PRETRAIN: dict[str, Any] = {"steps": 1350, "coarse_steps": 1200}
 TRAIN: dict[str, Any] = {
     "steps": 160,
     "weighting": "none",
@@ -72,6 +75,11 @@ class DemoResult:
     summary: dict[str, Any]
 
 
+# Time of a teacher's step at half the size, of a student's step, and of all else, in times of a
+# teacher's step forth and back.
+COARSE_COST, STUDENT_COST, REST_COST = 0.27, 2.6, 180
+
+
 def training_precision() -> str:
     """bf16 autocast where the CPU computes in it, which halves the time of a step, else fp32."""
     from scrd_fast.engine.backends.torch_eager import precisions
@@ -79,6 +87,7 @@ def training_precision() -> str:
     return "bf16" if "bf16" in precisions() else "fp32"
 
 
+@own_state()
 def run_demo(
     out: str | os.PathLike[str], *, teacher: str = "pretrain", seed: int = 0,
     precision: str = "auto", progress: bool = True,
@@ -92,29 +101,25 @@ def run_demo(
     began = time.perf_counter()
     folder = Path(out)
     check_writable(folder, "out", folder=True)
-    console = Console(stderr=True, quiet=not progress)
-    console.print(NOTE)
+    trained_in = training_precision()
+    if progress:
+        print(f"{NOTE}\n{_plan(trained_in, pretrain=teacher == 'pretrain')}", file=sys.stderr)
     normal = _make("train", seed, progress).images
     held = _make("validation", seed, progress).images
-    autocast = training_precision()
 
     if teacher == "pretrain":
         teacher = str(pretrain_teacher(
             normal, folder / "teacher.safetensors", progress=progress, backbone=BACKBONE,
-            input_size=normal.shape[1], seed=seed, precision=autocast, **PRETRAIN))
+            input_size=normal.shape[1], seed=seed, precision=trained_in, **PRETRAIN))
     checkpoint = train(
         normal, folder / "model.safetensors", validation=held, progress=progress,
         backbone=BACKBONE, teacher=teacher, input_size=normal.shape[1], seed=seed,
-        precision=autocast, **TRAIN)
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("engine")
-        engine = build_engine(
-            folder / "model.safetensors", precision=precision, images=held,
-            progress=lambda done, total, what: bar.update(
-                task, completed=done, total=total, description=what))
-
-    engine.close()
-    decisions = calibrate(engine.path, held, fpr=RATE)
+        precision=trained_in, **TRAIN)
+    with show_progress("engine", enabled=progress) as step:
+        engine = build_engine(folder / "model.safetensors", precision=precision, images=held,
+                              progress=step)
+        engine.close()
+        decisions = calibrate(engine.path, held, fpr=RATE, progress=step)
     engine = load_engine(engine.path)
 
     test = _make("test", seed, progress)
@@ -155,6 +160,30 @@ def run_demo(
     return DemoResult(folder, summary)
 
 
+def _plan(precision: str, *, pretrain: bool) -> str:
+    """What the demo will do, and about how long that takes here: three steps are timed."""
+    side, batch = SIZE, PretrainConfig().batch_size
+    pixels = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with seeded(0):
+        teacher = Teacher(BACKBONE)
+    teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        with autocast(torch.device("cpu"), precision):
+            loss = sum(f.float().mean() for f in teacher(
+                pixels.contiguous(memory_format=torch.channels_last)))
+        assert isinstance(loss, torch.Tensor)
+        loss.backward()
+        seconds.append(time.perf_counter() - began)
+    coarse, steps = PRETRAIN["coarse_steps"] if pretrain else 0, PRETRAIN["steps"] * pretrain
+    work = steps - coarse + COARSE_COST * coarse + STUDENT_COST * TRAIN["steps"] + REST_COST
+    taught = f"a teacher for {steps} steps, " if pretrain else ""
+    return (f"Trains {taught}a student for {TRAIN['steps']} steps, builds an engine, and scores"
+            f" {SUBJECTS['test'] * SLICES} images of other subjects."
+            f" About {duration(min(seconds) * work)} on this machine.")
+
+
 def print_summary(result: DemoResult) -> None:
     """The summary as a short table, and where the files are."""
     s = result.summary
@@ -192,8 +221,8 @@ def intensity_scores(normal: NDArray[np.uint8], images: NDArray[np.uint8]) -> ND
 
 def _untrained_scores(spec: ScoringSpec, test: DemoImages, seed: int) -> torch.Tensor:
     """Baseline: the same model, teacher included, with its initial random weights."""
-    torch.manual_seed(seed)
-    model = SCRD(BACKBONE)
+    with seeded(seed):
+        model = SCRD(BACKBONE)
     load_teacher(model, "random")
     result, _ = score_images(model, spec, test.images, maps=False)
     return result.score(spec)
@@ -201,6 +230,11 @@ def _untrained_scores(spec: ScoringSpec, test: DemoImages, seed: int) -> torch.T
 
 def _make(part: str, seed: int, progress: bool) -> DemoImages:
     share = 0.5 if part == "test" else 0.0
-    with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
-        seeds = bar.track(subjects(part, seed), description=f"{part} subjects")
-        return make_images(seeds, SLICES, anomalous_share=share)
+    what = f"{part} subjects"
+    images: list[DemoImages] = []
+    with show_progress(what, enabled=progress) as step:
+        for done, subject in enumerate(seeds := subjects(part, seed)):
+            step(done, len(seeds), what)
+            images.append(make_images([subject], SLICES, anomalous_share=share))
+    return DemoImages(*(np.concatenate([getattr(one, f.name) for one in images])
+                        for f in fields(DemoImages)))

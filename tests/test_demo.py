@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -15,9 +16,12 @@ pytest.importorskip("nilearn", reason="needs the demo extra")
 def test_short_demo_writes_everything(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "SUBJECTS", {"train": 2, "validation": 5, "test": 3})
     monkeypatch.setattr(demo, "SLICES", 4)
-    monkeypatch.setattr(demo, "PRETRAIN", demo.PRETRAIN | {"steps": 2})
+    monkeypatch.setattr(demo, "PRETRAIN", demo.PRETRAIN | {"steps": 2, "coarse_steps": 1})
     monkeypatch.setattr(demo, "TRAIN", demo.TRAIN | {"steps": 2})
-    result = demo.run_demo(tmp_path / "out", precision="fp32", progress=False)
+    result = demo.run_demo(tmp_path / "out", precision="fp32", progress=True)
+    plan = capsys.readouterr().err
+    assert re.search(r"a teacher for 2 steps, a student for 2 steps, .* 12 images", plan)
+    assert re.search(r"About .*\d (s|min) on this machine\.", plan)
     demo.print_summary(result)
     out = tmp_path / "out"
     assert {p.name for p in out.iterdir()} == {

@@ -35,8 +35,8 @@ from scrd_fast.training.schedule import warmup_cosine
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """backbone, input_size: of the model to come; steps of batch_size images; coarse_steps: how many
-    of them, from the first on, run at half the input size with the noise's law halved, for a
+    """backbone, input_size: of the model to come; steps of batch_size images; coarse_steps: so
+    many of them, the first, run at half the input size with the noise's law halved, for a
     quarter of the time; AdamW at learning_rate with a short warm-up and a cosine decay; threshold:
     a pixel counts as moved where |noise| is larger, in [0, 1] pixels; noise: law of the patches."""
 
