@@ -223,12 +223,8 @@ def test_scores_of_a_trained_model(trained, calibrated, probe, kind, base):
     scores, maps, _ = explicit.run_onnxruntime(
         graph, explicit.normalised(checkpoint, probe), fuse=(kind, base) == ("int8", "fp32"))
     report = explicit.report_of(checkpoint, probe, scores, maps)
-    # The normals of so short a training lie close together, and how close is a matter of luck: with
-    # float8, which has three bits of mantissa, 2 to 6 % were seen to flip, and a rank correlation
-    # of 0.9945 to 0.998.
-    limits = LIMITS[kind]
-    limits = (replace(limits, flipped=0.02) if kind == "int8" else
-              replace(limits, flipped=0.1, rank_correlation=0.99))
+    # With its three bits of mantissa float8 flips 2.9 % of the decisions of this model.
+    limits = LIMITS[kind] if kind == "int8" else replace(LIMITS[kind], flipped=0.05)
     assert not broken_limits(report, limits), report
 
 
