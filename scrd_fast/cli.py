@@ -192,7 +192,11 @@ def build(
     from scrd_fast.engine.build import build_engine
     from scrd_fast.engine.load import rebuild_engine
     from scrd_fast.files import check_writable
-    from scrd_fast.report.build_report import check_matplotlib, write_build_report
+    from scrd_fast.report.build_report import (
+        check_matplotlib,
+        private_matplotlib,
+        write_build_report,
+    )
 
     if (checkpoint is None) == (again is None):
         raise typer.BadParameter("expected a checkpoint or --from ENGINE, and not both")
@@ -226,7 +230,8 @@ def build(
     if engine.decisions is not None:
         typer.echo("  calibration kept: the model is the same, and so are the scores")
     if report is not None:
-        write_build_report(engine.path, report)
+        with private_matplotlib(report.parent):
+            write_build_report(engine.path, report)
         typer.echo(f"{report}: what was tried")
 
 
@@ -435,7 +440,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; an error is one line on standard error and exit code 2."""
     _open_standard_streams()
     with _plain_warnings():
-        code, text = _run(sys.argv[1:] if arguments is None else arguments)
+        code, text = _run(sys.argv[1:] if arguments is None else [*arguments])
     try:
         sys.stdout.flush()
     except BrokenPipeError:

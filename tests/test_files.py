@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scrd_fast.errors import OutputError, ScrdError
-from scrd_fast.files import atomic_write
+from scrd_fast.errors import InputError, OutputError, ScrdError
+from scrd_fast.files import as_path, atomic_write, check_writable
 
 
 def test_a_new_file_in_a_new_folder(tmp_path):
@@ -113,7 +113,7 @@ def test_a_disk_that_takes_no_more(tmp_path, run_with_file_limit):
     path.write_bytes(b"older")
     printed = run_with_file_limit(f"""
 from scrd_fast.errors import OutputError
-from scrd_fast.files import atomic_write
+from scrd_fast.files import as_path, atomic_write, check_writable
 try:
     with atomic_write({str(path)!r}) as temporary:
         temporary.write_bytes(bytes(100_000))
@@ -123,3 +123,73 @@ except OutputError as error:
     assert printed == f"{path}: cannot be written: File too large\n"
     assert path.read_bytes() == b"older"
     assert os.listdir(tmp_path) == ["file.bin"]
+
+
+def test_a_symbolic_link_stays_one(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "file").write_bytes(b"older")
+    (tmp_path / "link").symlink_to(Path("real") / "file")
+    write_to(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "file").read_bytes() == b"x"
+    assert os.listdir(tmp_path / "real") == ["file"]
+
+
+@pytest.mark.parametrize("name", [b"x" * 255, b"M\xfcller.csv", "Müller [bold].csv".encode()])
+def test_any_name_that_the_file_system_takes(tmp_path, name):
+    path = tmp_path / os.fsdecode(name)
+    check_writable(path, "out")
+    write_to(path)
+    assert os.listdir(os.fsencode(tmp_path)) == [name]
+
+
+REFUSED = {
+    "file/below.csv": "expected a folder|Not a directory",
+    "folder": "expected a file, got a folder",
+    f"new/{'x' * 256}/s.csv": "File name too long",
+    "ä" * 128: "File name too long",
+    "/proc/new/s.csv": "No such file|Permission denied|Read-only",
+    "/dev/full": "device",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_written_is_found_before(tmp_path, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / name
+    with pytest.raises(OutputError, match=f"^--out: .*cannot be written: .*({REFUSED[name]})"):
+        check_writable(path, "--out")
+    with pytest.raises(OutputError):  # and it is true
+        write_to(path)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+    assert os.listdir(tmp_path / "folder") == []
+
+
+def test_a_folder_to_write_to(tmp_path):
+    (tmp_path / "file").touch()
+    for good in (tmp_path, tmp_path / "new", tmp_path / "new" / "deeper"):
+        check_writable(good, "out", folder=True)
+    for bad in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/new")):
+        with pytest.raises(OutputError, match=r"^out: .*: cannot be written: "):
+            check_writable(bad, "out", folder=True)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_is_read_is_not_overwritten(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "link.csv").symlink_to("a.png")
+    inputs = [tmp_path / "gone.png", tmp_path / "b.png", tmp_path / "a.png"]
+    check_writable(tmp_path / "c.csv", "out", inputs=inputs)
+    for out in ("a.png", "../" + tmp_path.name + "/a.png", "link.csv"):
+        with pytest.raises(InputError, match="out: expected another file than those"):
+            check_writable(tmp_path / out, "out", inputs=inputs)
+
+
+def test_paths_of_every_kind(tmp_path):
+    for value in (str(tmp_path), os.fsencode(tmp_path), tmp_path):
+        assert as_path(value, "path") == tmp_path
+    for wrong in (5, None, ["a"], "a\0b"):
+        with pytest.raises(InputError, match="^path: expected a path, got "):
+            as_path(wrong, "path")

@@ -2,9 +2,12 @@
 
 import html
 import os
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 from scrd_fast.engine.file import Manifest, read_engine_file
@@ -37,6 +40,16 @@ def check_matplotlib() -> None:
     if not find_spec("matplotlib"):
         raise BackendUnavailable("report: expected matplotlib, got none; pip install"
                                  " scrd-fast[report]")
+
+
+@contextmanager
+def private_matplotlib(folder: Path) -> Iterator[None]:
+    """For the command line: Matplotlib, and fontconfig which it asks for fonts, keep what they find
+    out in a folder within `folder` that goes again, not below the user's home."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".scrd-", dir=folder) as cache:
+        os.environ |= {"MPLCONFIGDIR": cache, "XDG_CACHE_HOME": cache}
+        yield
 
 
 def _page(manifest: Manifest, name: str) -> str:
