@@ -86,12 +86,12 @@ def _stages(settings: PretrainConfig) -> list[tuple[ScoringSpec, NoiseConfig, in
 
 @own_state()
 def pretrain_teacher(
-    data: Any, out: str | os.PathLike[str], *, progress: bool = True, device: str | None = None,
-    **config: Any,
+    data: Any, out: str | os.PathLike[str], *, skip_bad: bool = False, progress: bool = True,
+    device: str | None = None, **config: Any,
 ) -> Path:
     """Train a teacher on normal images and write it to `out` (.safetensors).
 
-    data: normal images as `train` takes them; config: fields of PretrainConfig. The file is what
+    data, skip_bad: as `train` takes them; config: fields of PretrainConfig. The file is what
     `train(..., teacher=out)` takes. Raises InputError, DataError, OutputError.
     """
     settings = from_mapping(PretrainConfig, config, "pretrain_teacher", partial=True)
@@ -99,6 +99,7 @@ def pretrain_teacher(
     target = as_path(out, "out")
     check_writable(target, "out")
     images = ImageSet(data)
+    images.check(skip_bad=skip_bad, progress=progress)
     place = torch.device(device or "cpu")
     with seeded(settings.seed):
         teacher, heads = Teacher(settings.backbone), _Heads(settings.backbone)
