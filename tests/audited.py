@@ -10,8 +10,8 @@ from typing import Any
 from scrd_fast.cli import main
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_CHANGES = ("os.mkdir", "os.rename", "os.link", "os.symlink", "os.truncate", "os.remove", "os.rmdir",
-            "os.chmod", "os.chown", "os.utime")
+_CHANGES = ("os.mkdir", "os.rename", "os.link", "os.symlink", "os.truncate", "os.remove",
+            "os.rmdir", "os.chmod", "os.chown", "os.utime")
 _HARMLESS = ("socket.gethostname",)
 
 

@@ -160,9 +160,9 @@ def test_what_cannot_be_written_is_found_before(tmp_path, name):
     path = tmp_path / name
     with pytest.raises(OutputError, match=f"^--out: .*cannot be written: .*({REFUSED[name]})"):
         check_writable(path, "--out")
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
     with pytest.raises(OutputError):  # and it is true
         write_to(path)
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
     assert os.listdir(tmp_path / "folder") == []
 
 
@@ -191,5 +191,5 @@ def test_paths_of_every_kind(tmp_path):
     for value in (str(tmp_path), os.fsencode(tmp_path), tmp_path):
         assert as_path(value, "path") == tmp_path
     for wrong in (5, None, ["a"], "a\0b"):
-        with pytest.raises(InputError, match="^path: expected a path, got "):
+        with pytest.raises(InputError, match=r"^path: expected a path, got "):
             as_path(wrong, "path")

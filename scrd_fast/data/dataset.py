@@ -18,8 +18,8 @@ from torch import Tensor
 from scrd_fast.data.images import is_paths, list_images, read_image
 from scrd_fast.errors import DataError, InputError, expect
 from scrd_fast.ops.preprocess import check_images, to_pixels
+from scrd_fast.progress import show_progress
 from scrd_fast.spec import ScoringSpec
-from scrd_fast.training.progress import training_progress
 
 _LISTED = 20  # bad images are named one by one, up to so many
 
@@ -61,11 +61,12 @@ class ImageSet:
         places = range(rank, count, world)
         shown = progress and rank == 0 and self._files
         found = []
-        with training_progress(f"checking {self.name}", len(places), enabled=shown) as report, (
+        what = f"checking {self.name}"
+        with show_progress(what, enabled=shown) as report, (
                 _map_in_order(self._files)) as in_order:
             for seen in in_order(self._examine, places):
                 found.append(seen)
-                report(len(found))
+                report(len(found), len(places), what)
         if world > 1:
             parts: list[Any] = [None] * world
             dist.all_gather_object(parts, found)
