@@ -49,7 +49,7 @@ RATE = 0.05  # of false alarms, that decisions are calibrated for
 BACKBONE = "resnet18"
 
 # Chosen on validation subjects; docs/method.md shows what was tried.
-PRETRAIN: dict[str, Any] = {"steps": 1350, "coarse_steps": 1200}
+PRETRAIN: dict[str, Any] = {"steps": 2000, "coarse_steps": 0}
 TRAIN: dict[str, Any] = {
     "steps": 160,
     "weighting": "none",

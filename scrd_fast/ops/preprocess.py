@@ -5,6 +5,7 @@ uint16 by 65535, float32 and float64 are in [0, 1] already. Then the float bilin
 spec, three channels, and (x - mean) / std.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scrd_fast import _native
-from scrd_fast.errors import NotFiniteError, expect
+from scrd_fast.errors import NotFiniteError, expect, fail
 from scrd_fast.ops.implementations import (
     as_array,
     check_device,
@@ -26,31 +27,62 @@ from scrd_fast.spec import ScoringSpec
 
 FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0, torch.float32: 1.0, torch.float64: 1.0}
 OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Floats may lie this far outside [0, 1], as rounding resamplers leave them.
+RANGE_SLACK = 1e-3
 _DTYPES = "dtype uint8, uint16 or float32"
 _BATCH = "uint8, uint16 or float (N, H, W) or (N, H, W, 3)"
 
 
+def _check_kind(value: Any, name: str) -> None:
+    """Raise InputError for arrays and tensors whose memory is not one value per element."""
+    if isinstance(value, np.ma.MaskedArray):
+        fail(name, "an array without a mask", "a masked array; fill it first")
+    if isinstance(value, Tensor):
+        dense = value.layout == torch.strided and not value.is_nested and not value.is_meta
+        kind = "meta" if value.is_meta else "nested" if value.is_nested else value.layout
+        expect(dense, name, "a dense tensor with values", f"a tensor that is {kind}")
+
+
+def _check_range(value: Any, name: str) -> None:
+    """Raise InputError for a float array or tensor that leaves [0, 1]; values that are not finite
+    are left to the check for those."""
+    floats = (value.is_floating_point() if isinstance(value, Tensor)
+              else isinstance(value, np.ndarray) and value.dtype.kind == "f")
+    if not floats or 0 in value.shape:
+        return
+    low, high = (float(np.float32(float(end))) for end in (value.min(), value.max()))
+    inside = low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK
+    if not inside and math.isfinite(low) and math.isfinite(high):
+        fail(name, f"{value.dtype} in [0, 1]", f"values from {low:g} to {high:g}; pass integers as"
+             " uint8 or uint16, or divide by the largest value that the format can hold")
+
+
 def _as_tensor(value: Any, name: str) -> Tensor:
     """A tensor view of an array or tensor of an accepted dtype."""
+    _check_kind(value, name)
     if isinstance(value, np.ndarray):
         dtype = value.dtype.newbyteorder("=")
         accepted = dtype in (np.uint8, np.uint16, np.float32, np.float64)
         expect(accepted, name, _DTYPES, value.dtype)
         native = value if value.dtype.isnative else value.astype(dtype)
         readable = native if native.flags.writeable else native.copy()
-        return torch.from_numpy(np.ascontiguousarray(readable))
+        contiguous = np.ascontiguousarray(readable)
+        # An axis of length 1 that was flipped counts as contiguous, which PyTorch does not take.
+        backwards = any(stride < 0 for stride in contiguous.strides)
+        return torch.from_numpy(contiguous.copy() if backwards else contiguous)
     expect(isinstance(value, Tensor), name, "an array or a tensor", type(value).__name__)
     expect(value.dtype in FULL_SCALE, name, _DTYPES, value.dtype)
     return value
 
 
-def _check_finite(images: Tensor, name: str, wait: bool = True) -> None:
+def _check_values(images: Tensor, name: str, wait: bool = True) -> None:
     if images.is_floating_point() and (wait or not images.is_cuda):
         bad = ~torch.isfinite(images.to(torch.float32))  # what the network computes in
         if bool(bad.any()):
             where = tuple(int(i) for i in bad.nonzero()[0])
             raise NotFiniteError(
                 f"{name}: expected finite values, got {float(images[where])} at index {where}")
+        _check_range(images, name)
 
 
 def taps(length: int, size: int) -> tuple[Tensor, Tensor]:
@@ -83,7 +115,8 @@ def check_images(
 ) -> Tensor | list[Tensor]:
     """The images as one tensor, or as a list of tensors (H, W) or (H, W, 3), all checked.
 
-    wait: also look for values that are not finite in tensors on a GPU, which waits for it. Raises
+    wait: also look at the values of tensors on a GPU, which waits for it: floats that are not
+    finite, or outside [0, 1]. Raises
     InputError that names the argument `name`, or the image in it, that does not fit.
     """
     if isinstance(images, np.ndarray | Tensor):
@@ -93,7 +126,7 @@ def check_images(
         expect(good, name, _BATCH, f"{tensor.dtype} {shape}")
         expect(len(tensor) > 0, name, "at least one image", f"an empty batch {shape}")
         expect(all(shape), name, "images of at least one pixel", shape)
-        _check_finite(tensor, name, wait)
+        _check_values(tensor, name, wait)
         return tensor
     expect(_is_list(images), name, f"{_BATCH}, or a list of images", type(images).__name__)
     expect(len(images) > 0, name, "at least one image", "an empty list")
@@ -103,7 +136,7 @@ def check_images(
         good = tensor.ndim == 2 or (tensor.ndim == 3 and tensor.shape[2] == 3)
         expect(good and tensor.numel() > 0, f"{name}[{i}]", "(H, W) or (H, W, 3)",
                tuple(tensor.shape))
-        _check_finite(tensor, f"{name}[{i}]", wait)
+        _check_values(tensor, f"{name}[{i}]", wait)
         tensors.append(tensor)
     return tensors
 
@@ -152,6 +185,8 @@ def as_arrays(images: Any, name: str) -> Any:
     Copied are only tensors of another device and arrays in another byte order.
     """
     def array(value: Any, name: str) -> Any:
+        _check_kind(value, name)
+        _check_range(value, name)
         if isinstance(value, np.ndarray):
             return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
         if isinstance(value, Tensor):

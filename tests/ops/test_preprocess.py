@@ -337,16 +337,36 @@ def test_a_batch_too_large_for_any_memory():
 
 
 def test_the_dtype_decides_not_the_values():
-    bright = random_image((1, 40, 40, 3), "float32") * 255
-    assert np.array_equal(to_pixels(bright, ScoringSpec(input_size=32)).numpy(),
-                          to_pixels(bright.astype(np.float64), ScoringSpec(input_size=32)).numpy())
-    whole = random_image((1, 64, 64, 3), "float32") * 255
-    assert np.array_equal(to_pixels(whole, SPEC).numpy(), whole.transpose(0, 3, 1, 2))
     dark = np.ones((1, 64, 64, 3), np.uint8)
     assert to_pixels(dark, SPEC).unique().tolist() == [float(np.float32(1) / np.float32(255))]
     dark16 = np.full((1, 64, 64), 255, np.uint16)
     assert to_pixels(dark16, SPEC).unique().tolist() == [
         float(np.float32(255) / np.float32(65535))]
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_floats_outside_their_range(impl, dtype):
+    """Scales of integers sneak in as floats; what resampling leaves is let through."""
+    image = random_image((1, 40, 40, 3), dtype)
+    preprocess(image * (1 + 1e-4), SPEC, impl=impl)
+    message = r"^images: expected .*float\d\d in \[0, 1\], got values from .* to 2.*; pass int"
+    with pytest.raises(InputError, match=message):
+        preprocess(image * 255, SPEC, impl=impl)
+    with pytest.raises(InputError, match=r"^images\[1\]: expected .* in \[0, 1\], got values from"):
+        preprocess([image[0], image[0] - 0.5], SPEC, impl=impl)
+
+
+def test_memory_that_holds_no_image():
+    flipped = random_image((1, 40, 1, 3), "float32")[:, :, ::-1]
+    assert torch.equal(to_pixels(flipped, SPEC), to_pixels(flipped.copy(), SPEC))
+    whole = torch.from_numpy(random_image((1, 40, 40), "float32"))
+    masked = np.ma.masked_less(whole.numpy(), 0.5)
+    for impl in (None, "reference"):
+        for wrong, what in ((whole.to_sparse(), "torch.sparse_coo"), (whole.to("meta"), "meta"),
+                            (masked, "a masked array")):
+            with pytest.raises(InputError, match=f"^images: expected .*, got a.*{what}"):
+                preprocess(wrong, SPEC, impl=impl)
 
 
 def test_an_input_is_left_as_it_was(run):
