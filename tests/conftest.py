@@ -16,6 +16,9 @@ ROOT = Path(__file__).parent.parent
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# Some tests import openvino, which would send an event without this (see tests/test_quiet.py).
+sys.modules.setdefault("openvino_telemetry", None)
+
 MakeFeatures = Callable[..., list[Tensor]]
 
 

@@ -161,9 +161,9 @@ def test_what_cannot_be_written_is_found_before(tmp_path, name):
     with pytest.raises(OutputError, match=f"^--out: .*cannot be written: .*({REFUSED[name]})"):
         check_writable(path, "--out")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+    assert os.listdir(tmp_path / "folder") == []
     with pytest.raises(OutputError):  # and it is true
         write_to(path)
-    assert os.listdir(tmp_path / "folder") == []
 
 
 def test_a_folder_to_write_to(tmp_path):
@@ -183,7 +183,7 @@ def test_what_is_read_is_not_overwritten(tmp_path):
     inputs = [tmp_path / "gone.png", tmp_path / "b.png", tmp_path / "a.png"]
     check_writable(tmp_path / "c.csv", "out", inputs=inputs)
     for out in ("a.png", "../" + tmp_path.name + "/a.png", "link.csv"):
-        with pytest.raises(InputError, match="out: expected another file than those"):
+        with pytest.raises(InputError, match=r"out: expected another file than those"):
             check_writable(tmp_path / out, "out", inputs=inputs)
 
 

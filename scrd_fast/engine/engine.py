@@ -200,7 +200,7 @@ class Engine:
         """
         if _is_path(batch):
             raise InputError("batch: expected a list of images or paths, got one path;"
-                             f" write score([{str(batch)!r}])")
+                             f" write score([{os.fsdecode(batch)!r}])")
         if _is_paths(batch):
             return self._score_paths([as_path(path, "batch") for path in batch], maps)
         return self.submit(batch, maps=maps).result()

@@ -6,10 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load, save
 
 import scrd_fast
-from scrd_fast.engine.file import read_engine_file, write_engine_file
-from scrd_fast.errors import DataError, EngineFileError, InputError
+from scrd_fast.engine.decisions import Decisions
+from scrd_fast.engine.file import GOLDEN, read_engine_file, write_engine_file
+from scrd_fast.engine.verify import check_same_scores
+from scrd_fast.errors import DataError, EngineFileError, FidelityError, InputError
+from scrd_fast.model.checkpoint import Checkpoint, save_checkpoint
+from scrd_fast.model.scrd import SCRD
 from tests.engine.conftest import organs, pictures
 
 cv2 = pytest.importorskip("cv2")
@@ -133,3 +138,74 @@ def test_pictures_are_not_kept(path):
     assert {name: np.shape(value) for name, value in manifest.calibration.items()} == {
         "normal_scores": (30,), "scale_weights": (30, 3), "rule": (), "target": (),
         "threshold": (), "report": ()}
+
+
+@pytest.fixture
+def calibrated(path):
+    scrd_fast.calibrate(path, NORMALS, fpr=0.05)
+    return path
+
+
+def build_over(path, checkpoint) -> scrd_fast.Engine:
+    return scrd_fast.build_engine(checkpoint, path, device="cpu", precision="fp32", buckets=(1,))
+
+
+def test_a_build_keeps_the_calibration_of_the_same_scores(calibrated, small_path, recwarn):
+    before = read_engine_file(calibrated)[0].calibration
+    with build_over(calibrated, small_path) as engine:
+        assert engine.decisions == Decisions.from_dict(before)
+        assert engine.score(FRESH).p_values is not None
+    assert read_engine_file(calibrated)[0].calibration == before
+    with scrd_fast.rebuild_engine(calibrated) as engine:
+        assert engine.decisions == Decisions.from_dict(before)
+    assert read_engine_file(calibrated)[0].calibration == before
+    assert [str(w.message) for w in recwarn if "calibration" in str(w.message)] == []
+
+
+def test_a_build_of_another_model_says_that_it_drops_the_calibration(calibrated, small, tmp_path):
+    torch.manual_seed(4)
+    other = Checkpoint(SCRD("resnet18").eval(), small.spec, small.config)
+    checkpoint = save_checkpoint(other, tmp_path / "other.safetensors")
+    with pytest.warns(UserWarning, match=r"m\.scrd: the calibration .* is dropped: it is of another"
+                                         r" model; calibrate again with: scrd-fast calibrate"):
+        engine = build_over(calibrated, checkpoint)
+    with engine:
+        assert engine.decisions is None
+    assert read_engine_file(calibrated)[0].calibration is None
+
+
+def test_a_calibration_that_is_none_is_dropped(path, small_path):
+    manifest, members = read_engine_file(path)
+    write_engine_file(path, replace(manifest, calibration={"threshold": 1}), members)
+    with pytest.warns(UserWarning, match=r"is dropped: manifest\.calibration"):
+        build_over(path, small_path).close()
+    scrd_fast.load_engine(path).close()
+
+
+def test_scores_that_decisions_hold_for(small_file):
+    """As many may be decided otherwise as the precisions allow: the looser of the two."""
+    golden = read_engine_file(small_file)[1][GOLDEN]
+    tensors = load(golden)
+    scores = tensors["probe_scores"]
+    rising = np.argsort(scores)
+    swapped = scores.copy()
+    # Beside the 90th percentile: four decisions of 2 000 (200 images, ten thresholds) at most.
+    swapped[rising[[178, 181]]] = scores[rising[[181, 178]]]
+
+    def check(old, *precisions):
+        check_same_scores(save(tensors | {"probe_scores": old}), golden, precisions)
+
+    check(scores, "fp32", "fp32")
+    check(scores * np.float32(1 + 1e-7), "fp32", "fp32")
+    for fine in (("fp32", "bf16"), ("int8", "fp32"), ("bf16", "bf16")):
+        check(swapped, *fine)
+    with pytest.raises(FidelityError, match="of the decisions about probe images are others now"):
+        check(swapped, "fp32", "fp32")
+    for bad in (scores * np.float32(1.5), scores[::-1].copy()):
+        with pytest.raises(FidelityError):
+            check(bad, "int8", "int8")
+    with pytest.raises(FidelityError, match="another model"):
+        check_same_scores(save(tensors | {"scores": tensors["scores"] * np.float32(1.001)}), golden,
+                          ("int8", "int8"))
+    with pytest.raises(EngineFileError, match="cannot be read"):
+        check_same_scores(b"", golden, ("int8", "int8"))

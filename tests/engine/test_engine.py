@@ -1,5 +1,8 @@
 """Engines against the reference model, and what they make of bad input."""
 
+import copy
+import multiprocessing
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +20,7 @@ from scrd_fast.engine.file import read_engine_file, write_engine_file
 from scrd_fast.errors import (
     BackendUnavailable,
     CheckpointError,
+    ClosedError,
     EngineFileError,
     FidelityError,
     InputError,
@@ -328,3 +332,69 @@ def test_networks_that_make_no_engine(engine_file, tmp_path, backend, content):
                              members | {"network.onnx": content})
     with pytest.raises(EngineFileError, match=r"m\.scrd: "):
         scrd_fast.load_engine(path).score(np.zeros((1, 64, 64), np.uint8))
+
+
+def score_elsewhere(engine, images):
+    """In a spawned process, which has no current engine of its own."""
+    with pytest.raises(InputError, match=r"^score: expected an engine"):
+        scrd_fast.score(images)
+    return engine.score(images)
+
+
+def test_an_engine_and_its_results_travel(small_file):
+    """To a spawned worker, as Ray's and joblib's: by the path of its file."""
+    images = pictures(3, 64)
+    with scrd_fast.load_engine(small_file) as engine:
+        expected = engine.score(images)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            result = pool.apply(score_elsewhere, (engine, images))
+        np.testing.assert_array_equal(result.scores, expected.scores)
+        np.testing.assert_array_equal(result.maps, expected.maps)
+        assert scrd_fast.score(images, maps=False).maps is None  # the current one as before
+
+
+def test_a_copy_of_an_engine_is_one_of_its_own(small_file, small_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(small_file.parent)
+    images = pictures(2, 64)
+    with scrd_fast.load_engine(small_file.name, mode="throughput") as engine:
+        monkeypatch.chdir(tmp_path)  # the name is not that of a file here
+        scores = engine.score(images).scores
+        for another in (copy.copy(engine), copy.deepcopy(engine)):
+            assert another._again == engine._again  # mode and device, too
+            np.testing.assert_array_equal(another.score(images).scores, scores)
+            another.close()
+        assert _current._engine is engine
+        np.testing.assert_array_equal(engine.score(images).scores, scores)
+    with scrd_fast.build_engine(small_path, tmp_path / "m.scrd", device="cpu", precision="fp32",
+                                buckets=(1,)) as built:
+        pickle.loads(pickle.dumps(built)).close()
+        packed = pickle.dumps(built)
+    scrd_fast.calibrate(tmp_path / "m.scrd", pictures(30, 64), fpr=0.05)
+    with pytest.raises(EngineFileError, match=r"m\.scrd: expected the engine that was pickled"):
+        pickle.loads(packed)
+
+
+def test_what_does_not_travel_says_so(small_file):
+    engine = scrd_fast.load_engine(small_file)
+    pending = engine.submit(pictures(1, 64))
+    with pytest.raises(InputError, match=r"pickle what pending\.result\(\) returns"):
+        pickle.dumps(pending)
+    pending.result()
+    engine.close()
+    for travel in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(ClosedError):
+            travel(engine)
+
+
+def test_paths_may_be_bytes(small_file, tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    png = tmp_path / "a.png"
+    cv2.imwrite(str(png), pictures(1, 64)[0])
+    with scrd_fast.load_engine(bytes(small_file)) as engine:
+        named = engine.score([bytes(png), str(png), png])
+        assert named.errors == {}
+        assert len(set(named.scores.tolist())) == 1
+        with pytest.raises(InputError, match="got one path"):
+            engine.score(bytes(png))
+    with pytest.raises(InputError, match=r"^path: expected a path, got int"):
+        scrd_fast.load_engine(5)
