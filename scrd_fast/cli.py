@@ -30,6 +30,8 @@ Backbone = Annotated[str, typer.Option(
     help="resnet18, resnet34, resnet50 or wide_resnet50_2.")]
 InputSize = Annotated[int, typer.Option(help="Side of the network input, divisible by 32.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+SkipBad = Annotated[bool, typer.Option(
+    "--skip-bad", help="Leave out images that cannot be used instead of stopping.")]
 Autocast = Annotated[str, typer.Option(help="fp32, or autocast to bf16 or fp16.")]
 Precision = Annotated[str, typer.Option(
     help="auto, fp32, bf16, fp16 (on a GPU), int8 or, with TensorRT, fp8 (8 bits with --images);"
@@ -70,13 +72,15 @@ def pretrain_teacher(
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 16,
     seed: Seed = 111,
     precision: Autocast = "fp32",
+    skip_bad: SkipBad = False,
     quiet: Quiet = False,
 ) -> None:
     """Make a teacher from normal images, where ImageNet weights are not to be had."""
     from scrd_fast.training.pretrain import pretrain_teacher as run
 
-    path = run(str(data), out, progress=not quiet, backbone=backbone, input_size=input_size,
-               steps=steps, coarse_steps=coarse_steps, batch_size=batch_size, seed=seed,
+    path = run(str(data), out, skip_bad=skip_bad, progress=not quiet, backbone=backbone,
+               input_size=input_size, steps=steps, coarse_steps=coarse_steps,
+               batch_size=batch_size, seed=seed,
                precision=precision)
     typer.echo(f"{path}: use it with: scrd-fast train {data} model.safetensors --teacher {path}")
 
@@ -118,7 +122,10 @@ def train(
     validate_every: Annotated[int, typer.Option(help="Steps between validations.")] = 500,
     seed: Seed = 111,
     precision: Autocast = "fp32",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    resume: Annotated[bool, typer.Option(
+        "--resume", help="Continue a run that was interrupted, or that is to have more steps; where"
+                         " there is none, begin it.")] = False,
+    skip_bad: SkipBad = False,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -126,19 +133,24 @@ def train(
     from scrd_fast.data.dataset import labelled_folder
     from scrd_fast.training.loop import train as run
     from scrd_fast.training.noise import NoiseConfig
+    from scrd_fast.training.run import steps_done
 
+    done = steps_done(out) if resume else 0
     test = labelled_folder(published_test) if published_test is not None else None
     noise = NoiseConfig(strength=noise_strength, max_share=noise_share, channels=noise_channels,
                         texture=noise_texture)
     checkpoint = run(
         str(data), out, validation=None if validation is None else str(validation), test=test,
-        resume=resume, progress=not quiet, tensorboard=tensorboard, backbone=backbone,
-        teacher=teacher, input_size=input_size, steps=steps, batch_size=batch_size,
+        resume=resume, skip_bad=skip_bad, progress=not quiet, tensorboard=tensorboard,
+        backbone=backbone, teacher=teacher, input_size=input_size, steps=steps,
+        batch_size=batch_size,
         learning_rate=learning_rate, schedule=schedule, weighting=weighting, reduction=reduction,
         noise=noise, published_batchnorm=published_batchnorm, validate_every=validate_every,
         selection="validation" if test is None else "published_test", seed=seed,
         precision=precision)
     name, value = next((k, v) for k, v in checkpoint.metrics.items() if k.startswith("auroc"))
+    if done == steps:
+        typer.echo(f"{out}: complete: {done} steps are done; give more --steps to go on")
     typer.echo(f"{out}: best at step {checkpoint.metrics['step']}, {name} {value:.4f}")
     if test is not None:
         typer.echo("warning: the checkpoint was chosen on the test set (published protocol);"

@@ -36,6 +36,11 @@ def from_mapping(
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
+def is_whole(value: object, least: int) -> bool:
+    """Whether this is an integer (no bool) from `least` that fits into 63 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+
+
 def _is_number(value: object) -> bool:
     # A bound instead of isfinite, which overflows on the long integers that JSON allows.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30

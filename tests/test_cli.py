@@ -147,6 +147,34 @@ def test_train_and_pretrain(folder, tmp_path):
     assert "chosen on the test set" in done.stdout
 
 
+def test_train_resumes_and_leaves_out_what_is_damaged(folder, tmp_path):
+    from typer.testing import CliRunner
+
+    from scrd_fast.cli import app
+
+    def train(steps, *more):
+        return CliRunner().invoke(app, [
+            "train", str(folder / "images"), str(out), "--teacher", "random", "--steps", str(steps),
+            "--noise-share", "0.5", "--input-size", "32", "--batch-size", "2", "--quiet",
+            "--backbone", "resnet18", *more])
+
+    out = tmp_path / "m.safetensors"
+    assert re.search(r"1 of 4 images .*broken\.png: .*--skip-bad", str(train(1).exception))
+    with pytest.warns(UserWarning, match=r"broken\.png"), pytest.warns(
+            UserWarning, match="nothing to resume; begins with step 1"):
+        done = train(1, "--resume", "--skip-bad")
+    assert done.exit_code == 0, done.exception
+    assert "complete" not in done.output
+    done = train(1, "--resume", "--skip-bad")
+    assert done.exit_code == 0, done.exception
+    assert "m.safetensors: complete: 1 steps are done; give more --steps to go on" in done.output
+    assert "best at step 1" in done.output
+    with pytest.warns(UserWarning, match=r"broken\.png"):
+        done = train(2, "--resume", "--skip-bad")
+    assert done.exit_code == 0, done.exception
+    assert "best at step" in done.output
+
+
 def test_export(folder, tmp_path):
     done = run("export", folder / "model.safetensors", tmp_path / "model.onnx")
     assert done.returncode == 0, done.stderr

@@ -19,6 +19,8 @@ from scrd_fast.training.noise import NoiseConfig, synthesise
 MOST_IMAGES = 256
 # Epoch number of the validation noise: never reached by training.
 _VALIDATION_EPOCH = (1 << 30) - 1
+# What the AUROC is called in files and plots, by how the best checkpoint is selected.
+FIGURES = {"validation": "auroc_synthesised", "published_test": "auroc_test_used_for_selection"}
 
 
 def auroc(labels: NDArray[np.int64], scores: Any) -> float:
@@ -37,9 +39,8 @@ def auroc(labels: NDArray[np.int64], scores: Any) -> float:
 
 @dataclass(frozen=True)
 class Validation:
-    """Fixed pixels (N, 3, S, S) with labels; `name` says in files and plots what the AUROC is."""
+    """Fixed pixels (N, 3, S, S) with labels (N,), 1 = anomalous."""
 
-    name: str
     pixels: Tensor
     labels: NDArray[np.int64]
 
@@ -57,13 +58,18 @@ def normal_validation(
     epochs = np.full(len(indices), _VALIDATION_EPOCH)
     noisy = synthesise(normal, noise, seed=seed, epochs=epochs, indices=indices)
     labels = np.repeat([0, 1], len(indices))
-    return Validation("auroc_synthesised", torch.cat([normal, noisy]), labels)
+    return Validation(torch.cat([normal, noisy]), labels)
+
+
+def check_labels(labels: Any, count: int) -> NDArray[np.int64]:
+    """The labels (count,) of a test set, 0 and 1; raises InputError unless both are there."""
+    values = np.asarray(labels)
+    expect(values.shape == (count,) and set(np.unique(values)) == {0, 1}, "test labels",
+           f"({count},) of 0 and 1, both there", f"{values.shape} of {np.unique(values)}")
+    return values.astype(np.int64)
 
 
 def labelled_validation(images: ImageSet, labels: Any, spec: ScoringSpec) -> Validation:
     """A labelled set; choosing on the test set is the published protocol."""
-    values = np.asarray(labels)
-    expect(values.shape == (len(images),) and set(np.unique(values)) == {0, 1}, "test labels",
-           f"({len(images)},) of 0 and 1, both there", f"{values.shape} of {np.unique(values)}")
-    return Validation("auroc_test_used_for_selection",
-                      images.pixels(np.arange(len(images)), spec), values.astype(np.int64))
+    return Validation(images.pixels(np.arange(len(images)), spec),
+                      check_labels(labels, len(images)))

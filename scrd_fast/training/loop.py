@@ -1,13 +1,14 @@
 """A whole training: data, validation, what is saved and resumed, several processes."""
 
 import gc
+import hashlib
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,24 +16,17 @@ import torch
 import torch.distributed as dist
 
 from scrd_fast.data.dataset import ImageSet, split_validation
-from scrd_fast.errors import CheckpointError, expect
+from scrd_fast.errors import expect
 from scrd_fast.files import as_path, check_writable
-from scrd_fast.model.checkpoint import (
-    FORMAT,
-    Checkpoint,
-    ModelConfig,
-    load_checkpoint,
-    read_tensors,
-    save_checkpoint,
-    write_tensors,
-)
-from scrd_fast.model.scrd import new_model
+from scrd_fast.model.checkpoint import Checkpoint
+from scrd_fast.model.scrd import model_without_weights, new_model
 from scrd_fast.model.teacher_weights import load_teacher
 from scrd_fast.progress import show_progress
 from scrd_fast.spec import from_mapping
 from scrd_fast.torch_state import own_state
 from scrd_fast.training.batches import Batches
-from scrd_fast.training.evaluation import labelled_validation, normal_validation
+from scrd_fast.training.evaluation import check_labels, labelled_validation, normal_validation
+from scrd_fast.training.run import Run
 from scrd_fast.training.trainer import Figures, TrainConfig, Trainer
 
 
@@ -89,6 +83,7 @@ def train(
     validation: Any = None,
     test: tuple[Any, Any] | None = None,
     resume: bool = False,
+    skip_bad: bool = False,
     progress: bool = True,
     tensorboard: str | os.PathLike[str] | None = None,
     device: str | None = None,
@@ -98,12 +93,21 @@ def train(
 
     data: normal images, as an array, a list, a folder or a list of paths. validation: held-out
     normals of other patients (else a share of `data` is held out). test: (images, labels) with
-    1 = anomalous, only for selection="published_test". resume: continue from the state beside
-    `out`, bit for bit on the same number of CPU threads. tensorboard: folder for scalars.
-    config: fields of TrainConfig. Under torchrun every process calls this alike; process 0
-    writes. Returns the best checkpoint. Raises InputError, DataError, CheckpointError,
-    BackendUnavailable, OutputError.
+    1 = anomalous, only for selection="published_test". All images are looked at (files: decoded)
+    before the first step; skip_bad: leave those out, with a warning, that cannot be used, instead
+    of raising an error that lists them.
+
+    resume: continue from the state beside `out`, bit for bit on the same number of CPU threads,
+    with the same images and configuration; where nothing is there, from the beginning. More steps
+    extend a run with a constant schedule as if it had been started with them, finished or not; a
+    finished run with the same steps is returned as it is.
+
+    tensorboard: folder for scalars. config: fields of TrainConfig. Under torchrun every process
+    calls this alike; process 0 writes. Returns the best checkpoint. Raises InputError, DataError,
+    CheckpointError, BackendUnavailable, OutputError.
     """
+    if isinstance(config.get("teacher"), os.PathLike):
+        config["teacher"] = os.fspath(config["teacher"])
     settings = from_mapping(TrainConfig, config, "train", partial=True)
     expect((test is not None) == (settings.selection == "published_test"), "test",
            "labelled images with selection='published_test', and only then",
@@ -113,55 +117,73 @@ def train(
     try:
         place = _device(device, rank)
         with using_device(place):
-            return _train(data, target, validation, test, resume, progress, tensorboard,
-                          place, settings, rank, world)
+            return _train(Run(target, settings, world), data, validation, test, resume, skip_bad,
+                          progress, tensorboard, place, rank, world)
     finally:
         if started:
             leave_process_group()
 
 
 def _train(
-    data: Any, out: Path, validation: Any, test: tuple[Any, Any] | None, resume: bool,
-    progress: bool, tensorboard: str | os.PathLike[str] | None, device: torch.device,
-    config: TrainConfig, rank: int, world: int,
+    run: Run, data: Any, validation: Any, test: tuple[Any, Any] | None, resume: bool,
+    skip_bad: bool, progress: bool, tensorboard: str | os.PathLike[str] | None,
+    device: torch.device, rank: int, world: int,
 ) -> Checkpoint:
-    state_path = out.with_suffix(".state.safetensors")
+    config, spec = run.config, run.config.spec()
     if rank == 0:
         teacher_file = [] if config.teacher in ("imagenet", "random") else [config.teacher]
-        check_writable(out, "out", inputs=teacher_file)
-        check_writable(state_path, "out", inputs=teacher_file)
+        check_writable(run.out, "out", inputs=teacher_file)
+        check_writable(run.path, "out", inputs=teacher_file)
         if tensorboard is not None:
             check_writable(tensorboard, "tensorboard", folder=True)
-    spec = config.spec()
+    resumed = resume and run.resume()
+    if rank == 0 and resumed:
+        run.restore_best()
+    elif rank == 0 and resume:
+        warnings.warn(f"{run.out}: nothing to resume; begins with step 1", stacklevel=4)
+    if world > 1:
+        dist.barrier()
+    if run.finished:
+        return run.result()
+
+    check = partial(ImageSet.check, skip_bad=skip_bad, progress=progress, rank=rank, world=world)
     images = ImageSet(data)
-    chosen = np.arange(len(images))
+    check(images)
+    seen = {"data": {"count": len(images), "digest": images.digest}}
     if test is not None:
-        judge = labelled_validation(ImageSet(test[0], "test"), test[1], spec)
+        held = ImageSet(test[0], "test")
+        labels = check_labels(test[1], len(held))[check(held)]
+        judge = labelled_validation(held, labels, spec)
+        seen["test"] = {"count": len(held), "digest": held.digest,
+                        "labels": hashlib.sha256(labels.tobytes()).hexdigest()}
     elif validation is not None:
         held = ImageSet(validation, "validation")
+        check(held)
         judge = normal_validation(held, np.arange(len(held)), spec, config.noise, config.seed)
-    else:
+        seen["validation"] = {"count": len(held), "digest": held.digest}
+    chosen = np.arange(len(images))
+    if test is None and validation is None:
         chosen, held_out = split_validation(len(images), config.validation_share, config.seed)
         judge = normal_validation(images, held_out, spec, config.noise, config.seed)
 
-    model = new_model(config.backbone, config.seed)
-    teacher = load_teacher(model, config.teacher)
-    trainer = Trainer(config, model, device)
-    start, best, history = 0, -1.0, []
-    if resume:
-        header, tensors = read_tensors(state_path, "training state")
-        if header["training"] != _plain(config):
-            raise CheckpointError(f"{state_path}: expected the configuration of this run, got"
-                                  " another; resume with the options it was started with")
-        trainer.load_state(tensors, str(state_path))
-        start, best, history = header["step"], header["best"], header["history"]
-
+    if resumed:
+        run.check_images(seen)
+        model = model_without_weights(config.backbone)
+        trainer = Trainer(config, model, device)
+        trainer.load_state(run.tensors(), str(run.path))
+    else:
+        model = new_model(config.backbone, config.seed)
+        teacher = load_teacher(model, config.teacher)
+        trainer = Trainer(config, model, device)
+    start = run.step
     batches = Batches(images, chosen, spec, config.noise, config.seed, config.batch_size,
                       config.steps, start=start, rank=rank, world=world,
                       ahead=device.type != "cpu", device=device)
     unread: deque[Figures] = deque()
     late = 1 if device.type == "cuda" else 0  # a GPU is given the next step before it is asked
     writer = _tensorboard(tensorboard) if tensorboard is not None and rank == 0 else None
+    if rank == 0 and not resumed:
+        run.begin(teacher, seen)
     began = time.perf_counter()
     with show_progress("student", enabled=progress and rank == 0) as report, (
             writer or nullcontext()) as scalars:
@@ -175,8 +197,8 @@ def _train(
                 shown: dict[str, Any] = {"loss": figures["loss"], "images_per_s": speed}
                 if config.weighting == "scale":
                     shown["weights"] = " ".join(f"{w:.2f}" for w in figures["weights"])
-                if best >= 0:
-                    shown["best"] = best
+                if run.best is not None:
+                    shown["best"] = run.best
                 report(done, config.steps, "student", **shown)
                 if scalars is not None:
                     _write_scalars(scalars, figures, speed)
@@ -184,30 +206,12 @@ def _train(
                 continue
             if rank == 0:
                 value = judge.auroc(model, spec)
-                history.append({"step": step + 1, judge.name: value, **figures})
                 if scalars is not None:
-                    scalars.add_scalar(judge.name, value, step + 1)
-                if value > best:
-                    best = value
-                    metrics = {judge.name: value, "step": step + 1, "history": history}
-                    save_checkpoint(Checkpoint(model, spec, ModelConfig(config.backbone, teacher),
-                                               _plain(config), metrics), out)
-                header = {"kind": "training state", "format": FORMAT, "step": step + 1,
-                          "best": best, "history": history, "training": _plain(config)}
-                write_tensors(state_path, trainer.state(), header)
+                    scalars.add_scalar(run.figure, value, step + 1)
+                run.keep(trainer, {"step": step + 1, run.figure: value, **figures})
             if world > 1:
                 dist.barrier()
-    if rank == 0:
-        state_path.unlink(missing_ok=True)  # a finished run has nothing to resume
-    result = load_checkpoint(out)
-    result.metrics["history"] = history
-    return result
-
-
-def _plain(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as JSON would give it back."""
-    values = asdict(config)
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    return run.result()
 
 
 def _tensorboard(folder: str | os.PathLike[str]) -> AbstractContextManager[Any]:

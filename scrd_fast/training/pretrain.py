@@ -26,7 +26,7 @@ from scrd_fast.model.resnet import backbone_of
 from scrd_fast.model.scrd import Teacher
 from scrd_fast.ops.preprocess import normalise
 from scrd_fast.progress import show_progress
-from scrd_fast.spec import ScoringSpec, from_mapping
+from scrd_fast.spec import ScoringSpec, from_mapping, is_whole
 from scrd_fast.torch_state import own_state, seeded
 from scrd_fast.training.batches import Batches, autocast
 from scrd_fast.training.noise import NoiseConfig
@@ -55,8 +55,10 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         backbone_of(self.backbone)
         for name in ("steps", "batch_size"):
-            expect(getattr(self, name) > 0, name, "a positive integer", getattr(self, name))
-        expect(0 <= self.coarse_steps <= self.steps, "coarse_steps",
+            expect(is_whole(getattr(self, name), 1), name, "a positive integer",
+                   repr(getattr(self, name)))
+        expect(is_whole(self.seed, 0), "seed", "an integer from 0 to 2**63 - 1", repr(self.seed))
+        expect(is_whole(self.coarse_steps, 0) and self.coarse_steps <= self.steps, "coarse_steps",
                f"from 0 to steps, {self.steps}", self.coarse_steps)
         expect(self.coarse_steps == 0 or self.input_size % 64 == 0, "input_size",
                "a multiple of 64 with coarse_steps", self.input_size)

@@ -22,7 +22,7 @@ from scrd_fast.model.resnet import fold_batchnorms
 from scrd_fast.model.scrd import SCRD, Scales, Teacher
 from scrd_fast.ops.contrastive_loss import ContrastiveLoss, contrastive_loss
 from scrd_fast.ops.preprocess import normalise
-from scrd_fast.spec import ScoringSpec
+from scrd_fast.spec import ScoringSpec, is_whole
 from scrd_fast.training.batches import AUTOCAST, autocast
 from scrd_fast.training.noise import NoiseConfig
 from scrd_fast.training.schedule import warmup_cosine
@@ -74,7 +74,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "validate_every"):
-            expect(getattr(self, name) > 0, name, "a positive integer", getattr(self, name))
+            expect(is_whole(getattr(self, name), 1), name, "a positive integer",
+                   repr(getattr(self, name)))
+        expect(is_whole(self.seed, 0), "seed", "an integer from 0 to 2**63 - 1", repr(self.seed))
+        expect(0 < self.validation_share < 1, "validation_share", "above 0 and below 1",
+               self.validation_share)
         expect(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}", repr(self.schedule))
         expect(self.selection in SELECTIONS, "selection", f"one of {SELECTIONS}",
                repr(self.selection))
@@ -83,6 +87,9 @@ class TrainConfig:
         expect(self.weight_barrier >= 0, "weight_barrier", "at least 0", self.weight_barrier)
         expect(isinstance(self.noise, NoiseConfig), "noise", "a NoiseConfig", self.noise)
         self.spec()
+        # The bottleneck makes one pixel of 32: its BatchNorms would see a single value.
+        expect(self.batch_size > 1 or self.input_size > 32, "batch_size",
+               "at least 2 at an input_size of 32, or a larger input_size", self.batch_size)
 
     def spec(self) -> ScoringSpec:
         return ScoringSpec(input_size=self.input_size, weighting=self.weighting,

@@ -1,4 +1,4 @@
-"""Training: resume, processes, weighting, selection, and what the file holds."""
+"""Training: processes, weighting, selection, images, and what the file holds."""
 
 import hashlib
 import os
@@ -13,73 +13,13 @@ import torch
 import scrd_fast
 from scrd_fast.errors import BackendUnavailable, CheckpointError, InputError, ScrdError
 from scrd_fast.model import teacher_weights
-from scrd_fast.model.checkpoint import load_checkpoint, read_tensors
+from scrd_fast.model.checkpoint import load_checkpoint
 from scrd_fast.model.scrd import SCRD
-from scrd_fast.training.noise import NoiseConfig
+from scrd_fast.training import loop
 from scrd_fast.training.trainer import TrainConfig, Trainer
+from tests.training.small import SMALL, assert_same, tensors
 
 ROOT = Path(__file__).parents[2]
-SMALL = {"backbone": "resnet18", "teacher": "random", "input_size": 32, "batch_size": 4,
-         "progress": False, "noise": NoiseConfig(min_side=4, max_share=0.25, strength=0.8)}
-
-
-@pytest.fixture(scope="module")
-def images() -> np.ndarray:
-    rng = np.random.default_rng(0)
-    base = rng.uniform(0, 255, (1, 8, 8))
-    return np.clip(np.kron(base, np.ones((1, 5, 5))) + rng.normal(0, 9, (24, 40, 40)), 0,
-                   255).astype(np.uint8)
-
-
-def tensors(path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(path).model.state_dict()
-
-
-def assert_same(a, b) -> None:
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        assert torch.equal(value, b[name]), name
-
-
-# CPUs are slow in half precision.
-@pytest.mark.parametrize("precision", [
-    "fp32", "bf16", pytest.param("fp16", marks=pytest.mark.slow)])
-def test_resume_continues_bit_for_bit(images, tmp_path, precision):
-    """Stopped by an error after its second validation, then resumed: the same as in one go."""
-    options = SMALL | {"steps": 6, "validate_every": 2, "weighting": "scale",
-                       "precision": precision, "schedule": "cosine"}
-    whole = scrd_fast.train(images, tmp_path / "whole.safetensors", **options)
-
-    class Stop(Exception):
-        pass
-
-    original, calls = Trainer.step, []
-
-    def stopping(self, step, clean, noisy):
-        calls.append(step)
-        if step == 4:
-            raise Stop
-        return original(self, step, clean, noisy)
-
-    out = tmp_path / "parts.safetensors"
-    Trainer.step = stopping
-    try:
-        with pytest.raises(Stop):
-            scrd_fast.train(images, out, **options)
-    finally:
-        Trainer.step = original
-    header, _ = read_tensors(tmp_path / "parts.state.safetensors", "training state")
-    assert header["step"] == 4
-    resumed = scrd_fast.train(images, out, resume=True, **options)
-    assert resumed.metrics["history"] == whole.metrics["history"]
-    assert_same(tensors(out), tensors(tmp_path / "whole.safetensors"))
-    assert not (tmp_path / "parts.state.safetensors").exists()
-
-
-def test_resume_refuses_another_configuration(images, tmp_path):
-    out = tmp_path / "m.safetensors"
-    with pytest.raises(CheckpointError, match=r"m\.state\.safetensors: expected a training state"):
-        scrd_fast.train(images, out, resume=True, steps=2, **SMALL)
 
 
 def test_same_seed_same_model_other_seed_other_model(images, tmp_path):
@@ -201,8 +141,11 @@ def test_bad_configuration(images, tmp_path):
     out = tmp_path / "m.safetensors"
     for field, value in (("steps", 0), ("schedule", "linear"), ("weighting", "both"),
                          ("precision", "int8"), ("backbone", "vgg16"), ("input_size", 100),
-                         ("noise", {"strength": 1}), ("stepz", 3)):
-        with pytest.raises(InputError, match=field):
+                         ("noise", {"strength": 1}), ("stepz", 3), ("steps", 1.5), ("seed", -1),
+                         ("batch_size", True), ("validation_share", 1.0),
+                         ("learning_rate", np.float32(1e-3))):
+        words = "float32" if field == "learning_rate" else field
+        with pytest.raises(InputError, match=words):
             scrd_fast.train(images, out, **SMALL | {"steps": 1} | {field: value})
     assert list(tmp_path.iterdir()) == []
 
@@ -267,3 +210,51 @@ loop.leave_process_group()
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("parameters agree 3") == 2
     assert load_checkpoint(tmp_path / "m.safetensors").config.backbone == "resnet18"
+
+
+class TeacherError(Exception):
+    """The teacher was loaded."""
+
+
+def test_bad_arguments_and_images_are_found_before_the_teacher_is_loaded(
+        images, tmp_path, monkeypatch):
+    def load(*_):
+        raise TeacherError
+
+    monkeypatch.setattr(loop, "load_teacher", load)
+    out, bad = tmp_path / "m.safetensors", list(images)
+    bad[20] = bad[20][:, :0]
+    arrays = {"data": (bad, {}), "validation": (images, {"validation": bad}), "test": (
+        images, {"test": (bad, np.arange(24) % 2), "selection": "published_test"})}
+    for name, (data, more) in arrays.items():
+        with pytest.raises(InputError, match=rf"^{name}: 1 of 24 images .*{name}\[20\]: expected"):
+            scrd_fast.train(data, out, **SMALL, **more)
+        with pytest.warns(UserWarning, match="left out"), pytest.raises(TeacherError):
+            scrd_fast.train(data, out, skip_bad=True, **SMALL, **more)
+    with pytest.raises(InputError, match=r"^batch_size: expected at least 2 at an input_size of 32,"
+                                         r" or a larger input_size, got 1"):
+        scrd_fast.train(images, out, **SMALL | {"batch_size": 1})
+    with pytest.raises(InputError, match="data: expected at least two images"):
+        scrd_fast.train(images[:1], out, **SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("count", "size", "batch"), [(5, 32, 4), (1, 32, 4), (3, 64, 1)])
+def test_any_number_of_images_trains(images, tmp_path, count, size, batch):
+    """A batch goes on with the next epoch where one ends: none is smaller than the others."""
+    scrd_fast.train(images[:count], tmp_path / "m.safetensors", validation=images[-2:], steps=3,
+                    **SMALL | {"input_size": size, "batch_size": batch})
+    assert tensors(tmp_path / "m.safetensors")
+
+
+def test_labels_follow_the_images_that_stay(images, tmp_path):
+    """Both that are left out are the anomalous ones before the last."""
+    labels, bad = np.array([0, 1, 0, 1, 1]), list(images[:5])
+    bad[1] = bad[3] = np.zeros(3, np.uint8)
+    paths = tmp_path / "bad.safetensors", tmp_path / "good.safetensors"
+    options = SMALL | {"steps": 1, "selection": "published_test"}
+    with pytest.warns(UserWarning, match="test: 2 of 5"):
+        first = scrd_fast.train(images, paths[0], test=(bad, labels), skip_bad=True, **options)
+    kept = [0, 2, 4]
+    second = scrd_fast.train(images, paths[1], test=(images[kept], labels[kept]), **options)
+    assert first.metrics == second.metrics

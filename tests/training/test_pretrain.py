@@ -67,3 +67,15 @@ def test_bad_coarse_steps(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         scrd_fast.pretrain_teacher(np.zeros((2, 32, 32), np.uint8), tmp_path / "t.safetensors",
                                    **options)
+
+
+def test_bad_images_are_found_at_once_or_left_out(tmp_path):
+    images = [np.full((40, 40), i, np.uint8) for i in range(5)]
+    images[2] = images[2][:0]
+    with pytest.raises(InputError, match=r"^data: 1 of 5 images .*data\[2\]: expected"):
+        scrd_fast.pretrain_teacher(images, tmp_path / "t.safetensors", steps=1, **SMALL)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.warns(UserWarning, match="left out"):
+        path = scrd_fast.pretrain_teacher(images, tmp_path / "t.safetensors", steps=1,
+                                          skip_bad=True, **SMALL | {"batch_size": 1})
+    assert read_tensors(path, "teacher")[0]["teacher"] == "pretrained for 1 steps on 4 images"
