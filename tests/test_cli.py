@@ -361,6 +361,12 @@ def test_a_build_tells_of_the_calibration(folder, tmp_path, capfd):
                         r" another model; calibrate again with: [^\n]*\n", err)
 
 
+def without_progress(text: str) -> str:
+    """What a slow machine tells of its progress is neither error nor result."""
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if not re.match(r"loading|exporting|scoring", line))
+
+
 def shell(line: str, **places: object) -> subprocess.CompletedProcess[str]:
     command = f"{sys.executable} -m scrd_fast {line.format(**places)}"
     return subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False,
@@ -382,18 +388,18 @@ def test_output_that_nobody_gets_is_an_error(folder, tmp_path, line, says):
                  image=folder / "images" / "0.png", out=tmp_path / "m")
     assert done.returncode == 2
     assert re.fullmatch(rf"error: (standard output: cannot be written: )?{says}",
-                        done.stderr.strip())  # the longer where Python buffers its output
+                        without_progress(done.stderr).strip())  # the longer where it is buffered
     assert done.stdout == ""
     if "export" in line:  # what it was asked for is there
         assert (tmp_path / "m.onnx").stat().st_size > 1_000_000
 
 
-@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-", "2>/dev/full"])
 def test_a_file_is_written_though_streams_are_closed(folder, tmp_path, closed):
     done = shell("score {engine} {image} --out {out} " + closed, engine=folder / "model.scrd",
                  image=folder / "images" / "0.png", out=tmp_path / "s.csv")
     assert done.returncode == 0
-    assert (done.stdout + done.stderr).strip() == ""
+    assert done.stdout + without_progress(done.stderr) == ""
     rows = list(csv.DictReader((tmp_path / "s.csv").open()))
     assert len(rows) == 1
     assert float(rows[0]["score"]) > 0
@@ -407,9 +413,10 @@ def test_a_broken_pipe_is_quiet(folder, arguments):
     os.close(reads)
     with os.fdopen(writes, "w") as pipe:
         done = subprocess.run([sys.executable, "-m", "scrd_fast", *arguments], stdout=pipe,
-                              stderr=subprocess.PIPE, cwd=folder, check=False, timeout=300)
+                              stderr=subprocess.PIPE, text=True, cwd=folder, check=False,
+                              timeout=300)
     assert done.returncode == 141
-    assert done.stderr.strip() == b""
+    assert without_progress(done.stderr) == ""
 
 
 def test_an_interrupt_is_one_word(folder, capfd, monkeypatch):

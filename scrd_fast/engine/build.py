@@ -356,7 +356,7 @@ def _calibration_of(path: Path, golden: bytes, precision: str) -> dict[str, Any]
         check_same_scores(members.get(GOLDEN, b""), golden, (old.precision, precision))
     except (EngineFileError, FidelityError) as error:
         warnings.warn(f"{path}: the calibration of the engine that was there is dropped: {error};"
-                      f" calibrate again with: scrd-fast calibrate {path} NORMALS", stacklevel=3)
+                      f" calibrate again with: scrd-fast calibrate {path} NORMALS", stacklevel=4)
         return None
     return old.calibration
 
