@@ -92,6 +92,28 @@ def test_score_names_what_it_could_not_read(folder, tmp_path):
     assert again == pytest.approx(float(scores["1.png"]), rel=1e-5)
 
 
+def test_score_tells_of_every_file_of_a_folder(folder, tmp_path, capsys):
+    """Six images, of which one is a stack; the rest is skipped in one line, or is the system's."""
+    for i in range(5):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((40, 40), 40 * i, np.uint8))
+    cv2.imwritemulti(str(tmp_path / "stack.tif"), [np.zeros((40, 40), np.uint8)] * 3)
+    (tmp_path / "__MACOSX").mkdir()
+    for name in ("._0.png", "__MACOSX/._0.png", ".DS_Store", "Thumbs.db", "desktop.ini", "x.dcm",
+                 "y.dcm", "x.webp"):
+        (tmp_path / name).write_bytes(b"something")
+    assert main("score", folder / "model.scrd", tmp_path) == 1
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 7
+    lines = said.err.splitlines()
+    assert [line for line in lines if "skipped" in line] == [
+        "warning: skipped 3 files that are no PNG, JPEG, TIFF or BMP: 2 .dcm, 1 .webp"
+        f" ({tmp_path / 'x.dcm'}, {tmp_path / 'x.webp'}, {tmp_path / 'y.dcm'})"]
+    assert [line for line in lines if "not scored" in line] == [
+        f"not scored: {tmp_path / 'stack.tif'}: expected one picture, got a TIFF of 3 pages; split"
+        " it into one file per page or slice"]
+    assert not any("._0" in line or "UserWarning" in line for line in lines)
+
+
 def test_calibrate_score_monitor(folder, tmp_path):
     engine, images = tmp_path / "m.scrd", tmp_path / "images"
     engine.write_bytes((folder / "model.scrd").read_bytes())
@@ -131,11 +153,15 @@ def test_train_and_pretrain(folder, tmp_path):
     data.mkdir()
     for path in good:
         (data / path.name).write_bytes(path.read_bytes())
+    for name in ("._0.png", ".DS_Store", "slice.dcm"):
+        (data / name).write_bytes(b"something")
     done = run("pretrain-teacher", data, tmp_path / "t.safetensors", "--steps", 2, *small)
     assert done.returncode == 0, done.stderr
     done = run("train", data, tmp_path / "m.safetensors", "--teacher", tmp_path / "t.safetensors",
                "--steps", 2, "--noise-share", 0.5, *small)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("warning: skipped 1 file that is no PNG, JPEG, TIFF or BMP: 1"
+                                  " .dcm (")
     assert "auroc_synthesised" in done.stdout
     test = tmp_path / "test"
     for name in ("good", "lesion"):

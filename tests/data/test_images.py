@@ -1,6 +1,8 @@
 """Reading image files: bit depth and channel order kept, broken files refused by name."""
 
+import os
 import re
+import socket
 import struct
 import zlib
 from pathlib import Path
@@ -143,30 +145,123 @@ def test_missing_file_and_folder(tmp_path):
     refused(tmp_path / "folder.png", "cannot be read: ")
 
 
-def test_four_channels(tmp_path):
-    path = tmp_path / "image.png"
-    cv2.imwrite(str(path), np.zeros((4, 5, 4), np.uint8))
-    refused(path, "expected an opaque image, got one with transparent pixels")
+def fill(root: Path, *names: str, content: bytes = b"text") -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
 
 
-def test_float_tiff(tmp_path):
-    path = tmp_path / "image.tif"
-    cv2.imwrite(str(path), np.zeros((4, 5), np.float32))
-    refused(path, "expected unsigned integers in a TIFF, got floating-point")
+def names(root: Path, paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(root)) for path in paths]
 
 
+@pytest.mark.filterwarnings("error")
 def test_list_images_walks_and_sorts(tmp_path):
-    for name in ("b.PNG", "a.jpg", "deep/er/c.tif", "deep/d.JPEG", "e.bmp", "f.tiff"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "notes.txt").touch()
+    fill(tmp_path, "b.PNG", "a.jpg", "deep/er/c.tif", "deep/d.JPEG", "e.bmp", "f.tiff")
     (tmp_path / "folder.png").mkdir()
-    with pytest.warns(UserWarning, match=r"^skipped 1 file that is no PNG, .*: 1 \.txt \("):
-        found = list_images(tmp_path)
-    assert found == sorted(found)
-    assert {str(p.relative_to(tmp_path)) for p in found} == {
-        "b.PNG", "a.jpg", "deep/er/c.tif", "deep/d.JPEG", "e.bmp", "f.tiff"}
+    found = list_images(tmp_path)
+    assert names(tmp_path, found) == ["a.jpg", "b.PNG", "deep/d.JPEG", "deep/er/c.tif", "e.bmp",
+                                      "f.tiff"]
     assert list_images(str(tmp_path)) == found
+
+
+@pytest.mark.filterwarnings("error")
+def test_files_of_the_system_are_no_images(tmp_path):
+    root = tmp_path / ".hidden" / "__MACOSX"  # what the user names is not looked at
+    fill(root, "a.png", "b/a.png")
+    for folder in ("", "b/"):
+        fill(root, *(folder + name for name in (
+            "._a.png", ".DS_Store", ".hidden.png", ".git/a.png", "__MACOSX/a.png", "Thumbs.db",
+            "thumbs.db", "desktop.ini", "$RECYCLE.BIN/a.png", "@eaDir/a.png", "lost+found/a.png",
+            "System Volume Information/a.png")))
+    assert names(root, list_images(root)) == ["a.png", "b/a.png"]
+    assert list_images([root / "._a.png"]) == [root / "._a.png"]
+
+
+def test_what_is_left_out_is_told_in_one_warning(tmp_path):
+    fill(tmp_path, "a.png", "x.webp", "x.dcm", "y.DCM", "x.nii.gz", "z.gz", "sub/x.gif", "IM0001",
+         "1.2.840.113619.2", "notes.txt", content=b"something")
+    with pytest.warns(UserWarning, match="skipped") as told:
+        assert names(tmp_path, list_images(tmp_path)) == ["a.png"]
+    (line,) = [str(warning.message) for warning in told]
+    assert line.startswith("skipped 9 files that are no PNG, JPEG, TIFF or BMP: ")
+    for kind in ("2 .dcm", "2 without suffix", "1 .webp", "1 .nii.gz", "1 .gz", "1 .gif", "1 .txt"):
+        assert kind in line
+    assert line.endswith(f"{tmp_path / 'IM0001'}, {tmp_path / 'notes.txt'} and 6 more)")
+
+
+def test_many_kinds_and_places_still_give_one_line(tmp_path):
+    for place in ("one", "two"):
+        fill(tmp_path / place, "a.png", *(f"x.k{i}" for i in range(12)))
+    with pytest.warns(UserWarning, match="skipped") as told:
+        found = list_images([tmp_path / "two", tmp_path / "one", tmp_path / "none.png"])
+    assert names(tmp_path, found) == ["two/a.png", "one/a.png", "none.png"]
+    (line,) = [str(warning.message) for warning in told]
+    assert "skipped 24 files" in line
+    assert "2 .k5, 8 others (" in line
+
+
+@pytest.mark.filterwarnings("error")
+def test_content_makes_an_image_of_a_file_without_its_suffix(tmp_path):
+    for suffix in (".png", ".jpg", ".tif", ".bmp"):
+        path = write(tmp_path / f"a{suffix}", picture())
+        path.rename(tmp_path / f"a_{suffix[1:]}")
+        write(path, picture()).rename(tmp_path / f"a{suffix}.0001")
+    assert len(list_images(tmp_path)) == 8
+    assert len(read_images(tmp_path)) == 8
+
+
+@pytest.mark.filterwarnings("error")
+def test_links_to_folders_are_followed_each_folder_once(tmp_path):
+    root, far = tmp_path / "root", tmp_path / "far"
+    fill(far, "sub/f.png")
+    fill(root, "a.png", "b/b.png")
+    (far / "back").symlink_to(root)
+    (root / "a_link").symlink_to(root / "b")  # sorts before b
+    (root / "loop").symlink_to(root)
+    (root / "b" / "up").symlink_to("..")
+    (root / "far").symlink_to(far)
+    (root / "c.png").symlink_to(root / "a.png")
+    assert names(root, list_images(root)) == ["a.png", "b/b.png", "c.png", "far/sub/f.png"]
+    assert names(root / "far", list_images(root / "far"))[0] == "back/a.png"
+
+
+def test_dangling_links_are_errors_by_name(tmp_path):
+    write(tmp_path / "a.png", picture())
+    for name in ("b.png", "patients", "notes.txt"):
+        (tmp_path / name).symlink_to(tmp_path / "gone")
+    (tmp_path / "self.png").symlink_to(tmp_path / "self.png")
+    found = list_images(tmp_path)
+    assert names(tmp_path, found) == ["a.png", "b.png", "notes.txt", "patients", "self.png"]
+    for path in found[1:]:
+        refused(path, "cannot be read: ")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_must_not_be_read_is_an_error_by_name(tmp_path):
+    fill(tmp_path, "a.png", "b.dat", "closed/c.png")
+    for name in ("a.png", "b.dat", "closed"):
+        (tmp_path / name).chmod(0)
+    try:
+        found = list_images(tmp_path)
+        assert names(tmp_path, found) == ["a.png", "b.dat", "closed"]
+        for path in found:
+            refused(path, "cannot be read: Permission denied")
+    finally:
+        (tmp_path / "closed").chmod(0o700)
+
+
+def test_pipes_and_sockets_are_never_opened(tmp_path, monkeypatch):
+    write(tmp_path / "a.png", picture())
+    os.mkfifo(tmp_path / "b.png")
+    os.mkfifo(tmp_path / "c")
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(tmp_path)  # the name of a socket is short
+        server.bind("d.png")
+    with pytest.warns(UserWarning, match=r"skipped 3 files.*: 2 \.png, 1 without suffix"):
+        assert list_images(tmp_path) == [tmp_path / "a.png"]
+    for path in (tmp_path / "b.png", tmp_path / "d.png", Path("/dev/zero")):
+        refused(path, "cannot be read: not a file but a pipe, socket or device")
 
 
 def test_list_images_of_a_file_and_of_paths(tmp_path):
@@ -177,8 +272,12 @@ def test_list_images_of_a_file_and_of_paths(tmp_path):
 
 def test_list_images_of_nothing(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(DataError, match=r": expected PNG, JPEG, .*; skipped 1 file .*: 1 \.txt"):
+    with pytest.raises(DataError, match=f"^{re.escape(str(tmp_path))}: expected PNG, JPEG,"
+                                         r" .* got none; skipped 1 file that is no PNG.*: 1 \.txt"):
         list_images(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: expected .* below it, got none$"):
+        list_images([tmp_path / "empty"])
     with pytest.raises(DataError, match=r"none: expected a folder of images or an image file"):
         list_images(tmp_path / "none")
     with pytest.raises(DataError):
