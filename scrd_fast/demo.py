@@ -27,7 +27,7 @@ from scrd_fast.engine.load import load_engine
 from scrd_fast.engine.measure import latency_ms
 from scrd_fast.files import atomic_write, check_writable
 from scrd_fast.model.reference import score_images
-from scrd_fast.model.scrd import SCRD, Teacher
+from scrd_fast.model.scrd import Teacher, new_model
 from scrd_fast.model.teacher_weights import load_teacher
 from scrd_fast.progress import duration, show_progress
 from scrd_fast.report.overlays import write_overlays
@@ -39,6 +39,7 @@ from scrd_fast.training.evaluation import auroc
 from scrd_fast.training.loop import train
 from scrd_fast.training.noise import NoiseConfig
 from scrd_fast.training.pretrain import PretrainConfig, pretrain_teacher
+from scrd_fast.training.run import state_path
 
 NOTE = ("The anatomy is real (MNI152 T1 template); the subjects are synthetic warps of that one"
         " brain, and the lesions are synthetic.")
@@ -115,6 +116,7 @@ def run_demo(
         normal, folder / "model.safetensors", validation=held, progress=progress,
         backbone=BACKBONE, teacher=teacher, input_size=normal.shape[1], seed=seed,
         precision=trained_in, **TRAIN)
+    state_path(folder / "model.safetensors").unlink()  # 200 MB, and the demo is not gone on with
     with show_progress("engine", enabled=progress) as step:
         engine = build_engine(folder / "model.safetensors", precision=precision, images=held,
                               progress=step)
@@ -221,8 +223,7 @@ def intensity_scores(normal: NDArray[np.uint8], images: NDArray[np.uint8]) -> ND
 
 def _untrained_scores(spec: ScoringSpec, test: DemoImages, seed: int) -> torch.Tensor:
     """Baseline: the same model, teacher included, with its initial random weights."""
-    with seeded(seed):
-        model = SCRD(BACKBONE)
+    model = new_model(BACKBONE, seed)
     load_teacher(model, "random")
     result, _ = score_images(model, spec, test.images, maps=False)
     return result.score(spec)

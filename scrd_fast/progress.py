@@ -1,7 +1,8 @@
 """How long work tells how far it is: one interface, and one way to show it.
 
 A step of work calls `progress(done, total, what, **figures)`. On a terminal that is a bar; anywhere
-else a line on standard error after two seconds, and then every ten, with the time left.
+else a line on standard error after two seconds, and then every ten, with the time left. What has
+no steps to count is told of after ten.
 """
 
 import random
@@ -110,7 +111,7 @@ class _Lines:
         with self._lock:
             done, total, what, figures = self._state
             seconds, first = time.monotonic() - self._began, self._first
-        if not what:
+        if not what or (not total and seconds < NEXT_LINE):
             return ""
         parts = [what]
         if total:

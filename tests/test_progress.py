@@ -20,7 +20,7 @@ def test_lines_without_a_terminal(capfd, monkeypatch):
     monkeypatch.setattr(progress, "FIRST_LINE", 0.2)
     monkeypatch.setattr(progress, "NEXT_LINE", 0.2)
     with show_progress("loading") as report:
-        time.sleep(0.3)  # nothing was reported yet
+        time.sleep(0.5)  # nothing was reported yet
         report(0, 1000, "student")
         time.sleep(0.1)
         report(100, 1000, "student", loss=0.25, images_per_s=12.0, weights="0.1 0.9")
@@ -39,9 +39,18 @@ def test_what_is_quick_or_quiet_prints_nothing(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_what_cannot_be_counted_is_told_of_later(capfd, monkeypatch):
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.05)
+    monkeypatch.setattr(progress, "NEXT_LINE", 30.0)
+    with show_progress("loading"):
+        time.sleep(0.2)
+    assert capfd.readouterr().err == ""
+
+
 def test_nobody_reads_it(monkeypatch):
     """A standard error that cannot be written to ends the lines, not the work."""
     monkeypatch.setattr(progress, "FIRST_LINE", 0.01)
+    monkeypatch.setattr(progress, "NEXT_LINE", 0.01)
     read, write = os.pipe()
     os.close(read)
     broken = os.fdopen(write, "w")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scrd_fast.data.images import is_paths, list_images, read_image
 from scrd_fast.errors import DataError, InputError, expect
-from scrd_fast.ops.preprocess import check_images, to_pixels
+from scrd_fast.ops.preprocess import check_images, check_range, to_pixels
 from scrd_fast.progress import show_progress
 from scrd_fast.spec import ScoringSpec
 
@@ -87,6 +87,7 @@ class ImageSet:
             expect(isinstance(image, np.ndarray | Tensor), where, "an array or a tensor",
                    type(image).__name__)
             checked = check_images(image[None], where)
+            check_range(image, where)
         except (DataError, InputError) as error:
             return b"", str(error)
         assert isinstance(checked, Tensor)

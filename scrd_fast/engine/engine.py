@@ -27,6 +27,7 @@ from scrd_fast.errors import (
     expect,
 )
 from scrd_fast.files import as_path
+from scrd_fast.ops.preprocess import check_range
 
 _LATE = "result: expected scores within {} s, got none yet"
 FILES = 8  # read and scored together, of a list of paths
@@ -187,6 +188,7 @@ class Engine:
         """
         if _is_path(batch) or _is_paths(batch):
             raise InputError("batch: expected images, got paths; score(paths) reads them")
+        check_range(batch, "batch")
         return Pending(self._scorer.submit(self._inputs(batch, "batch"), maps), self.decisions)
 
     def score(self, batch: Any, *, maps: bool = True) -> Result:

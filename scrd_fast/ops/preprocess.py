@@ -43,18 +43,32 @@ def _check_kind(value: Any, name: str) -> None:
         expect(dense, name, "a dense tensor with values", f"a tensor that is {kind}")
 
 
-def _check_range(value: Any, name: str) -> None:
-    """Raise InputError for a float array or tensor that leaves [0, 1]; values that are not finite
-    are left to the check for those."""
-    floats = (value.is_floating_point() if isinstance(value, Tensor)
-              else isinstance(value, np.ndarray) and value.dtype.kind == "f")
-    if not floats or 0 in value.shape:
+def check_range(images: Any, name: str) -> None:
+    """Raise InputError where float images leave [0, 1], or their memory is not one value per pixel.
+
+    images: as `preprocess` takes them; what is no float32 or float64 is left to other checks, and
+    so are values that are not finite. Tensors on a GPU are not looked at, which would wait for it.
+    """
+    if _is_list(images):
+        for i, image in enumerate(images):
+            check_range(image, f"{name}[{i}]")
         return
-    low, high = (float(np.float32(float(end))) for end in (value.min(), value.max()))
+    _check_kind(images, name)
+    if isinstance(images, Tensor):
+        if images.is_cuda or images.dtype not in (torch.float32, torch.float64):
+            return
+        images = images.detach()
+    elif not isinstance(images, np.ndarray) or images.dtype.kind != "f":
+        return
+    if 0 in images.shape:
+        return
+    # As float32, in which the network computes: what is infinite there is not finite.
+    low, high = (float(np.float32(float(end))) for end in (images.min(), images.max()))
     inside = low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK
     if not inside and math.isfinite(low) and math.isfinite(high):
-        fail(name, f"{value.dtype} in [0, 1]", f"values from {low:g} to {high:g}; pass integers as"
-             " uint8 or uint16, or divide by the largest value that the format can hold")
+        dtype = str(images.dtype).removeprefix("torch.")
+        fail(name, f"{dtype} in [0, 1]", f"values from {low:g} to {high:g}; pass integers as uint8"
+             " or uint16, or divide by the largest value that the format can hold")
 
 
 def _as_tensor(value: Any, name: str) -> Tensor:
@@ -75,14 +89,13 @@ def _as_tensor(value: Any, name: str) -> Tensor:
     return value
 
 
-def _check_values(images: Tensor, name: str, wait: bool = True) -> None:
+def _check_finite(images: Tensor, name: str, wait: bool = True) -> None:
     if images.is_floating_point() and (wait or not images.is_cuda):
         bad = ~torch.isfinite(images.to(torch.float32))  # what the network computes in
         if bool(bad.any()):
             where = tuple(int(i) for i in bad.nonzero()[0])
             raise NotFiniteError(
                 f"{name}: expected finite values, got {float(images[where])} at index {where}")
-        _check_range(images, name)
 
 
 def taps(length: int, size: int) -> tuple[Tensor, Tensor]:
@@ -115,8 +128,7 @@ def check_images(
 ) -> Tensor | list[Tensor]:
     """The images as one tensor, or as a list of tensors (H, W) or (H, W, 3), all checked.
 
-    wait: also look at the values of tensors on a GPU, which waits for it: floats that are not
-    finite, or outside [0, 1]. Raises
+    wait: also look for values that are not finite in tensors on a GPU, which waits for it. Raises
     InputError that names the argument `name`, or the image in it, that does not fit.
     """
     if isinstance(images, np.ndarray | Tensor):
@@ -126,7 +138,7 @@ def check_images(
         expect(good, name, _BATCH, f"{tensor.dtype} {shape}")
         expect(len(tensor) > 0, name, "at least one image", f"an empty batch {shape}")
         expect(all(shape), name, "images of at least one pixel", shape)
-        _check_values(tensor, name, wait)
+        _check_finite(tensor, name, wait)
         return tensor
     expect(_is_list(images), name, f"{_BATCH}, or a list of images", type(images).__name__)
     expect(len(images) > 0, name, "at least one image", "an empty list")
@@ -136,7 +148,7 @@ def check_images(
         good = tensor.ndim == 2 or (tensor.ndim == 3 and tensor.shape[2] == 3)
         expect(good and tensor.numel() > 0, f"{name}[{i}]", "(H, W) or (H, W, 3)",
                tuple(tensor.shape))
-        _check_values(tensor, f"{name}[{i}]", wait)
+        _check_finite(tensor, f"{name}[{i}]", wait)
         tensors.append(tensor)
     return tensors
 
@@ -163,7 +175,9 @@ def to_pixels(images: Any, spec: ScoringSpec) -> Tensor:
     or a list of (H, W) or (H, W, 3) images of different sizes. Raises InputError that names the
     image where one does not fit.
     """
-    return checked_pixels(check_images(images), spec)
+    checked = check_images(images)
+    check_range(images, "images")
+    return checked_pixels(checked, spec)
 
 
 @lru_cache(maxsize=16)
@@ -185,8 +199,6 @@ def as_arrays(images: Any, name: str) -> Any:
     Copied are only tensors of another device and arrays in another byte order.
     """
     def array(value: Any, name: str) -> Any:
-        _check_kind(value, name)
-        _check_range(value, name)
         if isinstance(value, np.ndarray):
             return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
         if isinstance(value, Tensor):
@@ -254,10 +266,11 @@ def preprocess(
         return not_triton(tensors, tuple(FULL_SCALE))
 
     chosen = choose("preprocess", impl, native=unfit_for_native, triton=unfit_for_triton)
+    check_range(images, "images")
     if chosen == "triton":
         return _on_gpu(check_images(images), spec, dtype)
     if chosen == "reference":
-        return normalise(to_pixels(images, spec), spec).to(dtype)
+        return normalise(checked_pixels(check_images(images), spec), spec).to(dtype)
     bfloat16 = dtype == torch.bfloat16
     out = torch.from_numpy(_native.preprocess(
         as_arrays(images, "images"), spec.input_size, spec.mean, spec.std, bfloat16))

@@ -55,7 +55,8 @@ class _Header:
     end: Entry | None
 
 
-def _state_path(out: Path) -> Path:
+def state_path(out: Path) -> Path:
+    """Where the state to go on from lies, beside the checkpoint `out`."""
     return out.with_suffix(".state.safetensors")
 
 
@@ -72,7 +73,7 @@ def _read_header(path: Path) -> _Header:
 
 def steps_done(out: str | os.PathLike[str]) -> int:
     """How many steps the training that writes to `out` has done, as its state tells; else 0."""
-    path = _state_path(Path(out))
+    path = state_path(Path(out))
     return _read_header(path).step if path.exists() else 0
 
 
@@ -94,7 +95,7 @@ class Run:
     def __init__(self, out: Path, config: TrainConfig, processes: int) -> None:
         """Raises InputError where the configuration cannot be written to a file."""
         self.out, self.config, self.processes = out, config, processes
-        self.path = _state_path(out)
+        self.path = state_path(out)
         self.figure = FIGURES[config.selection]
         try:
             self.training = json.loads(json.dumps(asdict(config)))

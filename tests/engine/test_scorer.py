@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 import scrd_fast
 from scrd_fast import _native
@@ -214,6 +215,11 @@ def test_a_network_of_the_wrong_shape(then, message):
     (np.full((2, 8, 8), np.nan, np.float32), NotFiniteError, "^batch: expected finite values"),
     ([np.zeros((8, 8), np.uint8), np.full((8, 8), np.inf)], NotFiniteError,
      r"^batch\[1\]: expected finite values"),
+    (np.full((2, 8, 8), 200.0, np.float32), InputError,
+     r"^batch: expected float32 in \[0, 1\], got values from 200 to 200; pass integers as uint8"),
+    ([np.zeros((8, 8), np.uint8), torch.full((8, 8), -1.0, requires_grad=True)], InputError,
+     r"^batch\[1\]: expected float32 in \[0, 1\], got values from -1 to -1"),
+    (torch.zeros(2, 8, 8).to_sparse(), InputError, "^batch: expected a dense tensor with values"),
 ])
 def test_batches_that_do_not_fit(engine, batch, error, message):
     with pytest.raises(error, match=message):

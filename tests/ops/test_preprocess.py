@@ -12,7 +12,7 @@ import torch
 from scrd_fast import _native
 from scrd_fast.errors import BackendUnavailable, InputError, NotFiniteError
 from scrd_fast.ops.implementations import interpreted
-from scrd_fast.ops.preprocess import preprocess, to_pixels
+from scrd_fast.ops.preprocess import check_images, checked_pixels, preprocess, to_pixels
 from scrd_fast.spec import IMAGENET_MEAN, IMAGENET_STD, ScoringSpec
 from tests.ops.each_impl import each_impl, where_it_runs
 from tests.tolerances import allowed
@@ -355,6 +355,14 @@ def test_floats_outside_their_range(impl, dtype):
         preprocess(image * 255, SPEC, impl=impl)
     with pytest.raises(InputError, match=r"^images\[1\]: expected .* in \[0, 1\], got values from"):
         preprocess([image[0], image[0] - 0.5], SPEC, impl=impl)
+
+
+def test_scorers_take_what_noise_made_of_images():
+    """A build judges itself on normal images with unclipped noise, below the public checks."""
+    noisy = random_image((1, 40, 40, 3), "float32") * 2 - 0.5
+    pixels = checked_pixels(check_images(noisy, wait=False), SPEC)
+    assert pixels.min() < -0.3
+    assert pixels.max() > 1.3
 
 
 def test_memory_that_holds_no_image():
