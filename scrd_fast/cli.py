@@ -80,8 +80,7 @@ def pretrain_teacher(
 
     path = run(str(data), out, skip_bad=skip_bad, progress=not quiet, backbone=backbone,
                input_size=input_size, steps=steps, coarse_steps=coarse_steps,
-               batch_size=batch_size, seed=seed,
-               precision=precision)
+               batch_size=batch_size, seed=seed, precision=precision)
     typer.echo(f"{path}: use it with: scrd-fast train {data} model.safetensors --teacher {path}")
 
 
@@ -143,9 +142,9 @@ def train(
         str(data), out, validation=None if validation is None else str(validation), test=test,
         resume=resume, skip_bad=skip_bad, progress=not quiet, tensorboard=tensorboard,
         backbone=backbone, teacher=teacher, input_size=input_size, steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate, schedule=schedule, weighting=weighting, reduction=reduction,
-        noise=noise, published_batchnorm=published_batchnorm, validate_every=validate_every,
+        batch_size=batch_size, learning_rate=learning_rate, schedule=schedule,
+        weighting=weighting, reduction=reduction, noise=noise,
+        published_batchnorm=published_batchnorm, validate_every=validate_every,
         selection="validation" if test is None else "published_test", seed=seed,
         precision=precision)
     name, value = next((k, v) for k, v in checkpoint.metrics.items() if k.startswith("auroc"))
