@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast.engine.backends.choice import choose_backend, cuda_missing
+from scrd_fast.engine.backends.choice import choose_backend, cuda_missing, native_precisions
 from scrd_fast.engine.backends.torch_network import TorchNetwork
 from scrd_fast.engine.graph import build_graph, network_graph
 from scrd_fast.errors import BackendUnavailable, InputError
@@ -129,3 +129,13 @@ def test_a_layer_that_overflows_in_half_precision(small):
     layer = first_nonfinite(graph, small.spec, pixels, "fp16")
     assert layer is not None
     assert layer.startswith("network/teacher.layer2.0.conv1")
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch_eager"])
+@pytest.mark.parametrize("cap", ["AVX2", "avx512_core"])
+def test_a_cap_on_instructions_is_kept(backend, cap, monkeypatch):
+    """OpenVINO names bf16 whatever oneDNN may use, and then cannot compile in it."""
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    before = native_precisions(backend)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
+    assert native_precisions(backend) == [p for p in before if p != "bf16"]

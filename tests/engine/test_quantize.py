@@ -264,7 +264,8 @@ def test_bias_correction(trained, calibrated, kind):
     before, after = ({n: float((m[n] - wanted[n]).abs().max() / wanted[n].abs().max())
                       for n in names} for m in map(means, graphs))
     assert max(before.values()) > 0.02
-    assert all(after[name] < 0.06 * before[name] for name in made.shifts)
+    # Largest seen: 0.001, and 0.062 with pixels that round otherwise (SCRD_FAST_ISA=plain).
+    assert all(after[name] < 0.1 * before[name] for name in made.shifts)
     options = explicit.onnxruntime.SessionOptions()
     options.graph_optimization_level = (
         explicit.onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from scrd_fast.engine.backends.runner import Runner, native_runner
+from scrd_fast.engine.backends.runner import Runner, bf16_is_capped, native_runner
 from scrd_fast.engine.graph import network_graph
 from scrd_fast.engine.quantize import KINDS, Quantisation, quantise
 from scrd_fast.errors import BackendUnavailable
@@ -74,5 +74,5 @@ def make(
 
 def precisions() -> list[str]:
     """The precisions that this CPU computes in natively, through OpenVINO, fastest first."""
-    capabilities = _openvino.capabilities()
-    return [p for p in ("int8", "bf16") if p.upper() in capabilities] + ["fp32"]
+    offered = set(_openvino.capabilities()) - ({"BF16"} if bf16_is_capped() else set())
+    return [p for p in ("int8", "bf16") if p.upper() in offered] + ["fp32"]

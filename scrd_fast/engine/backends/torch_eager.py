@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from scrd_fast import _native
-from scrd_fast.engine.backends.runner import Runner, native_runner, one_stream
+from scrd_fast.engine.backends.runner import Runner, bf16_is_capped, native_runner, one_stream
 from scrd_fast.engine.backends.torch_network import TorchNetwork
 from scrd_fast.engine.graph import network_graph
 from scrd_fast.spec import ScoringSpec
@@ -33,4 +33,4 @@ def precisions() -> list[str]:
     # torch.cpu.get_capabilities came after 2.11; without it only fp32 is offered.
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return ["bf16", "fp32"] if bf16 else ["fp32"]
+    return ["bf16", "fp32"] if bf16 and not bf16_is_capped() else ["fp32"]
