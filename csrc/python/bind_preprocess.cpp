@@ -68,7 +68,7 @@ std::vector<ImageView> image_views(const py::object& images, const std::string& 
     return batch_views(owners.back(), name);
   }
   if (!py::isinstance<py::sequence>(images) || py::isinstance<py::str>(images) ||
-      py::isinstance<py::bytes>(images)) {
+      PyObject_CheckBuffer(images.ptr()) != 0) {  // bytes, and views of memory
     fail(name, std::string(kBatch) + ", or a list of images", type_name(images));
   }
   const auto sequence = py::reinterpret_borrow<py::sequence>(images);

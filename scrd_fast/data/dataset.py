@@ -87,7 +87,7 @@ class ImageSet:
             expect(isinstance(image, np.ndarray | Tensor), where, "an array or a tensor",
                    type(image).__name__)
             checked = check_images(image[None], where)
-            check_range(image, where)
+            check_range(image, where, batch=False)
         except (DataError, InputError) as error:
             return b"", str(error)
         assert isinstance(checked, Tensor)

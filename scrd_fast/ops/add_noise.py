@@ -12,10 +12,18 @@ from torch import Tensor
 
 from scrd_fast import _native
 from scrd_fast.errors import expect
-from scrd_fast.ops.implementations import as_array, choose, not_native, not_triton
+from scrd_fast.ops.implementations import (
+    as_array,
+    as_numbers,
+    check_tensor,
+    choose,
+    not_native,
+    not_triton,
+)
 from scrd_fast.ops.simplex_noise import check_extent, check_octaves, octave_noise, permutations
 
 GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = (*GPU_DTYPES, torch.float64)
 
 
 def add_noise(
@@ -38,10 +46,11 @@ def add_noise(
     times the strength, or "reference" (NumPy); None takes the first that can run. Raises
     InputError and BackendUnavailable.
     """
-    expect(images.ndim == 4 and len(images) > 0 and images.is_floating_point(), "images",
+    check_tensor(images, "images")
+    expect(images.ndim == 4 and len(images) > 0 and images.dtype in _DTYPES, "images",
            "float (N, C, H, W)", f"{images.dtype} {tuple(images.shape)}")
     n, channels, height, width = images.shape
-    boxes, seeds = np.asarray(boxes), np.asarray(seeds)
+    boxes, seeds = as_numbers(boxes, "boxes"), as_numbers(seeds, "seeds")
     expect(boxes.shape == (n, 4), "boxes", (n, 4), boxes.shape)
     expect(seeds.shape == (n,), "seeds", (n,), seeds.shape)
     room = np.array([height, width]) - boxes[:, 2:]  # their sum with the corner may overflow
@@ -51,7 +60,7 @@ def add_noise(
         expect(np.issubdtype(given.dtype, np.integer), name, "integers", given.dtype)
     check_octaves(octaves, persistence, wavelength)
     check_extent(max(channels, int(boxes[:, 2:].max())), octaves, wavelength)
-    strengths = np.asarray(strength, dtype=np.float64)
+    strengths = as_numbers(strength, "strength").astype(np.float64)
     expect(strengths.shape in ((), (n,)) and bool(np.isfinite(strengths).all()), "strength",
            f"one finite number or ({n},) of them", strength)
     strengths, seeds = np.broadcast_to(strengths, (n,)), seeds.astype(np.int64)

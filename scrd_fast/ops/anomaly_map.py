@@ -25,6 +25,7 @@ from scrd_fast.errors import NotFiniteError, expect, fail
 from scrd_fast.ops.implementations import (
     as_array,
     check_device,
+    check_tensor,
     choose,
     not_native,
     not_triton,
@@ -34,6 +35,7 @@ from scrd_fast.spec import ScoringSpec
 COSINE_EPS = 1e-8
 STRIDES = (4, 8, 16)
 GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_FEATURE_DTYPES = (*GPU_DTYPES, torch.float64)
 
 
 class AnomalyMap(NamedTuple):
@@ -120,20 +122,25 @@ def check_features(
     first, features: name and feature maps that the `others`, given by name, are held against.
     """
     # The texts are made only where they are needed: all of them take 6 of a map's 150 us.
-    expect(len(features) == 3, first, "three feature maps", len(features))
+    check_tensor(scale_weights, "scale_weights")
+    for name, maps in ((first, features), *others.items()):
+        if not isinstance(maps, Sequence) or len(maps) != 3:
+            got = len(maps) if isinstance(maps, Sequence) else type(maps).__name__
+            fail(name, "three feature maps", got)
+        for k, f in enumerate(maps):
+            check_tensor(f, f"{name}[{k}]")
     n, dtype, device = features[0].shape[:1].numel(), features[0].dtype, features[0].device
     for k, f in enumerate(features):
         if f.ndim != 4 or f.numel() == 0:
             fail(f"{first}[{k}]", "(N, C, h, w)", tuple(f.shape))
-        if not f.is_floating_point():
-            fail(f"{first}[{k}]", "a floating dtype", f.dtype)
+        if f.dtype not in _FEATURE_DTYPES:
+            fail(f"{first}[{k}]", "float16, bfloat16, float32 or float64", f.dtype)
         if len(f) != n:
             fail(f"{first}[{k}]", f"a batch of {n} as at the first scale", len(f))
         if f.dtype != dtype:
             fail(f"{first}[{k}]", f"{dtype} as at the first scale", f.dtype)
         check_device(f"{first}[{k}]", f, f"{first}[0]", device)
     for name, maps in others.items():
-        expect(len(maps) == 3, name, "three feature maps", len(maps))
         for k, (f, m) in enumerate(zip(features, maps, strict=True)):
             if m.shape != f.shape:
                 fail(f"{name}[{k}]", tuple(f.shape), tuple(m.shape))

@@ -4,13 +4,14 @@ triton (GPU kernels)."""
 import os
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scrd_fast.errors import BackendUnavailable, expect
+from scrd_fast.errors import BackendUnavailable, InputError, expect, fail
 
 IMPLEMENTATIONS = ("native", "triton", "reference")  # fastest first
 Unfit = Callable[[], str | None]
@@ -89,6 +90,29 @@ def _unfit(tensor: Tensor, dtypes: tuple[torch.dtype, ...], gradients: bool = Fa
     return None
 
 
+def check_tensor(value: Any, name: str) -> None:
+    """Raise InputError unless `value` is a tensor whose memory holds one value per element."""
+    if not isinstance(value, Tensor):
+        fail(name, "a tensor", type(value).__name__)
+    if value.is_meta or value.layout != torch.strided or value.is_nested:
+        kind = "meta" if value.is_meta else "nested" if value.is_nested else value.layout
+        fail(name, "a dense tensor with values", f"a tensor that is {kind}")
+
+
+def as_numbers(value: Any, name: str) -> NDArray[Any]:
+    """A number, a list or an array as an array of integers or floats; raises InputError."""
+    if isinstance(value, Tensor):
+        check_tensor(value, name)
+        value = value.detach().cpu()
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # lists of different lengths
+        got = f"{type(value).__name__} ({error})"
+        raise InputError(f"{name}: expected numbers, got {got}") from None
+    expect(array.dtype.kind in "iuf", name, "numbers", array.dtype)
+    return array
+
+
 def check_device(name: str, tensor: Tensor, first: str, device: torch.device) -> None:
     """Raise InputError unless `tensor` is on `device`, where the argument `first` is."""
     if tensor.device != device:
@@ -96,8 +120,8 @@ def check_device(name: str, tensor: Tensor, first: str, device: torch.device) ->
 
 
 def as_array(tensor: Tensor) -> NDArray[np.generic]:
-    """The tensor's memory as an array, not copied; bfloat16 as uint16 with the same bits."""
-    tensor = tensor.detach()
+    """The tensor's memory as an array, copied only if negated; bfloat16 as uint16 bits."""
+    tensor = tensor.detach().resolve_neg()
     array: NDArray[np.generic] = (
         tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
     ).numpy()

@@ -19,6 +19,7 @@ from scrd_fast.errors import NotFiniteError, expect, fail
 from scrd_fast.ops.implementations import (
     as_array,
     check_device,
+    check_tensor,
     choose,
     not_native,
     not_triton,
@@ -38,20 +39,19 @@ def _check_kind(value: Any, name: str) -> None:
     if isinstance(value, np.ma.MaskedArray):
         fail(name, "an array without a mask", "a masked array; fill it first")
     if isinstance(value, Tensor):
-        dense = value.layout == torch.strided and not value.is_nested and not value.is_meta
-        kind = "meta" if value.is_meta else "nested" if value.is_nested else value.layout
-        expect(dense, name, "a dense tensor with values", f"a tensor that is {kind}")
+        check_tensor(value, name)
 
 
-def check_range(images: Any, name: str) -> None:
+def check_range(images: Any, name: str, *, batch: bool = True) -> None:
     """Raise InputError where float images leave [0, 1], or their memory is not one value per pixel.
 
-    images: as `preprocess` takes them; what is no float32 or float64 is left to other checks, and
-    so are values that are not finite. Tensors on a GPU are not looked at, which would wait for it.
+    images: as `preprocess` takes them, or with batch=False one image. What is no float32 or
+    float64 is left to other checks, and so are values that are not finite. Tensors on a GPU are
+    not looked at, which would wait for it.
     """
     if _is_list(images):
         for i, image in enumerate(images):
-            check_range(image, f"{name}[{i}]")
+            check_range(image, f"{name}[{i}]", batch=False)
         return
     _check_kind(images, name)
     if isinstance(images, Tensor):
@@ -66,6 +66,9 @@ def check_range(images: Any, name: str) -> None:
     low, high = (float(np.float32(float(end))) for end in (images.min(), images.max()))
     inside = low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK
     if not inside and math.isfinite(low) and math.isfinite(high):
+        if batch and len(images) > 1:
+            for i, image in enumerate(images):
+                check_range(image, f"{name}[{i}]", batch=False)
         dtype = str(images.dtype).removeprefix("torch.")
         fail(name, f"{dtype} in [0, 1]", f"values from {low:g} to {high:g}; pass integers as uint8"
              " or uint16, or divide by the largest value that the format can hold")
@@ -120,7 +123,8 @@ def _resize(images: Tensor, size: int) -> Tensor:
 
 
 def _is_list(images: Any) -> bool:
-    return isinstance(images, Sequence) and not isinstance(images, str | bytes)
+    return isinstance(images, Sequence) and not isinstance(
+        images, str | bytes | bytearray | memoryview)
 
 
 def check_images(

@@ -16,6 +16,7 @@ holds the eight lattice points of each case.
 """
 
 import math
+from numbers import Real
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from scrd_fast import _native
 from scrd_fast.errors import expect
-from scrd_fast.ops.implementations import choose, fits, interpreted, no_triton
+from scrd_fast.ops.implementations import as_numbers, choose, fits, interpreted, no_triton
 
 Floats = NDArray[np.float64]
 
@@ -215,12 +216,12 @@ def check_octaves(octaves: int, persistence: float, wavelength: float, prefix: s
     expect(isinstance(octaves, int | np.integer) and octaves > 0, f"{prefix}octaves",
            "a positive integer", octaves)
     expect(octaves <= 1024, f"{prefix}octaves", "at most 1024", octaves)
-    expect(0 <= persistence < np.inf, f"{prefix}persistence", "a finite number from 0",
-           persistence)
+    expect(isinstance(persistence, Real) and 0 <= persistence < np.inf, f"{prefix}persistence",
+           "a finite number from 0", persistence)
     expect((octaves - 1) * math.log10(max(persistence, 1)) <= 30, f"{prefix}persistence",
            f"a number of which power {octaves - 1} is at most 1e30", persistence)
-    expect(0 < wavelength < np.inf, f"{prefix}wavelength", "a positive number of pixels",
-           wavelength)
+    expect(isinstance(wavelength, Real) and 0 < wavelength < np.inf, f"{prefix}wavelength",
+           "a positive number of pixels", wavelength)
 
 
 def check_extent(largest: int, octaves: int, wavelength: float) -> None:
@@ -270,7 +271,7 @@ def simplex_noise(
                value)
     check_octaves(octaves, persistence, wavelength)
     check_extent(max(depth, height, width), octaves, wavelength)
-    seeds = np.asarray(seeds)
+    seeds = as_numbers(seeds, "seeds")
     expect(seeds.ndim == 1 and len(seeds) > 0 and np.issubdtype(seeds.dtype, np.integer),
            "seeds", "at least one integer, 1-D", f"{seeds.dtype} of shape {seeds.shape}")
     seeds = np.ascontiguousarray(seeds, dtype=np.int64)

@@ -230,7 +230,22 @@ BAD = {
     "no image": (replaced(good(), 0, torch.ones(0, 2, 8, 8)), good(), torch.ones(2, 3),
                  "teacher[0]: expected (N, C, h, w), got (0, 2, 8, 8)"),
     "integers": (replaced(good(), 2, torch.ones(2, 4, 2, 2, dtype=torch.int64)), good(),
-                 torch.ones(2, 3), "teacher[2]: expected a floating dtype, got torch.int64"),
+                 torch.ones(2, 3), "teacher[2]: expected float16, bfloat16, float32 or float64, got"
+                 " torch.int64"),
+    "eight bits": (replaced(good(), 0, good()[0].to(torch.float8_e4m3fn)), good(), torch.ones(2, 3),
+                   "teacher[0]: expected float16, bfloat16, float32 or float64, got"
+                   " torch.float8_e4m3fn"),
+    "sparse": (good(), replaced(good(), 1, good()[1].to_sparse()), torch.ones(2, 3),
+               "student[1]: expected a dense tensor with values, got a tensor that is"
+               " torch.sparse_coo"),
+    "meta": ([t.to("meta") for t in good()], [t.to("meta") for t in good()], torch.ones(2, 3),
+             "teacher[0]: expected a dense tensor with values, got a tensor that is meta"),
+    "arrays": (good(), [t.numpy() for t in good()], torch.ones(2, 3),
+               "student[0]: expected a tensor, got ndarray"),
+    "nothing": (good(), None, torch.ones(2, 3),
+                "student: expected three feature maps, got NoneType"),
+    "a list of weights": (good(), good(), [[1.0] * 3] * 2,
+                          "scale_weights: expected a tensor, got list"),
     "student's width": (good(), replaced(good(), 1, torch.ones(2, 3, 4, 5)), torch.ones(2, 3),
                         "student[1]: expected (2, 3, 4, 4), got (2, 3, 4, 5)"),
     "student's batch": (good(), replaced(good(), 0, torch.ones(1, 2, 8, 8)), torch.ones(2, 3),
@@ -252,6 +267,19 @@ def test_features_that_do_not_fit(case, impl):
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         anomaly_map(teacher, student, weights, ScoringSpec(input_size=32, blur_sigma=1),
                     impl=impl)
+
+
+@exact_dtype
+def test_negated_views(make_features, impl, dtype):
+    """Imaginary parts of a conjugate: PyTorch notes the sign, the memory holds the other one."""
+    spec = ScoringSpec(input_size=32, blur_sigma=1)
+    plain = [f.to(dtype) for f in make_features(2, sides_of(32), 21)]
+    negated = [torch.complex(torch.zeros_like(f), -f).conj().imag for f in plain]
+    assert all(f.is_neg() for f in negated)
+    student = [f.to(dtype) for f in make_features(2, sides_of(32), 22)]
+    result = anomaly_map(negated, student, torch.ones(2, 3), spec, impl=impl)
+    wanted = anomaly_map(plain, student, torch.ones(2, 3), spec, impl=impl)
+    assert torch.equal(result.map, wanted.map)
 
 
 @pytest.mark.parametrize("k", [1, 2])

@@ -355,6 +355,9 @@ def test_floats_outside_their_range(impl, dtype):
         preprocess(image * 255, SPEC, impl=impl)
     with pytest.raises(InputError, match=r"^images\[1\]: expected .* in \[0, 1\], got values from"):
         preprocess([image[0], image[0] - 0.5], SPEC, impl=impl)
+    batch = np.concatenate([image, image, image * 200])
+    with pytest.raises(InputError, match=r"^images\[2\]: expected .* in \[0, 1\], got values from"):
+        preprocess(batch, SPEC, impl=impl)
 
 
 def test_scorers_take_what_noise_made_of_images():
@@ -406,6 +409,7 @@ GOOD = np.zeros((8, 8, 3), np.uint8)
         ("folder", "images: expected uint8, uint16 or float"),
         (None, "images: expected uint8, uint16 or float"),
         (3, "images: expected uint8, uint16 or float"),
+        (memoryview(GOOD), "images: expected uint8, uint16 or float"),
         ([GOOD, np.zeros((8, 8), np.int16)], "images[1]: expected dtype uint8, uint16 or float"),
         ([GOOD, GOOD, "x.png"], "images[2]: expected an array or a tensor, got str"),
         ([GOOD, np.zeros((8, 8, 4), np.uint8)], "images[1]: expected (H, W) or (H, W, 3), got"),

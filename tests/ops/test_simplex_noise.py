@@ -219,7 +219,8 @@ def test_seeds_of_any_layout():
         ({"seeds": []}, "seeds: expected at least one integer, 1-D, got float64"),
         ({"seeds": [0.5]}, "seeds: expected at least one integer, 1-D, got float64"),
         ({"seeds": [[1, 2]]}, "seeds: expected at least one integer, 1-D, got int64"),
-        ({"seeds": [2**70]}, "seeds: expected at least one integer, 1-D, got object"),
+        ({"seeds": [2**70]}, "seeds: expected numbers, got object"),
+        ({"seeds": [[1], [2, 3]]}, "seeds: expected numbers, got list"),
     ],
 )
 def test_bad_arguments(change, message):
