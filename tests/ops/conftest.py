@@ -1,11 +1,34 @@
 """Fixtures of the operations' tests."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
 from scrd_fast import _native
 from tests.ops.each_impl import IMPLS
+
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m picks by the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without a GPU, where Triton's interpreter takes the time of all else together: of each
+    test's kernels one case per dtype stays in `make test`, the others become slow."""
+    if torch.cuda.is_available():
+        return
+    seen = set()
+    for item in items:
+        if not isinstance(item, pytest.Function) or not item.get_closest_marker("gpu"):
+            continue
+        if item.path.parent == HERE and hasattr(item, "callspec"):
+            dtype = str(next((item.callspec.params[name] for name in ("dtype", "case")
+                              if name in item.callspec.params), None))
+            kind = (item.path, item.originalname, dtype)
+            if kind in seen:
+                item.add_marker(pytest.mark.slow)
+            seen.add(kind)
 
 
 @pytest.fixture(params=IMPLS)
