@@ -6,18 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks import report, results
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_every_benchmark_runs_and_every_peer_agrees(tmp_path):
-    stored = tmp_path / "raw.json"
+def run_quickly(stored: Path, *options: str) -> str:
+    """The report on a run of the benchmarks, every row of which is held to what it must have."""
     # pytest-benchmark measures nothing inside a worker of pytest-xdist, which this is not.
     environment = {name: value for name, value in os.environ.items()
                    if not name.startswith("PYTEST_XDIST_") and name != "OMP_NUM_THREADS"}
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider",
+        [sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider", *options,
          f"--benchmark-json={stored}"], cwd=ROOT, capture_output=True, text=True, timeout=600,
         check=False, env=environment | {"SCRD_FAST_QUICK_BENCHMARKS": "1"})
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
@@ -27,8 +29,17 @@ def test_every_benchmark_runs_and_every_peer_agrees(tmp_path):
     assert {row["of"] for row in rows} >= {name for name in files if not name.endswith("_cuda")}
     assert not any(row.get("judged") for row in rows)  # so small a run says nothing of the speed
     result = {"environment": raw["scrd_fast"]["environment"], "commit": "", "figures": rows}
-    text = report.markdown(result)
+    assert "<svg" in report.web_page(raw, result)
+    return report.markdown(result)
+
+
+def test_a_benchmark_of_each_file_runs_and_its_peers_agree(tmp_path):
+    assert "| " in run_quickly(tmp_path / "raw.json", "-p", "tests.first_of_each_file")
+
+
+@pytest.mark.slow
+def test_every_benchmark_runs_and_every_peer_agrees(tmp_path):
+    text = run_quickly(tmp_path / "raw.json")
     assert "published loop" in text
     assert "images that arrive at random" in text
     assert "mode, best precision" in text
-    assert "<svg" in report.web_page(raw, result)

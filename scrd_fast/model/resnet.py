@@ -135,9 +135,13 @@ def make_stage(
 
 
 def init_weights(module: nn.Module) -> None:
-    """He initialisation (fan out) of convolutions, ones and zeros for BatchNorm."""
+    """He initialisation (fan out) of convolutions, ones and zeros for BatchNorm.
+
+    On the meta device, where there is nothing to set, it would make PyTorch load its compiler for
+    two seconds.
+    """
     for part in module.modules():
-        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d) and not part.weight.is_meta:
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(part, nn.BatchNorm2d):
             nn.init.ones_(part.weight)

@@ -65,7 +65,7 @@ def test_large_fp32_engine_matches_reference(large_engine, large, count):
 
 @pytest.fixture(scope="module")
 def large_engine(large_path):
-    return scrd_fast.build_engine(large_path, precision="fp32")
+    return scrd_fast.build_engine(large_path, precision="fp32", buckets=(1, 4))
 
 
 def test_score_does_not_depend_on_neighbours(large_engine, small_engine):

@@ -142,7 +142,9 @@ def spoilt(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("planted", [
-    ("bf16",), ("int8",), ("bf16", "int8"), ("fp32", "bf16", "int8")], ids="+".join)
+    pytest.param(("bf16",), marks=pytest.mark.slow),
+    pytest.param(("int8",), marks=pytest.mark.slow),
+    ("bf16", "int8"), ("fp32", "bf16", "int8")], ids="+".join)
 def test_auto_never_takes_what_breaks_the_limits(trained, trained_path, tmp_path, monkeypatch,
                                                  planted):
     make = building.make_runner

@@ -5,6 +5,8 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -248,3 +250,12 @@ except OutputError as error:
     assert printed.startswith(f"{path}: cannot be written: ")
     assert path.read_bytes() == b"older"
     assert os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def test_loading_does_not_load_a_compiler(saved):
+    """PyTorch's takes two seconds, and comes with the first random number on the meta device."""
+    code = ("import sys; from scrd_fast.model.checkpoint import load_checkpoint;"
+            f" load_checkpoint({str(saved)!r}); print('torch._dynamo' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+                          check=True)
+    assert done.stdout == "False\n"
