@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 import typer
 
 from scrd_fast import __version__
-from scrd_fast.errors import ScrdError
+from scrd_fast.errors import ScrdError, expect
 from scrd_fast.progress import show_progress
 
 app = typer.Typer(
@@ -213,9 +213,11 @@ def build(
         raise typer.BadParameter("expected a checkpoint or --from ENGINE, and not both")
     if again is not None and report is not None:
         raise typer.BadParameter("--report: expected a build, got --from, which judges nothing new")
-    if report is not None:
+    if report is not None and checkpoint is not None:
         check_matplotlib()
         check_writable(report, "--report", inputs=[checkpoint or ""])
+        expect(report.resolve() != (out or checkpoint.with_suffix(".scrd")).resolve(), "--report",
+               "another file than the engine's", report)
     with show_progress("loading", enabled=not quiet) as shown:
         if again is not None:
             engine = rebuild_engine(again, out, device=device, progress=shown)
@@ -449,6 +451,7 @@ def _plain_warnings() -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; an error is one line on standard error and exit code 2."""
+    _wait_without_spinning()
     _open_standard_streams()
     with _plain_warnings():
         code, text = _run(sys.argv[1:] if arguments is None else [*arguments])
@@ -490,6 +493,16 @@ def _run(arguments: list[str]) -> tuple[int, str]:
         where = "" if error.filename is None else f"{error.filename}: "
         text = f"{where}{error.strerror or error}"
     return 2, f"error: {' '.join(text.split())}"
+
+
+def _wait_without_spinning() -> None:
+    """Let PyTorch's threads sleep where they have no work, unless the user chose how they wait.
+
+    Spinning takes the cores from whatever else runs there, and then from itself. Has an effect
+    before PyTorch is loaded, here and in the processes that are started from here.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def _open_standard_streams() -> None:

@@ -328,6 +328,7 @@ def places(folder, tmp_path):
     "build {model} --out {model}",
     "build {model} --out {free} --report {folder}",
     "build {model} --out {free} --report {model}",
+    "build {model} --out {free} --report {free}",
     "build --from {engine} --out {below}",
     "export {model} {below}.onnx",
     "convert {pth} {folder}",
@@ -465,3 +466,18 @@ def test_an_error_of_the_system_is_one_line(folder, capfd, monkeypatch):
     monkeypatch.setattr(file, "describe", full)
     assert main("info", "m.scrd") == 2
     assert capfd.readouterr().err == "error: m.scrd: No space left on device\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP tells its settings")
+@pytest.mark.parametrize(("given", "policy", "spins"), [
+    ({}, "PASSIVE", "0"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", "30000000000"),
+    ({"GOMP_SPINCOUNT": "7"}, "PASSIVE", "7")])
+def test_threads_without_work_sleep(given, policy, spins):
+    """Two processes on the same cores would else wait for each other most of the time."""
+    code = ("import scrd_fast.cli\ntry: scrd_fast.cli.main(['--version'])\n"
+            "except SystemExit: import torch")
+    left = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+                          env=left | given | {"OMP_DISPLAY_ENV": "VERBOSE"}, check=True)
+    assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
