@@ -108,4 +108,4 @@ build/tsan/%.o: %.cpp Makefile
 -include $(RUNNER_SOURCES:%.cpp=build/asan/%.d) $(RUNNER_SOURCES:%.cpp=build/tsan/%.d)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info scrd_fast/*.so .pytest_cache .mypy_cache .ruff_cache

@@ -23,7 +23,7 @@ def compiled() -> list[dict[str, Any]]:
 
 
 def test_every_kernel_is_compiled_for_every_generation(compiled):
-    sources = "".join(f.read_text() for f in (ROOT / "kernels").glob("*.py"))
+    sources = "".join(f.read_text() for f in (ROOT / "scrd_fast/kernels").glob("*.py"))
     names = {row["kernel"] for row in compiled}
     assert names == {line.split("(")[0].removeprefix("def ")
                      for line in sources.split("\n") if line.startswith("def ")
