@@ -27,7 +27,7 @@ def extensions() -> Iterator[Pybind11Extension]:
     if openvino is None or openvino.origin is None:
         print("OpenVINO is not installed: building without its runner")
         return
-    # Headers and libraries come in OpenVINO's wheel. No run path: engine/backends/openvino.py loads
+    # Headers and libraries come in OpenVINO's wheel. No run path: backends/openvino.py loads
     # the library before the module.
     root = Path(openvino.origin).parent
     libraries = sorted((root / "libs").glob("libopenvino.so*"))

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from benchmarks.results import figures, store, table
-from scrd_fast.engine.backends.choice import cuda_missing
-from scrd_fast.engine.bench import environment
+from scrd_fast.backends.choice import cuda_missing
+from scrd_fast.bench.bench import environment
 
 SECONDS = 420  # and less than a minute before them for the C++ extension
 FOR_BENCHMARKS = 120  # of them, which the tests may not take

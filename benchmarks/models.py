@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 import scrd_fast
-from scrd_fast.engine.fidelity import Limits
-from scrd_fast.engine.quantize import STEM
+from scrd_fast.graph.quantize import STEM
+from scrd_fast.metrics.agreement import Limits
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, load_checkpoint, save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from scrd_fast.engine.graph import NETWORK_INPUT, build_graph
+from scrd_fast.graph.portable import NETWORK_INPUT, build_graph
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.ops.anomaly_map import COSINE_EPS, STRIDES, upsample_blur_matrix
 from scrd_fast.ops.preprocess import preprocess

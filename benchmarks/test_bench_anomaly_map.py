@@ -19,7 +19,7 @@ from benchmarks.judge import judge
 from benchmarks.peers import published_map
 from benchmarks.timing import clock, in_turn, record, record_limit, repeat
 from scrd_fast import _native
-from scrd_fast.engine.measure import copy_rate
+from scrd_fast.bench.timing import copy_rate
 from scrd_fast.ops.anomaly_map import AnomalyMap, anomaly_map
 from scrd_fast.spec import ScoringSpec
 

@@ -81,7 +81,7 @@ def test_against_the_memory(benchmark: Any, copied: float) -> None:
 
 def test_against_the_published_post_processing(benchmark: Any) -> None:
     from benchmarks.cuda_timing import captured, in_turn
-    from scrd_fast.engine.backends.cuda import exact_convolutions
+    from scrd_fast.backends.cuda import exact_convolutions
 
     teacher, student = features(64, 1, torch.float16), features(64, 2, torch.float16)
     ours, tail = Ours(teacher, student), PublishedTail(SPEC, torch.device("cuda"))

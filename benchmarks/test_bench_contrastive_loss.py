@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.judge import judge
 from benchmarks.timing import clock, in_turn, record, record_limit, repeat
-from scrd_fast.engine.measure import copy_rate
+from scrd_fast.bench.timing import copy_rate
 from scrd_fast.ops.contrastive_loss import contrastive_loss
 
 SHAPES = ((4, 256, 64, 64), (4, 512, 32, 32), (4, 1024, 16, 16))

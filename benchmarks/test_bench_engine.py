@@ -23,9 +23,9 @@ from benchmarks.peers import PlainOpenVino
 from benchmarks.size import BACKBONE, QUICK, SIDE, turns
 from benchmarks.timing import in_turn, record, record_limit, repeat
 from benchmarks.worker import Answer, Worker
-from scrd_fast.engine.backends.choice import native_precisions
-from scrd_fast.engine.bench import Work
-from scrd_fast.engine.measure import cpu_limits
+from scrd_fast.backends.choice import native_precisions
+from scrd_fast.bench.bench import Work
+from scrd_fast.bench.timing import cpu_limits
 from scrd_fast.ops.preprocess import preprocess
 from scrd_fast.spec import ScoringSpec
 

@@ -21,7 +21,7 @@ from benchmarks.judge import judge
 from benchmarks.peers import PublishedInTorch
 from benchmarks.timing import clock, in_turn, record
 from scrd_fast.engine.engine import Engine
-from scrd_fast.engine.fidelity import Limits
+from scrd_fast.metrics.agreement import Limits
 from scrd_fast.model.checkpoint import load_checkpoint
 from tests.gpu import ON_GPU
 
@@ -115,9 +115,9 @@ def test_the_network_compiled(benchmark: Any, checkpoint: Path) -> None:
     """Printed only: the engine's network, with cuDNN's fused convolutions, against the same one
     through torch.compile(max-autotune); both captured with the kernels behind them."""
     from benchmarks.cuda_timing import in_turn as replayed_in_turn
-    from scrd_fast.engine.backends.cuda import CapturedNetwork, with_tail
-    from scrd_fast.engine.backends.torch_network import TorchNetwork
-    from scrd_fast.engine.graph import build_graph, network_graph
+    from scrd_fast.backends.cuda import CapturedNetwork, with_tail
+    from scrd_fast.backends.torch_network import TorchNetwork
+    from scrd_fast.graph.portable import build_graph, network_graph
 
     loaded, device = load_checkpoint(checkpoint), torch.device("cuda", 0)
     spec = loaded.spec

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.judge import judge
 from benchmarks.timing import clock, in_turn, record, record_limit, repeat
-from scrd_fast.engine.measure import copy_rate
+from scrd_fast.bench.timing import copy_rate
 from scrd_fast.ops.preprocess import preprocess
 from scrd_fast.spec import ScoringSpec
 

@@ -16,10 +16,10 @@ from benchmarks.judge import judge
 from benchmarks.peers import PublishedStep
 from benchmarks.size import BACKBONE, SIDE
 from benchmarks.timing import clock, in_turn, record, record_limit, repeat
-from scrd_fast.engine.backends.choice import native_precisions
+from scrd_fast.backends.choice import native_precisions
+from scrd_fast.data.anomalies import NoiseConfig, synthesise
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.ops.preprocess import normalise
-from scrd_fast.training.noise import NoiseConfig, synthesise
 from scrd_fast.training.trainer import TrainConfig, Trainer
 
 BATCH = 4

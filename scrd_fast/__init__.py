@@ -10,13 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scrd_fast._current import score
-    from scrd_fast.engine.backends.plan import TensorRtOptions
-    from scrd_fast.engine.build import build_engine, export_onnx
-    from scrd_fast.engine.calibrate import calibrate, monitor
+    from scrd_fast.backends.plan import TensorRtOptions
+    from scrd_fast.building.build import build_engine, export_onnx
+    from scrd_fast.building.rebuild import rebuild_engine
+    from scrd_fast.engine.current import score
     from scrd_fast.engine.engine import Engine, Result
-    from scrd_fast.engine.load import load_engine, rebuild_engine, verify_engine
+    from scrd_fast.engine.load import load_engine, verify_engine
     from scrd_fast.errors import ScrdError
+    from scrd_fast.evaluation.calibrate import calibrate, monitor
     from scrd_fast.model.published_pickle import convert_published
     from scrd_fast.spec import ScoringSpec
     from scrd_fast.training.loop import train
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "score": "_current",
-    "build_engine": "engine.build",
-    "export_onnx": "engine.build",
-    "TensorRtOptions": "engine.backends.plan",
-    "calibrate": "engine.calibrate",
-    "monitor": "engine.calibrate",
+    "score": "engine.current",
+    "build_engine": "building.build",
+    "export_onnx": "building.build",
+    "TensorRtOptions": "backends.plan",
+    "calibrate": "evaluation.calibrate",
+    "monitor": "evaluation.calibrate",
     "load_engine": "engine.load",
-    "rebuild_engine": "engine.load",
+    "rebuild_engine": "building.rebuild",
     "verify_engine": "engine.load",
     "Engine": "engine.engine",
     "Result": "engine.engine",

@@ -129,9 +129,9 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train on normal images only."""
+    from scrd_fast.data.anomalies import NoiseConfig
     from scrd_fast.data.dataset import labelled_folder
     from scrd_fast.training.loop import train as run
-    from scrd_fast.training.noise import NoiseConfig
     from scrd_fast.training.run import steps_done
 
     done = steps_done(out) if resume else 0
@@ -199,9 +199,9 @@ def build(
     quiet: Quiet = False,
 ) -> None:
     """Compile a checkpoint into one engine file for this machine."""
-    from scrd_fast.engine.backends.plan import TensorRtOptions
-    from scrd_fast.engine.build import build_engine
-    from scrd_fast.engine.load import rebuild_engine
+    from scrd_fast.backends.plan import TensorRtOptions
+    from scrd_fast.building.build import build_engine
+    from scrd_fast.building.rebuild import rebuild_engine
     from scrd_fast.files import check_writable
     from scrd_fast.report.build_report import (
         check_matplotlib,
@@ -282,7 +282,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="ONNX file to write.")],
 ) -> None:
     """Write a portable ONNX graph: uint8 images in; score, map and scale weights out."""
-    from scrd_fast.engine.build import export_onnx
+    from scrd_fast.building.build import export_onnx
 
     with show_progress("exporting"):
         export_onnx(checkpoint, out)
@@ -301,7 +301,7 @@ def info(
     """Print what an engine file says of itself, as JSON."""
     import json
 
-    from scrd_fast.engine.file import describe
+    from scrd_fast.engine.engine_file import describe
     from scrd_fast.engine.load import load_engine
 
     told = describe(engine)
@@ -339,7 +339,7 @@ def bench(
     """Time an engine on this machine, from pixels to score and map."""
     import json
 
-    from scrd_fast.engine.bench import bench as run
+    from scrd_fast.bench.bench import bench as run
     from scrd_fast.files import atomic_write, check_writable
     from scrd_fast.report.bench import lines
 
@@ -376,7 +376,7 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Learn from held-out images which scores are anomalous; nothing is built again."""
-    from scrd_fast.engine.calibrate import calibrate as run
+    from scrd_fast.evaluation.calibrate import calibrate as run
 
     with show_progress("loading", enabled=not quiet) as shown:
         decisions = run(engine, str(normals), fpr=fpr, rule=rule, target=target, seed=seed,
@@ -402,8 +402,8 @@ def monitor(
     quiet: Quiet = False,
 ) -> None:
     """Do recent images still look like the calibration's normal ones? Exit code 1 where not."""
-    from scrd_fast.engine.calibrate import monitor as run
     from scrd_fast.engine.load import load_engine
+    from scrd_fast.evaluation.calibrate import monitor as run
 
     with (show_progress("loading", enabled=not quiet) as shown,
           load_engine(engine, trust=trust) as loaded):

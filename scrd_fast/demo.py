@@ -19,13 +19,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from scrd_fast.backends.choice import check_precision, choose_backend
+from scrd_fast.bench.timing import latency_ms
+from scrd_fast.building.build import build_engine
+from scrd_fast.data.anomalies import NoiseConfig
 from scrd_fast.data.demo_brain import SIZE, DemoImages, make_images
-from scrd_fast.engine.backends.choice import check_precision, choose_backend
-from scrd_fast.engine.build import build_engine
-from scrd_fast.engine.calibrate import calibrate
 from scrd_fast.engine.load import load_engine
-from scrd_fast.engine.measure import latency_ms
+from scrd_fast.evaluation.calibrate import calibrate
 from scrd_fast.files import atomic_write, check_writable
+from scrd_fast.metrics.ranking import auroc
 from scrd_fast.model.reference import score_images
 from scrd_fast.model.scrd import Teacher, new_model
 from scrd_fast.model.teacher_weights import load_teacher
@@ -35,9 +37,7 @@ from scrd_fast.report.scores import table_rows, write_table
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.torch_state import own_state, seeded
 from scrd_fast.training.batches import autocast
-from scrd_fast.training.evaluation import auroc
 from scrd_fast.training.loop import train
-from scrd_fast.training.noise import NoiseConfig
 from scrd_fast.training.pretrain import PretrainConfig, pretrain_teacher
 from scrd_fast.training.run import state_path
 
@@ -83,7 +83,7 @@ COARSE_COST, STUDENT_COST, REST_COST = 0.27, 2.6, 180
 
 def training_precision() -> str:
     """bf16 autocast where the CPU computes in it, which halves the time of a step, else fp32."""
-    from scrd_fast.engine.backends.torch_eager import precisions
+    from scrd_fast.backends.torch_eager import precisions
 
     return "bf16" if "bf16" in precisions() else "fp32"
 

@@ -447,7 +447,7 @@ def test_a_broken_pipe_is_quiet(folder, arguments):
 
 
 def test_an_interrupt_is_one_word(folder, capfd, monkeypatch):
-    from scrd_fast.engine import file
+    from scrd_fast.engine import engine_file as file
 
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt
@@ -458,7 +458,7 @@ def test_an_interrupt_is_one_word(folder, capfd, monkeypatch):
 
 
 def test_an_error_of_the_system_is_one_line(folder, capfd, monkeypatch):
-    from scrd_fast.engine import file
+    from scrd_fast.engine import engine_file as file
 
     def full(path: object) -> None:
         raise OSError(28, "No space left on device", str(path))

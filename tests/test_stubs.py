@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import scrd_fast.engine.backends.openvino  # noqa: F401 -- loads the library that _openvino needs
+import scrd_fast.backends.openvino  # noqa: F401 -- loads the library that _openvino needs
 
 PACKAGE = Path(__file__).parent.parent / "scrd_fast"
 STUBS = sorted(path.stem for path in PACKAGE.glob("*.pyi"))

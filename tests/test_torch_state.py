@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast.engine.fidelity import Limits
+from scrd_fast.data.anomalies import NoiseConfig
+from scrd_fast.metrics.agreement import Limits
 from scrd_fast.model.checkpoint import load_checkpoint, read_tensors
 from scrd_fast.model.scrd import SCRD, model_without_weights, new_model
 from scrd_fast.torch_state import own_state, seeded
-from scrd_fast.training.noise import NoiseConfig
 
 ROOT = Path(__file__).parents[1]
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 40, 40), dtype=np.uint8)

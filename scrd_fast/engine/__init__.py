@@ -1,1 +1,1 @@
-"""Engines: the portable graph, the .scrd file, the fidelity check, building, loading, scoring."""
+"""Engines: the .scrd file, loading, scoring, and the golden images that both are held to."""

@@ -13,11 +13,10 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from scrd_fast import _current
+from scrd_fast.backends.runner import PendingScores, Runner
 from scrd_fast.data.images import read_image
-from scrd_fast.engine.backends.runner import PendingScores, Runner
-from scrd_fast.engine.decisions import Decisions
-from scrd_fast.engine.file import Manifest, manifest_digest
+from scrd_fast.engine import current as _current
+from scrd_fast.engine.engine_file import Manifest, manifest_digest
 from scrd_fast.errors import (
     BackendUnavailable,
     ClosedError,
@@ -27,6 +26,7 @@ from scrd_fast.errors import (
     expect,
 )
 from scrd_fast.files import as_path
+from scrd_fast.metrics.decisions import Decisions
 from scrd_fast.ops.preprocess import check_range
 
 _LATE = "result: expected scores within {} s, got none yet"

@@ -1,9 +1,8 @@
-"""load_engine, rebuild_engine, verify_engine: from an engine file to an engine."""
+"""load_engine, verify_engine: from an engine file to an engine."""
 
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,35 +11,36 @@ import onnx
 import torch
 from google.protobuf.message import DecodeError
 
-from scrd_fast import _current
-from scrd_fast.engine.backends.choice import (
+from scrd_fast.backends.choice import (
     BACKENDS,
     GPU_BACKENDS,
     PRECISIONS,
     choose_backend,
     make_runner,
 )
-from scrd_fast.engine.backends.plan import (
+from scrd_fast.backends.plan import (
     PLAN,
     TensorRtOptions,
     is_own_plan,
     plan_differences,
 )
-from scrd_fast.engine.backends.runner import Runner
-from scrd_fast.engine.build import are_buckets, fingerprint, fingerprint_of, write_built
-from scrd_fast.engine.decisions import Decisions
+from scrd_fast.backends.runner import Runner
+from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine import Engine
-from scrd_fast.engine.file import (
+from scrd_fast.engine.engine_file import (
     GOLDEN,
     NETWORK,
     Manifest,
+    are_buckets,
     manifest_digest,
     read_engine_file,
 )
-from scrd_fast.engine.quantize import KINDS, QUANTISATION, Quantisation, check_shifts
-from scrd_fast.engine.verify import renewed, replay
+from scrd_fast.engine.golden import replay
 from scrd_fast.errors import EngineFileError, InputError, ScrdError
-from scrd_fast.files import as_path, check_writable
+from scrd_fast.files import as_path
+from scrd_fast.graph.quantize import KINDS, QUANTISATION, Quantisation, check_shifts
+from scrd_fast.machine import fingerprint
+from scrd_fast.metrics.decisions import Decisions
 from scrd_fast.progress import Progress, silent
 from scrd_fast.torch_state import own_state
 
@@ -75,7 +75,7 @@ def open_engine(
 ) -> tuple[Engine, bytes]:
     """The compiled engine of a file, and its golden images."""
     path = as_path(path, "path")
-    manifest, members = _read(path)
+    manifest, members = read_runnable(path)
     of_tensorrt: dict[str, Any] = {}
     choose_backend(manifest.backend, device)
     if manifest.backend == "tensorrt":
@@ -85,8 +85,8 @@ def open_engine(
         if (built := manifest.fingerprint["gpu"]) != (here := torch.cuda.get_device_name(gpu)):
             warnings.warn(f"{path}: its TensorRT plan was built on another GPU, {built}, and may be"
                           f" slower on this {here}{_again(path)}", stacklevel=4)
-        of_tensorrt = {"plan": members[PLAN], "options": _plan_options(path, manifest)}
-    runner = _make_runner(path, manifest, members, mode, device, **of_tensorrt)
+        of_tensorrt = {"plan": members[PLAN], "options": plan_options(path, manifest)}
+    runner = runner_of(path, manifest, members, mode, device, **of_tensorrt)
     return Engine(manifest, runner, path, mode=mode, device=device), members[GOLDEN]
 
 
@@ -103,7 +103,7 @@ def reopen_engine(path: str, digest: str, mode: str, device: str | None) -> Engi
     return engine
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, bytes]]:
+def read_runnable(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, bytes]]:
     """The manifest and members of an engine file, which this package can make a runner of."""
     manifest, members = read_engine_file(path)
     for name in (NETWORK, GOLDEN):
@@ -123,7 +123,8 @@ def _read(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, bytes]]:
     return manifest, members
 
 
-def _plan_options(path: str | os.PathLike[str], manifest: Manifest) -> TensorRtOptions:
+def plan_options(path: str | os.PathLike[str], manifest: Manifest) -> TensorRtOptions:
+    """How the plan of an engine file was built; raises EngineFileError."""
     try:
         return TensorRtOptions(**manifest.fingerprint["plan"]["options"])
     except (KeyError, TypeError, ValueError) as error:
@@ -180,10 +181,11 @@ def _check_whole(proto: onnx.ModelProto) -> None:
         onnx.checker.check_node(node, context)
 
 
-def _make_runner(
+def runner_of(
     path: str | os.PathLike[str], manifest: Manifest, members: Mapping[str, bytes], mode: str,
     device: str | None, **of_tensorrt: Any,
 ) -> Runner:
+    """The compiled network of an engine file; of_tensorrt: as in backends.choice.make_runner."""
     quantisation = None
     try:
         proto = onnx.load_model_from_string(members[NETWORK])
@@ -207,48 +209,6 @@ def _make_runner(
         reason = str(error).strip().splitlines()
         raise EngineFileError(f"{path}: {NETWORK} cannot be compiled:"
                               f" {reason[-1] if reason else type(error).__name__}") from error
-
-
-@own_state()
-def rebuild_engine(
-    path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, *,
-    device: str | None = None, progress: Progress = silent,
-) -> Engine:
-    """Compile an engine file's portable graph again, for this machine, and load it.
-
-    For a file that another machine or release compiled. Backend, precision and buckets stay as
-    they were. out: the file to write, by default `path` itself. The golden images decide whether
-    the result may be written: raises FidelityError where it does not reproduce them, and what
-    `load_engine` and `build_engine` raise.
-    """
-    path = as_path(path, "path")
-    target = path if out is None else as_path(out, "out")
-    check_writable(target, "out")
-    manifest, members = _read(path)
-    options, of_tensorrt = TensorRtOptions(), dict[str, Any]()
-    if manifest.backend == "tensorrt":
-        options = _plan_options(path, manifest)
-    choose_backend(manifest.backend, device)
-    if manifest.backend == "tensorrt":
-        of_tensorrt = {"options": options, "progress": progress}
-    runner = _make_runner(path, manifest, members, "latency", device, **of_tensorrt)
-    on_gpu = manifest.backend in GPU_BACKENDS
-    manifest = replace(
-        manifest, buckets=runner.buckets, precision_used=runner.precision_used(),
-        fingerprint=fingerprint_of(runner, torch.device(device or "cuda") if on_gpu else None,
-                                   options),
-        versions={"torch": str(torch.__version__), "onnx": onnx.__version__,
-                  manifest.backend: runner.version})
-    engine = Engine(manifest, runner, target, device=device)
-    try:
-        replay(engine, members[GOLDEN], alike=False, whole=True, progress=progress)
-        kept = {n: d for n, d in members.items() if n in (NETWORK, QUANTISATION)}
-        kept[GOLDEN] = renewed(engine, members[GOLDEN])
-        engine.manifest = write_built(target, manifest, kept, runner)
-    except BaseException:
-        engine.close()
-        raise
-    return _current.use(engine)
 
 
 @own_state()

@@ -10,7 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from scrd_fast.engine.file import Manifest, read_engine_file
+from scrd_fast.engine.engine_file import Manifest, read_engine_file
 from scrd_fast.errors import BackendUnavailable, EngineFileError
 from scrd_fast.files import atomic_write
 

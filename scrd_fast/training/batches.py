@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scrd_fast.data.anomalies import NoiseConfig, Patches, add_patches, draw_patches
 from scrd_fast.data.dataset import ImageSet
 from scrd_fast.errors import expect
 from scrd_fast.spec import ScoringSpec
-from scrd_fast.training.noise import NoiseConfig, Patches, add_patches, draw_patches
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -8,12 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scrd_fast.data.anomalies import NoiseConfig, synthesise
 from scrd_fast.data.dataset import ImageSet
 from scrd_fast.errors import expect
+from scrd_fast.metrics.ranking import auroc
 from scrd_fast.model.reference import score_pixels
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
-from scrd_fast.training.noise import NoiseConfig, synthesise
 
 # More images than this make validation slow and the choice hardly better.
 MOST_IMAGES = 256
@@ -21,20 +22,6 @@ MOST_IMAGES = 256
 _VALIDATION_EPOCH = (1 << 30) - 1
 # What the AUROC is called in files and plots, by how the best checkpoint is selected.
 FIGURES = {"validation": "auroc_synthesised", "published_test": "auroc_test_used_for_selection"}
-
-
-def auroc(labels: NDArray[np.int64], scores: Any) -> float:
-    """Area under the ROC curve of scores (N,) for labels (N,), 1 = anomalous.
-
-    It is Mann and Whitney's U over the number of pairs: the share of pairs of an anomalous and a
-    normal image in which the anomalous one scores higher, ties counted by half.
-    """
-    from scipy.stats import mannwhitneyu
-
-    scores = np.asarray(scores)
-    anomalous, normal = scores[labels == 1], scores[labels == 0]
-    statistic = mannwhitneyu(anomalous, normal, method="asymptotic").statistic
-    return float(statistic) / (len(anomalous) * len(normal))
 
 
 @dataclass(frozen=True)

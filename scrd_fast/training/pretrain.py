@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scrd_fast.data.anomalies import NoiseConfig
 from scrd_fast.data.dataset import ImageSet
 from scrd_fast.errors import expect
 from scrd_fast.files import as_path, check_writable
@@ -29,7 +30,6 @@ from scrd_fast.progress import show_progress
 from scrd_fast.spec import ScoringSpec, from_mapping, is_whole
 from scrd_fast.torch_state import own_state, seeded
 from scrd_fast.training.batches import Batches, autocast
-from scrd_fast.training.noise import NoiseConfig
 from scrd_fast.training.schedule import warmup_cosine
 
 

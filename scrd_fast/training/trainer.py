@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from scrd_fast.data.anomalies import NoiseConfig
 from scrd_fast.errors import CheckpointError, ScrdError, expect
 from scrd_fast.model.checkpoint import load_weights
 from scrd_fast.model.resnet import fold_batchnorms
@@ -24,7 +25,6 @@ from scrd_fast.ops.contrastive_loss import ContrastiveLoss, contrastive_loss
 from scrd_fast.ops.preprocess import normalise
 from scrd_fast.spec import ScoringSpec, is_whole
 from scrd_fast.training.batches import AUTOCAST, autocast
-from scrd_fast.training.noise import NoiseConfig
 from scrd_fast.training.schedule import warmup_cosine
 
 SCHEDULES = ("constant", "cosine")

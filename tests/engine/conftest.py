@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast.engine.backends.choice import tensorrt_missing
-from scrd_fast.engine.fidelity import Probe, make_probe
+from scrd_fast.backends.choice import tensorrt_missing
+from scrd_fast.building.judge import Probe, make_probe
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec

@@ -8,7 +8,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from scrd_fast.engine.fidelity import Probe, Report, compare
+from scrd_fast.building.judge import Probe
+from scrd_fast.metrics.agreement import Report, compare
 from scrd_fast.model.checkpoint import Checkpoint
 from scrd_fast.model.reference import score_pixels
 from scrd_fast.ops.preprocess import normalise
@@ -90,7 +91,7 @@ def run_onnxruntime(proto: onnx.ModelProto, inputs: np.ndarray, fuse: bool) -> l
 def report_of(checkpoint: Checkpoint, probe: Probe, scores: np.ndarray, maps: np.ndarray) -> Report:
     """Figures against the reference model."""
     reference, _ = score_pixels(checkpoint.model, checkpoint.spec, probe.pixels)
-    return compare(probe, torch.from_numpy(scores), torch.from_numpy(maps),
+    return compare(probe.labels, torch.from_numpy(scores), torch.from_numpy(maps),
                    reference.score(checkpoint.spec), reference.map)
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast.engine.backends.choice import choose_backend, cuda_missing, native_precisions
-from scrd_fast.engine.backends.torch_network import TorchNetwork
-from scrd_fast.engine.graph import build_graph, network_graph
+from scrd_fast.backends.choice import choose_backend, cuda_missing, native_precisions
+from scrd_fast.backends.torch_network import TorchNetwork
 from scrd_fast.errors import BackendUnavailable, InputError
+from scrd_fast.graph.portable import build_graph, network_graph
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
 from tests.engine.conftest import pictures
@@ -53,7 +53,7 @@ def test_an_engine_file_made_for_a_gpu(small_path, tmp_path):
     """It says what is missing here, before anything is compiled."""
     from dataclasses import replace
 
-    from scrd_fast.engine.file import read_engine_file, write_engine_file
+    from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
 
     path = tmp_path / "m.scrd"
     scrd_fast.build_engine(small_path, path, device="cpu", precision="fp32").close()
@@ -90,7 +90,7 @@ def test_the_fused_network_is_the_network(backbone, features):
 def test_a_fused_network_is_tried_before_it_is_taken(small):
     """On the CPU the fused operations are plain ones, which run and keep NaN."""
     pytest.importorskip("triton", reason="the GPU backends need Triton")
-    from scrd_fast.engine.backends.torch_cuda import _unusable
+    from scrd_fast.backends.torch_cuda import _unusable
 
     graph = network_graph(build_graph(small.model, small.spec), small.spec, features=True)
     fused = TorchNetwork(graph, "bf16", fuse=True)
@@ -110,14 +110,14 @@ def test_a_fused_network_is_tried_before_it_is_taken(small):
     (3, (1,), [(0, 1, 1), (1, 1, 1), (2, 1, 1)])])
 def test_pieces_of_a_batch(count, buckets, expected):
     pytest.importorskip("triton", reason="the GPU backends need Triton")
-    from scrd_fast.engine.backends.cuda import pieces
+    from scrd_fast.backends.cuda import pieces
 
     assert list(pieces(count, buckets)) == expected
 
 
 def test_a_layer_that_overflows_in_half_precision(small):
     """fp16 ends at 65504: the layer is named in the precision that was asked for."""
-    from scrd_fast.engine.backends.torch_network import first_nonfinite
+    from scrd_fast.backends.torch_network import first_nonfinite
 
     graph = build_graph(small.model, small.spec)
     for tensor in graph.graph.initializer:

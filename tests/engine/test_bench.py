@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast.engine import bench as benching
-from scrd_fast.engine.bench import BATCHES, LOADS, Work, bench, operations
-from scrd_fast.engine.graph import build_graph, network_graph
-from scrd_fast.engine.measure import cpu_limits
-from scrd_fast.engine.quantize import STEM, Quantisation, Ranges
+from scrd_fast.bench import bench as benching
+from scrd_fast.bench.bench import BATCHES, LOADS, Work, bench, operations
+from scrd_fast.bench.timing import cpu_limits
 from scrd_fast.errors import InputError, ScrdError
+from scrd_fast.graph.portable import build_graph, network_graph
+from scrd_fast.graph.quantize import STEM, Quantisation, Ranges
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec

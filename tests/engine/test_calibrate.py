@@ -9,10 +9,10 @@ import torch
 from safetensors.numpy import load, save
 
 import scrd_fast
-from scrd_fast.engine.decisions import Decisions
-from scrd_fast.engine.file import GOLDEN, read_engine_file, write_engine_file
-from scrd_fast.engine.verify import check_same_scores
+from scrd_fast.engine.engine_file import GOLDEN, read_engine_file, write_engine_file
+from scrd_fast.engine.golden import check_same_scores
 from scrd_fast.errors import DataError, EngineFileError, FidelityError, InputError
+from scrd_fast.metrics.decisions import Decisions
 from scrd_fast.model.checkpoint import Checkpoint, save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from tests.engine.conftest import organs, pictures

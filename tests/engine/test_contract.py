@@ -11,15 +11,11 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast.engine.backends.choice import make_runner, native_precisions
-from scrd_fast.engine.fidelity import LIMITS, Probe, broken_limits, compare
-from scrd_fast.engine.graph import build_graph
-from scrd_fast.engine.quantize import (
-    KINDS,
-    Quantisation,
-    calibrate,
-    calibration_pixels,
-)
+from scrd_fast.backends.choice import make_runner, native_precisions
+from scrd_fast.building.ranges import measure_ranges, range_pixels
+from scrd_fast.graph.portable import build_graph
+from scrd_fast.graph.quantize import KINDS, Quantisation
+from scrd_fast.metrics.agreement import LIMITS, broken_limits, compare
 from scrd_fast.model.checkpoint import save_checkpoint
 from scrd_fast.model.reference import score_images
 from tests.engine.conftest import needs_tensorrt
@@ -56,8 +52,7 @@ def judged(probe, reference):
     """Asserts that scores (and maps) keep the limits of a precision."""
     def judge(precision, scores, maps=None):
         maps = reference[1] if maps is None else torch.as_tensor(maps)
-        report = compare(Probe(probe.pixels, probe.labels), torch.as_tensor(scores), maps,
-                         *reference)
+        report = compare(probe.labels, torch.as_tensor(scores), maps, *reference)
         assert not broken_limits(report, ALLOWED[precision]), report
 
     return judge
@@ -118,8 +113,8 @@ def test_the_scorer_itself(trained, images, judged, batch):
         "openvino")[0]
     quantisation = None
     if precision in KINDS:
-        pixels = calibration_pixels(checkpoint.spec, normals)
-        quantisation = Quantisation(calibrate(proto, checkpoint.spec, pixels), KEEP)
+        pixels = range_pixels(checkpoint.spec, normals)
+        quantisation = Quantisation(measure_ranges(proto, checkpoint.spec, pixels), KEEP)
     runner = make_runner("openvino", proto, checkpoint.spec, precision, (1, 8),
                          quantisation=quantisation)
     with closing(runner.scorer()) as scorer:

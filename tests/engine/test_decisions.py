@@ -6,14 +6,14 @@ import math
 import numpy as np
 import pytest
 
-from scrd_fast.engine.decisions import (
+from scrd_fast.errors import EngineFileError, InputError, NotFiniteError
+from scrd_fast.metrics.decisions import (
     Decisions,
     conformal,
     drift,
     labelled,
     normals_needed,
 )
-from scrd_fast.errors import EngineFileError, InputError, NotFiniteError
 
 
 def weights_of(n: int, seed: int = 0) -> np.ndarray:

@@ -13,10 +13,9 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast import _current
-from scrd_fast.engine.backends.choice import GPU_BACKENDS, native_precisions
-from scrd_fast.engine.fidelity import Limits
-from scrd_fast.engine.file import read_engine_file, write_engine_file
+from scrd_fast.backends.choice import GPU_BACKENDS, native_precisions
+from scrd_fast.engine import current as _current
+from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
 from scrd_fast.errors import (
     BackendUnavailable,
     CheckpointError,
@@ -26,6 +25,7 @@ from scrd_fast.errors import (
     InputError,
     OutputError,
 )
+from scrd_fast.metrics.agreement import Limits
 from scrd_fast.model.reference import score_images
 from tests.engine.conftest import EACH_BACKEND, pictures
 from tests.tolerances import allowed

@@ -6,30 +6,24 @@ import numpy as np
 import pytest
 import torch
 
-from scrd_fast.engine.backends.choice import PRECISIONS
-from scrd_fast.engine.fidelity import (
+from scrd_fast.backends.choice import PRECISIONS
+from scrd_fast.building.judge import make_probe, odd_pixels
+from scrd_fast.data.golden_images import golden_images
+from scrd_fast.metrics.agreement import (
     JUDGED_FROM,
     LIMITS,
     Limits,
-    Probe,
     Report,
     broken_limits,
     compare,
     flipped,
-    make_probe,
-    odd_pixels,
     relative_error,
 )
-from scrd_fast.engine.golden import golden_images
 from scrd_fast.ops.preprocess import to_pixels
 from scrd_fast.spec import ScoringSpec
 
 N = 240
 SPEC = ScoringSpec(input_size=64)
-
-
-def probe(labels: np.ndarray | None = None, count: int = N) -> Probe:
-    return Probe(torch.zeros(count, 1), labels)
 
 
 def reference(count: int = N) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,7 +36,7 @@ def reference(count: int = N) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("labels", [None, np.arange(N) % 3 // 2])
 def test_equal_scores_have_no_error(labels):
     scores, maps = reference()
-    report = compare(probe(labels), scores.clone(), maps.clone(), scores, maps)
+    report = compare(labels, scores.clone(), maps.clone(), scores, maps)
     assert (report.images, report.map_error, report.score_error, report.flipped) == (N, 0, 0, 0)
     assert report.rank_correlation == pytest.approx(1, abs=1e-12)
     assert report.auroc_change == (None if labels is None else 0)
@@ -58,7 +52,7 @@ def test_known_errors():
     other_scores[18] -= 0.1
     other_maps[3, 2, 1] -= 0.25
     other_maps[5] += 0.1
-    report = compare(probe(), other_scores, other_maps, scores, maps)
+    report = compare(None, other_scores, other_maps, scores, maps)
     assert report.score_error == pytest.approx(0.239 / 239, rel=1e-5)
     assert report.map_error == pytest.approx(0.25 / 2, rel=1e-6)
 
@@ -72,7 +66,7 @@ def test_relative_error_of_zeros():
 def test_constant_maps_have_an_absolute_error():
     scores, maps = reference()
     constant = torch.ones_like(maps)
-    report = compare(probe(), scores, constant + 0.5, scores, constant)
+    report = compare(None, scores, constant + 0.5, scores, constant)
     assert report.map_error == 0.5
 
 
@@ -82,10 +76,10 @@ def test_swapped_ranks_lower_the_correlation():
     for i, j in ((10, 11), (10, 30), (0, N - 1)):
         swapped = scores.clone()
         swapped[[i, j]] = scores[[j, i]]
-        report = compare(probe(), swapped, maps, scores, maps)
+        report = compare(None, swapped, maps, scores, maps)
         expected = 1 - 6 * 2 * (j - i) ** 2 / (N * (N**2 - 1))
         assert report.rank_correlation == pytest.approx(expected, abs=1e-12)
-    report = compare(probe(), scores.flip(0), maps, scores, maps)
+    report = compare(None, scores.flip(0), maps, scores, maps)
     assert report.rank_correlation == pytest.approx(-1, abs=1e-12)
 
 
@@ -95,10 +89,10 @@ def test_auroc_and_its_change():
     labels = (np.arange(N) >= 200).astype(int)
     other = scores.clone()
     other[0] = 1000
-    report = compare(probe(labels), other, maps, scores, maps)
+    report = compare(labels, other, maps, scores, maps)
     assert report.auroc == pytest.approx(1 - 1 / 200, abs=1e-12)
     assert report.auroc_change == pytest.approx(1 / 200, abs=1e-12)
-    worse = compare(probe(labels), scores, maps, other, maps)
+    worse = compare(labels, scores, maps, other, maps)
     assert worse.auroc == 1
     assert worse.auroc_change == pytest.approx(1 / 200, abs=1e-12)
 
@@ -110,7 +104,7 @@ def test_flipped_decisions():
     for moved, crossed in ((100.0, 0), (215.6, 1), (226.0, 5), (1000.0, 10)):
         other = scores.clone()
         other[0] = moved
-        report = compare(probe(), other, maps, scores, maps)
+        report = compare(None, other, maps, scores, maps)
         assert report.flipped == pytest.approx(crossed / (10 * N), abs=1e-15)
 
 
@@ -121,9 +115,9 @@ def test_scores_that_only_rounding_tells_apart_count_as_one():
     scores[216:218] = torch.tensor([215.001, 215.0015])
     other = scores.clone()
     other[215:218] = torch.tensor([215.0015, 215.0, 215.0005])
-    assert compare(probe(), other, maps, scores, maps).flipped == 0
+    assert compare(None, other, maps, scores, maps).flipped == 0
     other[217] = 216.6  # above the middle between 215.0015 and 218
-    assert compare(probe(), other, maps, scores, maps).flipped > 0
+    assert compare(None, other, maps, scores, maps).flipped > 0
 
 
 def test_thresholds_come_from_the_normal_images():
@@ -132,14 +126,14 @@ def test_thresholds_come_from_the_normal_images():
     labels = (np.arange(N) >= 120).astype(int)
     other = scores.clone()
     other[0] = 119
-    assert compare(probe(labels), other, maps, scores, maps).flipped == 1 / N
-    assert compare(probe(), other, maps, scores, maps).flipped == 0
+    assert compare(labels, other, maps, scores, maps).flipped == 1 / N
+    assert compare(None, other, maps, scores, maps).flipped == 0
 
 
 @pytest.mark.parametrize("count", [1, 2, JUDGED_FROM - 1])
 def test_few_images_are_not_judged_by_ranks(count):
     scores, maps = reference(count)
-    report = compare(probe(np.arange(count) % 2, count), scores, maps, scores, maps)
+    report = compare(np.arange(count) % 2, scores, maps, scores, maps)
     assert report.rank_correlation is report.auroc is report.auroc_change is None
     assert report.images == count
     assert broken_limits(report, LIMITS["bf16"]) == []
@@ -150,7 +144,7 @@ def test_values_that_are_not_finite_break_the_limits(part):
     scores, maps = reference()
     bad = {"scores": scores.clone(), "maps": maps.clone()}
     bad[part].view(-1)[7] = float("nan")
-    report = compare(probe(), bad["scores"], bad["maps"], scores, maps)
+    report = compare(None, bad["scores"], bad["maps"], scores, maps)
     assert broken_limits(report, LIMITS["fp32"])
     if part == "scores":
         assert broken_limits(report, LIMITS["bf16"])
@@ -222,7 +216,7 @@ def test_odd_content():
     scores, maps = reference()
     other = scores.clone()
     other[-1] = -1e6  # the odd image
-    report = compare(probe(labels), other, maps, scores, maps)
+    report = compare(labels, other, maps, scores, maps)
     assert report.auroc == 1
     assert report.auroc_change == 0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scrd_fast.engine.file import FORMAT, Manifest, read_engine_file, write_engine_file
+from scrd_fast.engine.engine_file import FORMAT, Manifest, read_engine_file, write_engine_file
 from scrd_fast.errors import EngineFileError, OutputError
 from scrd_fast.spec import ScoringSpec
 
@@ -252,7 +252,7 @@ def test_missing_file_and_folder(tmp_path):
 def test_a_disk_that_takes_no_more(path, run_with_file_limit):
     before = path.read_bytes()
     printed = run_with_file_limit(f"""
-from scrd_fast.engine.file import read_engine_file, write_engine_file
+from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
 from scrd_fast.errors import OutputError
 manifest, members = read_engine_file({str(path)!r})
 try:

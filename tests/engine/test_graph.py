@@ -8,8 +8,8 @@ import pytest
 from onnx import numpy_helper
 
 import scrd_fast
-from scrd_fast.engine.graph import build_graph, network_graph, read_spec
 from scrd_fast.errors import CheckpointError, InputError
+from scrd_fast.graph.portable import build_graph, network_graph, read_spec
 from scrd_fast.model.reference import score_images
 from tests.engine.test_engine import MAP, SCORE, pictures
 

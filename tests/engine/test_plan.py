@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import scrd_fast
-from scrd_fast.engine.backends.choice import choose_backend, tensorrt_missing
-from scrd_fast.engine.backends.plan import (
+from scrd_fast.backends.choice import choose_backend, tensorrt_missing
+from scrd_fast.backends.plan import (
     PLAN,
     TensorRtOptions,
     is_own_plan,
@@ -18,7 +18,7 @@ from scrd_fast.engine.backends.plan import (
     plan_fingerprint,
     remember_plan,
 )
-from scrd_fast.engine.file import read_engine_file, write_engine_file
+from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
 from scrd_fast.engine.load import check_plan
 from scrd_fast.errors import BackendUnavailable, EngineFileError, InputError
 

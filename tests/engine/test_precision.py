@@ -8,10 +8,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from scrd_fast.engine.fidelity import LIMITS, broken_limits
-from scrd_fast.engine.graph import build_graph, read_spec
-from scrd_fast.engine.precision import explicit_graph
 from scrd_fast.errors import FidelityError, InputError
+from scrd_fast.graph.portable import build_graph, read_spec
+from scrd_fast.graph.precision import explicit_graph
+from scrd_fast.metrics.agreement import LIMITS, broken_limits
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
 from tests.engine import explicit

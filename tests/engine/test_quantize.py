@@ -10,22 +10,20 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from scrd_fast.engine.backends.torch_network import TorchNetwork
-from scrd_fast.engine.fidelity import LIMITS, broken_limits
-from scrd_fast.engine.graph import build_graph, network_graph, read_spec
-from scrd_fast.engine.precision import scoring_graph
-from scrd_fast.engine.quantize import (
+from scrd_fast.backends.torch_network import TorchNetwork
+from scrd_fast.building.ranges import BiasCorrection, measure_ranges, range_pixels
+from scrd_fast.errors import EngineFileError, InputError, NotFiniteError
+from scrd_fast.graph.portable import build_graph, network_graph, read_spec
+from scrd_fast.graph.precision import scoring_graph
+from scrd_fast.graph.quantize import (
     KEEP,
     SHORTCUT,
-    BiasCorrection,
     Quantisation,
     Ranges,
-    calibrate,
-    calibration_pixels,
     convolution_names,
     quantise,
 )
-from scrd_fast.errors import EngineFileError, InputError, NotFiniteError
+from scrd_fast.metrics.agreement import LIMITS, broken_limits
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.ops.preprocess import normalise
 from scrd_fast.spec import ScoringSpec
@@ -46,8 +44,8 @@ def untrained() -> dict[str, tuple[onnx.ModelProto, Ranges]]:
     for backbone in BACKBONES:
         torch.manual_seed(1)
         proto = build_graph(SCRD(backbone).eval(), SPEC)
-        pixels = calibration_pixels(SPEC, organs(2, 64), 4)
-        made[backbone] = proto, calibrate(proto, SPEC, pixels)
+        pixels = range_pixels(SPEC, organs(2, 64), 4)
+        made[backbone] = proto, measure_ranges(proto, SPEC, pixels)
     return made
 
 
@@ -55,7 +53,7 @@ def untrained() -> dict[str, tuple[onnx.ModelProto, Ranges]]:
 def calibrated(trained) -> tuple[onnx.ModelProto, Ranges]:
     checkpoint, normals = trained
     proto = build_graph(checkpoint.model, checkpoint.spec)
-    return proto, calibrate(proto, checkpoint.spec, calibration_pixels(checkpoint.spec, normals))
+    return proto, measure_ranges(proto, checkpoint.spec, range_pixels(checkpoint.spec, normals))
 
 
 def quantised(proto, spec, kind, ranges, *, base="fp16", keep=KEEP) -> onnx.ModelProto:
@@ -245,7 +243,7 @@ def test_bias_correction(trained, calibrated, kind):
     way, which in float8 is a step of 6 %. PyTorch runs the pairs as onnxruntime does."""
     checkpoint, normals = trained
     spec, (proto, ranges) = checkpoint.spec, calibrated
-    pixels = calibration_pixels(spec, normals)[::4][:32]
+    pixels = range_pixels(spec, normals)[::4][:32]
     plain = Quantisation(ranges)
     made = BiasCorrection(proto, spec, pixels).corrected(plain, kind)
     assert (made.ranges, made.keep) == (plain.ranges, plain.keep)
@@ -304,32 +302,33 @@ def test_scores_in_openvino(trained, calibrated, probe):
 def test_ranges(untrained):
     """Ranges are of the values; batches do not matter but for the bins of the histogram."""
     proto, _ = untrained["resnet18"]
-    pixels = calibration_pixels(SPEC, organs(3, 64), 7)
+    pixels = range_pixels(SPEC, organs(3, 64), 7)
     told: list[tuple[int, int, str]] = []
-    ranges = calibrate(proto, SPEC, pixels, batch_size=3, progress=lambda *step: told.append(step))
-    assert told == [(3, 9, "calibrating"), (6, 9, "calibrating"), (9, 9, "calibrating")]
+    ranges = measure_ranges(proto, SPEC, pixels, batch_size=3,
+                            progress=lambda *step: told.append(step))
+    assert told == [(n, 9, "measuring ranges") for n in (3, 6, 9)]
     inputs = (pixels - torch.tensor(SPEC.mean)[:, None, None]) / torch.tensor(
         SPEC.std)[:, None, None]
     assert ranges.largest["network_input"] == pytest.approx(float(inputs.abs().max()), rel=1e-6)
     assert ranges.largest.keys() == ranges.clipped.keys()
     assert all(0.04 * ranges.largest[n] < c <= ranges.largest[n] for n, c in ranges.clipped.items())
-    again = calibrate(proto, SPEC, pixels, batch_size=9)
+    again = measure_ranges(proto, SPEC, pixels, batch_size=9)
     for name, largest in ranges.largest.items():
         assert largest == pytest.approx(again.largest[name], rel=1e-4)
         assert ranges.clipped[name] == pytest.approx(again.clipped[name], abs=0.03 * largest)
 
 
-def test_calibration_pixels():
+def test_range_pixels():
     """The normal images as they are, then with anomalies, other ones than a build is judged on."""
-    from scrd_fast.engine.fidelity import make_probe
+    from scrd_fast.building.judge import make_probe
 
-    pixels, probe = calibration_pixels(SPEC, organs(5, 64), 10), make_probe(SPEC, organs(5, 64), 10)
+    pixels, probe = range_pixels(SPEC, organs(5, 64), 10), make_probe(SPEC, organs(5, 64), 10)
     assert pixels.shape == (10, 3, 64, 64)
     assert torch.equal(pixels[:5], probe.pixels[:5])
     assert not torch.equal(pixels[5:], probe.pixels[5:])
-    message = "^images: expected normal images, which 8 bits are calibrated on, got None$"
+    message = "^images: expected normal images, which the ranges of 8 bits are measured on, got No"
     with pytest.raises(InputError, match=message):
-        calibration_pixels(SPEC, None)
+        range_pixels(SPEC, None)
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -360,9 +359,9 @@ def test_bad_pixels(untrained):
     for pixels in (torch.zeros(2, 3, 64, 32), torch.zeros(0, 3, 64, 64),
                    torch.zeros(1, 3, 64, 64, dtype=torch.float64)):
         with pytest.raises(InputError, match=r"^pixels: expected float32 \(N, 3, 64, 64\), N at"):
-            calibrate(proto, SPEC, pixels)
+            measure_ranges(proto, SPEC, pixels)
     with pytest.raises(NotFiniteError, match=r"^pixels: expected finite values in every layer"):
-        calibrate(proto, SPEC, torch.full((1, 3, 64, 64), float("nan")))
+        measure_ranges(proto, SPEC, torch.full((1, 3, 64, 64), float("nan")))
 
 
 def test_a_quantisation_in_a_file():

@@ -17,8 +17,8 @@ import torch
 
 import scrd_fast
 from scrd_fast import _native
+from scrd_fast.backends.choice import choose_backend
 from scrd_fast.data.images import read_image
-from scrd_fast.engine.backends.choice import choose_backend
 from scrd_fast.engine.engine import Pending
 from scrd_fast.errors import BackendUnavailable, ClosedError, InputError, NotFiniteError
 from scrd_fast.ops.anomaly_map import native_tail
@@ -387,7 +387,7 @@ assert (engine.score(batch).scores == before).all()
 
 @pytest.mark.parametrize(("backend", "last_line"), [
     ("openvino", ""), ("torch_eager", ""), ("openvino", "engine.close()"),
-    ("torch_eager", "scrd_fast._current._engine = None; del engine, pending"),
+    ("torch_eager", "scrd_fast.engine.current._engine = None; del engine, pending"),
     ("openvino", "raise SystemExit(0)"),
 ])
 def test_the_interpreter_may_end_at_any_time(files, backend, last_line):

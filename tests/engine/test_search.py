@@ -9,21 +9,16 @@ import pytest
 from onnx import numpy_helper
 
 import scrd_fast
-from scrd_fast.engine import build as building
-from scrd_fast.engine.backends.choice import native_precisions
-from scrd_fast.engine.fidelity import LIMITS, Judge, Limits, Report, broken_limits
-from scrd_fast.engine.file import read_engine_file
-from scrd_fast.engine.graph import build_graph
-from scrd_fast.engine.quantize import (
-    QUANTISATION,
-    STEM,
-    BiasCorrection,
-    Quantisation,
-    calibrate,
-    calibration_pixels,
-)
-from scrd_fast.engine.search import blocks, search
+from scrd_fast.backends.choice import native_precisions
+from scrd_fast.building import build as building
+from scrd_fast.building.judge import Judge
+from scrd_fast.building.ranges import BiasCorrection, measure_ranges, range_pixels
+from scrd_fast.building.search import blocks, search
+from scrd_fast.engine.engine_file import read_engine_file
 from scrd_fast.errors import FidelityError, InputError
+from scrd_fast.graph.portable import build_graph
+from scrd_fast.graph.quantize import QUANTISATION, STEM, Quantisation
+from scrd_fast.metrics.agreement import LIMITS, Limits, Report, broken_limits
 from scrd_fast.model.checkpoint import save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
@@ -44,9 +39,9 @@ def start(trained):
     """Graph, judge, ranges and correction of the trained model."""
     checkpoint, normals = trained
     proto = build_graph(checkpoint.model, checkpoint.spec)
-    pixels = calibration_pixels(checkpoint.spec, normals)
+    pixels = range_pixels(checkpoint.spec, normals)
     return (proto, Judge(checkpoint, normals, lambda *_: None),
-            Quantisation(calibrate(proto, checkpoint.spec, pixels)),
+            Quantisation(measure_ranges(proto, checkpoint.spec, pixels)),
             BiasCorrection(proto, checkpoint.spec, pixels))
 
 

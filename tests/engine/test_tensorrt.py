@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast.engine.backends.plan import PLAN, TensorRtOptions
-from scrd_fast.engine.fidelity import Limits
-from scrd_fast.engine.file import read_engine_file, write_engine_file
+from scrd_fast.backends.plan import PLAN, TensorRtOptions
+from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
 from scrd_fast.errors import EngineBuildError, EngineFileError, InputError, NotFiniteError
+from scrd_fast.metrics.agreement import Limits
 from scrd_fast.model.reference import score_images
 from tests.engine.conftest import needs_tensorrt, pictures
 from tests.gpu import ON_GPU

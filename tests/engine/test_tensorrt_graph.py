@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from scrd_fast.engine.graph import build_graph, network_graph
-from scrd_fast.engine.precision import explicit_graph, precision_counts, scoring_graph
-from scrd_fast.engine.quantize import Quantisation, calibrate, quantise
+from scrd_fast.building.ranges import measure_ranges
+from scrd_fast.graph.portable import build_graph, network_graph
+from scrd_fast.graph.precision import explicit_graph, precision_counts, scoring_graph
+from scrd_fast.graph.quantize import Quantisation, quantise
 
 pytest.importorskip("triton", reason="the plugin is made from a Triton kernel")
 
@@ -13,7 +14,7 @@ pytest.importorskip("triton", reason="the plugin is made from a Triton kernel")
 @pytest.fixture(scope="module")
 def graphs(small):
     proto = build_graph(small.model, small.spec)
-    ranges = calibrate(proto, small.spec, torch.rand(4, 3, 64, 64))
+    ranges = measure_ranges(proto, small.spec, torch.rand(4, 3, 64, 64))
     made = {p: explicit_graph(proto, small.spec, p) for p in ("fp32", "fp16", "bf16")}
     return proto, made | {"int8": quantise(
         scoring_graph(proto, small.spec), "int8", Quantisation(ranges))}
@@ -21,7 +22,7 @@ def graphs(small):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_the_plugin_reads_the_features(graphs, small, precision):
-    from scrd_fast.engine.backends.tensorrt_plugin import feature_names
+    from scrd_fast.backends.tensorrt_plugin import feature_names
 
     proto, made = graphs
     cut = network_graph(proto, small.spec, features=True)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast.engine import fidelity
 from scrd_fast.errors import BackendUnavailable, DeviceMemoryError, InputError
+from scrd_fast.metrics.agreement import Limits
 from scrd_fast.model.reference import score_images
 from tests.engine.conftest import pictures
 from tests.gpu import ON_GPU
@@ -39,7 +39,7 @@ def engine(small_path, tmp_path_factory):
 def test_a_trained_model_keeps_the_fidelity_limits(trained, tmp_path, precision):
     """bf16 may flip decisions of a model that was trained briefly; see docs/performance.md."""
     path, normals = trained
-    limits = fidelity.Limits(rank_correlation=0.999) if precision == "bf16" else None
+    limits = Limits(rank_correlation=0.999) if precision == "bf16" else None
     with scrd_fast.build_engine(path, tmp_path / "m.scrd", device="cuda", precision=precision,
                                 images=normals, limits=limits) as engine:
         report = engine.manifest.fidelity
@@ -54,7 +54,7 @@ def test_a_trained_model_keeps_the_fidelity_limits(trained, tmp_path, precision)
 
 def test_auto_takes_fp16(trained, tmp_path):
     path, normals = trained
-    limits = fidelity.Limits(rank_correlation=0.99)
+    limits = Limits(rank_correlation=0.99)
     with scrd_fast.build_engine(path, tmp_path / "m.scrd", images=normals,
                                 limits=limits) as engine:
         assert (engine.manifest.backend, engine.manifest.precision) == ("torch_cuda", "fp16")
@@ -140,7 +140,7 @@ def test_what_is_not_finite_passes_the_fused_convolutions(small_path, tmp_path, 
     images = torch.rand(3, 64, 64, 3)
     images[1, 30, 31, 0] = float("nan")
     with scrd_fast.build_engine(small_path, tmp_path / "m.scrd", device="cuda",
-                                precision=precision, limits=fidelity.Limits()) as engine:
+                                precision=precision, limits=Limits()) as engine:
         with pytest.raises(InputError, match=r"^batch: the network's output for image 1 is not"):
             engine.score(images.cuda())
         assert np.isfinite(engine.score(images[:1]).scores).all()

@@ -9,11 +9,11 @@ from onnx import numpy_helper
 from safetensors.numpy import load, save
 
 import scrd_fast
+from scrd_fast.backends.choice import native_precisions
 from scrd_fast.engine import load as loading
-from scrd_fast.engine.backends.choice import native_precisions
-from scrd_fast.engine.fidelity import Limits
-from scrd_fast.engine.file import GOLDEN, NETWORK, read_engine_file, write_engine_file
+from scrd_fast.engine.engine_file import GOLDEN, NETWORK, read_engine_file, write_engine_file
 from scrd_fast.errors import EngineFileError, FidelityError, NotFiniteError
+from scrd_fast.metrics.agreement import Limits
 from tests.engine.conftest import organs
 
 cv2 = pytest.importorskip("cv2")

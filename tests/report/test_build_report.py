@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import scrd_fast
-from scrd_fast.engine.file import read_engine_file, write_engine_file
+from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
 from scrd_fast.errors import EngineFileError, OutputError
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.model.scrd import SCRD

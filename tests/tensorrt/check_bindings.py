@@ -17,7 +17,7 @@ from tests.tensorrt.uses import OBJECTS
 
 # Not from tests.conftest, which turns on Triton's interpreter.
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted((ROOT / "scrd_fast/engine/backends").glob("tensorrt*.py"))
+SOURCES = sorted((ROOT / "scrd_fast/backends").glob("tensorrt*.py"))
 
 
 def load(folder: Path) -> Any:
@@ -89,7 +89,7 @@ def _descriptor(trt: Any, dtype: Any, shape: tuple[int, ...], layout: Any) -> An
 
 def check_plugin(trt: Any) -> Iterator[str]:
     """What TensorRT would find in the plugin, as far as it asks Python for it."""
-    from scrd_fast.engine.backends.tensorrt_plugin import (
+    from scrd_fast.backends.tensorrt_plugin import (
         NAMESPACE,
         combination,
         compile_ptx,

@@ -19,13 +19,13 @@ import torch
 
 sys.modules["tensorrt"] = trt  # before anything imports it
 
-from scrd_fast.engine.backends.plan import TensorRtOptions  # noqa: E402
-from scrd_fast.engine.backends.tensorrt_build import compile_plan  # noqa: E402
-from scrd_fast.engine.backends.tensorrt_log import LOG  # noqa: E402
-from scrd_fast.engine.graph import build_graph  # noqa: E402
-from scrd_fast.engine.precision import explicit_graph, scoring_graph  # noqa: E402
-from scrd_fast.engine.quantize import Quantisation, calibrate, quantise  # noqa: E402
+from scrd_fast.backends.plan import TensorRtOptions  # noqa: E402
+from scrd_fast.backends.tensorrt_build import compile_plan  # noqa: E402
+from scrd_fast.backends.tensorrt_log import LOG  # noqa: E402
 from scrd_fast.errors import EngineBuildError  # noqa: E402
+from scrd_fast.graph.portable import build_graph  # noqa: E402
+from scrd_fast.graph.precision import explicit_graph, scoring_graph  # noqa: E402
+from scrd_fast.graph.quantize import Quantisation, calibrate, quantise  # noqa: E402
 from scrd_fast.model.scrd import SCRD  # noqa: E402
 from scrd_fast.progress import Progress, silent  # noqa: E402
 from scrd_fast.spec import ScoringSpec  # noqa: E402

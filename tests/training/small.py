@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from scrd_fast.data.anomalies import NoiseConfig
 from scrd_fast.model.checkpoint import load_checkpoint
-from scrd_fast.training.noise import NoiseConfig
 
 SMALL: dict[str, Any] = {
     "backbone": "resnet18", "teacher": "random", "input_size": 32, "batch_size": 4,

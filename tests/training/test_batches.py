@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from scrd_fast.data.anomalies import NoiseConfig, synthesise
 from scrd_fast.data.dataset import ImageSet
 from scrd_fast.errors import InputError
 from scrd_fast.ops.preprocess import to_pixels
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.training.batches import Batches, autocast
-from scrd_fast.training.noise import NoiseConfig, synthesise
 
 SPEC = ScoringSpec(input_size=32, blur_sigma=1)
 NOISE = NoiseConfig(min_side=3, octaves=2)

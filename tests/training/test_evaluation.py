@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scrd_fast.training.evaluation import auroc
+from scrd_fast.metrics.ranking import auroc
 
 
 @pytest.mark.parametrize("levels", [2, 5, 1000])

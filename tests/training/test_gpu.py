@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import scrd_fast
+from scrd_fast.backends.cuda import exact_convolutions
+from scrd_fast.data.anomalies import NoiseConfig
 from scrd_fast.data.dataset import ImageSet
-from scrd_fast.engine.backends.cuda import exact_convolutions
 from scrd_fast.errors import ScrdError
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.training.batches import Batches
-from scrd_fast.training.noise import NoiseConfig
 from scrd_fast.training.trainer import TrainConfig, Trainer
 from tests.gpu import ON_GPU
 

@@ -182,7 +182,7 @@ def test_two_processes_train_one_model(images, tmp_path):
 import numpy as np, torch, torch.distributed as dist
 import scrd_fast
 from scrd_fast.training import loop
-from scrd_fast.training.noise import NoiseConfig
+from scrd_fast.data.anomalies import NoiseConfig
 torch.set_num_threads(1)
 seen = []
 original = loop.Trainer.update

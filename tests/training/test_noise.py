@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from scrd_fast.data.anomalies import NoiseConfig, draw_patches, synthesise
 from scrd_fast.errors import InputError
 from scrd_fast.ops.simplex_noise import octave_field
-from scrd_fast.training.noise import NoiseConfig, draw_patches, synthesise
 from tests.tolerances import allowed
 
 

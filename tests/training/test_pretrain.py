@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import scrd_fast
+from scrd_fast.data.anomalies import NoiseConfig
 from scrd_fast.errors import CheckpointError, InputError
 from scrd_fast.model.checkpoint import read_tensors
 from scrd_fast.training.batches import Batches
-from scrd_fast.training.noise import NoiseConfig
 
 SMALL = {"input_size": 32, "batch_size": 4, "progress": False,
          "noise": NoiseConfig(strength=0.8, min_side=8, max_share=0.5, channels="shared")}

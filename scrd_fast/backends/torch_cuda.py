@@ -6,11 +6,11 @@ import onnx
 import torch
 import triton
 
-from scrd_fast.engine.backends.cuda import CapturedNetwork, cuda_runner, no_room, with_tail
-from scrd_fast.engine.backends.runner import Runner, one_stream
-from scrd_fast.engine.backends.torch_network import TorchNetwork
-from scrd_fast.engine.graph import network_graph
-from scrd_fast.engine.tensors import DTYPES
+from scrd_fast.backends.cuda import CapturedNetwork, cuda_runner, no_room, with_tail
+from scrd_fast.backends.runner import Runner, one_stream
+from scrd_fast.backends.torch_network import TorchNetwork
+from scrd_fast.graph.portable import network_graph
+from scrd_fast.graph.tensors import DTYPES
 from scrd_fast.spec import ScoringSpec
 
 
@@ -18,7 +18,7 @@ def make(
     proto: onnx.ModelProto, spec: ScoringSpec, precision: str, buckets: tuple[int, ...], mode: str,
     device: torch.device,
 ) -> Runner:
-    """Capture the network in `proto` (see engine.graph.build_graph) on a GPU."""
+    """Capture the network in `proto` (see graph.portable.build_graph) on a GPU."""
     one_stream("torch_cuda", mode)
     graph = network_graph(proto, spec, features=True)
     with torch.inference_mode(False):  # its weights and buffers outlive the caller's mode

@@ -11,28 +11,22 @@ of teacher and student apart, which looks like an anomaly.
 
 import json
 import math
-from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
 
 import onnx
 import torch
 from onnx import helper
 from torch import Tensor
 
-from scrd_fast.engine.backends.torch_network import TorchNetwork
-from scrd_fast.engine.fidelity import make_probe
-from scrd_fast.engine.graph import NETWORK_INPUT, network_graph
-from scrd_fast.engine.precision import (
+from scrd_fast.errors import EngineFileError, expect
+from scrd_fast.graph.portable import NETWORK_INPUT
+from scrd_fast.graph.precision import (
     in_precision,
     is_network,
     replace_nodes,
 )
-from scrd_fast.engine.tensors import DTYPES, to_proto, to_tensor
-from scrd_fast.errors import EngineFileError, NotFiniteError, expect
-from scrd_fast.ops.preprocess import normalise
-from scrd_fast.progress import Progress, silent
-from scrd_fast.spec import ScoringSpec
+from scrd_fast.graph.tensors import DTYPES, to_proto, to_tensor
 
 QUANTISATION = "quantisation.json"
 KINDS = ("int8", "fp8")
@@ -47,14 +41,8 @@ KEEP = (STEM, "network/teacher.layer1.")
 # says, to a rank correlation of 0.991.
 SHORTCUT = "network/bottleneck.blocks.0.shortcut"
 _TYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-_LARGEST = {"int8": 127.0, "fp8": 448.0}
+LARGEST = {"int8": 127.0, "fp8": 448.0}
 _QDQ_OPSET = 19  # the first with float8 and with scales in half precision
-_BINS = 4096
-# Means settle early: with 16 to 128 images the decisions that flip are 0.2 to 0.5 % of the demo's.
-_CORRECTED_ON = 32
-_CALIBRATION_SEED = 20250314  # not the probe's: other patches than those a build is judged on
-
-
 @dataclass(frozen=True)
 class Ranges:
     """Of each tensor that can be quantised: largest, its greatest magnitude; clipped, the one
@@ -109,41 +97,6 @@ class Quantisation:
         return read
 
 
-@dataclass
-class _Histogram:
-    """Counts of magnitudes over [0, top]; top doubles when a larger one comes."""
-
-    counts: Tensor = field(default_factory=lambda: torch.zeros(_BINS, dtype=torch.float64))
-    top: float = 0.0
-    largest: float = 0.0
-
-    def add(self, magnitudes: Tensor) -> None:
-        largest = float(magnitudes.max())
-        self.largest = max(self.largest, largest)
-        if largest == 0:
-            return
-        self.top = self.top or largest
-        while largest > self.top:
-            pairs = self.counts.reshape(-1, 2).sum(1)
-            self.counts = torch.cat([pairs, torch.zeros_like(pairs)])
-            self.top *= 2
-        self.counts += torch.histc(magnitudes, _BINS, 0, self.top)
-
-    def clip(self) -> float:
-        """The range of int8 with the smallest mean square error.
-
-        Of a ResNet-18 trained for 250 steps at 64 px, rank correlation with the reference over 320
-        images: 0.99955 this way; 0.99932 by the maximum, 0.99941 and 0.9984 by the percentiles
-        99.99 and 99.9.
-        """
-        middles = (torch.arange(_BINS, dtype=torch.float64) + 0.5) * (self.top / _BINS)
-        candidates = self.largest * torch.linspace(0.05, 1, 96, dtype=torch.float64)[:, None]
-        step = candidates / _LARGEST["int8"]
-        rounded = torch.round(middles / step).clamp(max=_LARGEST["int8"]) * step
-        errors = ((rounded - middles) ** 2 * self.counts).sum(1)
-        return float(candidates[errors.argmin()])
-
-
 @dataclass(frozen=True)
 class _Places:
     """What is quantised of a graph: convolutions, sums with a quantised skip input, the outputs of
@@ -173,6 +126,11 @@ def convolution_names(proto: onnx.ModelProto) -> list[str]:
     return [node.name for node in _convolutions(proto.graph)]
 
 
+def quantised_tensors(network: onnx.ModelProto) -> list[str]:
+    """The tensors of a network that can be quantised."""
+    return list(_places(network.graph, ()).groups)
+
+
 def _places(graph: onnx.GraphProto, keep: Collection[str]) -> _Places:
     chosen = [node for node in _convolutions(graph)
               if not node.name.startswith((SHORTCUT, *keep))]
@@ -180,7 +138,7 @@ def _places(graph: onnx.GraphProto, keep: Collection[str]) -> _Places:
     groups = {name: name for name in read}
     sums, concatenations = set(), set()
     for node in graph.node:
-        # engine.graph writes the convolution's output first and the skip input second.
+        # graph.portable writes the convolution's output first and the skip input second.
         if node.op_type == "Add" and is_network(node) and node.input[0] in made:
             sums.add(node.name)
             groups.setdefault(node.input[1], node.input[1])
@@ -193,72 +151,12 @@ def _places(graph: onnx.GraphProto, keep: Collection[str]) -> _Places:
                    frozenset(concatenations), groups)
 
 
-def calibration_pixels(spec: ScoringSpec, images: Any, count: int = 128) -> Tensor:
-    """Pixels to calibrate on: normal images, each as it is and with synthesised anomalies.
-
-    images: normals as ops.preprocess takes them; at most count / 2 of them are used. Returns
-    float32 (N, 3, S, S) in [0, 1], N at least `count`. Raises InputError.
-    """
-    expect(images is not None, "images", "normal images, which 8 bits are calibrated on", None)
-    probe = make_probe(spec, images, count, _CALIBRATION_SEED)
-    assert probe.labels is not None
-    return probe.pixels[probe.labels >= 0]  # odd content would widen every range
-
-
-def _histograms(
-    proto: onnx.ModelProto, spec: ScoringSpec, pixels: Tensor, batch_size: int, progress: Progress
-) -> dict[str, _Histogram]:
-    """Histograms of every tensor that can be quantised, by name."""
-    network = network_graph(proto, spec, features=True)
-    found = {name: _Histogram() for name in _places(network.graph, ()).groups}
-    runner = TorchNetwork(network, "fp32")
-    done = 0
-    for batch in pixels.split(batch_size):
-        inputs = normalise(batch, spec)
-        for name, value in _values(runner, inputs):
-            if name in found:
-                if not bool(torch.isfinite(value).all()):
-                    raise NotFiniteError(f"pixels: expected finite values in every layer, got"
-                                         f" others in {name!r}")
-                found[name].add(value.abs())
-        done += len(batch)
-        progress(done, len(pixels), "calibrating")
-    return found
-
-
-@torch.no_grad()
-def _values(runner: TorchNetwork, inputs: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The network's input and the output of each of its nodes."""
-    yield NETWORK_INPUT, inputs
-    for _, name, value in runner.values(inputs):
-        yield name, value
-
-
-def calibrate(
-    proto: onnx.ModelProto, spec: ScoringSpec, pixels: Tensor, *, batch_size: int = 8,
-    progress: Progress = silent,
-) -> Ranges:
-    """The ranges of all tensors that can be quantised, from a float32 run on the CPU.
-
-    proto: what engine.graph.build_graph gives; pixels: float32 (N, 3, S, S) in [0, 1], see
-    `calibration_pixels`; progress: called with (done, total, what). Raises InputError,
-    NotFiniteError, KeyError where `proto` is no such graph.
-    """
-    shape = (3, spec.input_size, spec.input_size)
-    good = pixels.dtype == torch.float32 and pixels.shape[1:] == shape and len(pixels) > 0
-    expect(good, "pixels", f"float32 (N, {', '.join(map(str, shape))}), N at least 1",
-           f"{pixels.dtype} {tuple(pixels.shape)}")
-    found = _histograms(proto, spec, pixels, batch_size, progress)
-    return Ranges({name: h.largest for name, h in found.items()},
-                  {name: h.clip() for name, h in found.items()})
-
-
 def _scale(largest: Tensor, kind: str, base: str) -> Tensor:
     """float32 scales, exact in the base precision, by which magnitudes up to `largest` fit."""
     dtype = DTYPES[base]
     floor = 2.0**-24 if dtype == torch.float16 else 2.0**-126
     # What is zero throughout has no range: any scale serves.
-    wanted = torch.where(largest > 0, largest, 1.0).float() / _LARGEST[kind]
+    wanted = torch.where(largest > 0, largest, 1.0).float() / LARGEST[kind]
     wanted = wanted.clamp(min=floor)
     # Up, not to the nearest: far below 1 fp16 has few numbers, and a smaller scale would clip.
     return (wanted * (1 + torch.finfo(dtype).eps) + floor / 2).to(dtype).float()
@@ -266,7 +164,7 @@ def _scale(largest: Tensor, kind: str, base: str) -> Tensor:
 
 def _to_kind(value: Tensor, scale: Tensor, kind: str) -> Tensor:
     """The 8-bit numbers that stand for a value by a scale that broadcasts to it."""
-    scaled = (value / scale).clamp(-_LARGEST[kind], _LARGEST[kind])
+    scaled = (value / scale).clamp(-LARGEST[kind], LARGEST[kind])
     return (torch.round(scaled) if kind == "int8" else scaled).to(_TYPES[kind])
 
 
@@ -353,7 +251,7 @@ def quantise(
 ) -> onnx.ModelProto:
     """A float32 graph with its network's convolutions in 8 bits.
 
-    graph: what engine.precision.scoring_graph or engine.graph.network_graph gives; kind: "int8" or
+    graph: what graph.precision.scoring_graph or graph.portable.network_graph gives; kind: "int8" or
     "fp8" (float8 e4m3fn); base: "fp32", "fp16" or "bf16", of what is not quantised. Raises
     InputError, FidelityError that names a weight which does not fit into the base.
     """
@@ -373,36 +271,3 @@ def quantise(
     _Quantiser(made.graph, places, quantisation, kind, base).write()
     made.opset_import[0].version = _QDQ_OPSET
     return in_precision(made, base)
-
-
-class BiasCorrection:
-    """Finds the shifts of biases by which every convolution keeps its channels' means."""
-
-    def __init__(self, proto: onnx.ModelProto, spec: ScoringSpec, pixels: Tensor) -> None:
-        """proto and pixels: as in `calibrate`; some of the pixels are used."""
-        self._network = network_graph(proto, spec, features=True)
-        # Spread over all of them: normals come first, anomalies last.
-        some = torch.linspace(0, len(pixels) - 1, min(_CORRECTED_ON, len(pixels))).long()
-        self._inputs = normalise(pixels[some], spec)
-        names = set(convolution_names(self._network))
-        self._means = {name: value.mean((0, 2, 3)) for name, value in self._values(self._network)
-                       if name in names}
-
-    @torch.no_grad()
-    def _values(self, network: onnx.ModelProto) -> Iterator[tuple[str, Tensor]]:
-        for name, _, value in TorchNetwork(network, "fp32").values(self._inputs):
-            yield name, value
-
-    def corrected(self, quantisation: Quantisation, kind: str) -> Quantisation:
-        """The same with the shifts for `kind`, found layer by layer, so that each sees its inputs
-        as corrected before. One that is kept, too, where it reads what was quantised."""
-        network = quantise(self._network, kind, replace(quantisation, shifts={}), base="fp32")
-        shifts: dict[str, list[float]] = {}
-        for name, value in self._values(network):
-            if name in self._means:
-                shift = self._means[name] - value.mean((0, 2, 3))
-                if not bool(shift.any()):
-                    continue
-                value += shift[:, None, None]
-                shifts[name] = [float(f"{each:.6g}") for each in shift]
-        return replace(quantisation, shifts=shifts)

@@ -9,10 +9,10 @@ from typing import Any
 
 import onnx
 
-from scrd_fast.engine.backends.runner import Runner, bf16_is_capped, native_runner
-from scrd_fast.engine.graph import network_graph
-from scrd_fast.engine.quantize import KINDS, Quantisation, quantise
+from scrd_fast.backends.runner import Runner, bf16_is_capped, native_runner
 from scrd_fast.errors import BackendUnavailable
+from scrd_fast.graph.portable import network_graph
+from scrd_fast.graph.quantize import KINDS, Quantisation, quantise
 from scrd_fast.spec import ScoringSpec
 
 
@@ -44,7 +44,7 @@ def make(
     proto: onnx.ModelProto, spec: ScoringSpec, precision: str, buckets: tuple[int, ...], mode: str,
     *, quantisation: Quantisation | None = None,
 ) -> Runner:
-    """Compile the network in `proto` (see engine.graph.build_graph) for this CPU.
+    """Compile the network in `proto` (see graph.portable.build_graph) for this CPU.
 
     fp32: up to the distances. bf16: up to the features, which are handed out in bf16 and never
     copied; computing float32 distances of them in the graph takes 2 % more (docs/performance.md).

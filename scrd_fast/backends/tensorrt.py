@@ -1,6 +1,6 @@
 """TensorRT on an NVIDIA GPU: the whole network and its tail compiled into one plan.
 
-The precision is written in the graph (engine.precision, engine.quantize), the network is strongly
+The precision is written in the graph (graph.precision, graph.quantize), the network is strongly
 typed, and one code path serves TensorRT 10.13 and later and 11. A plan runs behind the CUDA module
 that all GPU backends share: one execution context and one CUDA graph per batch size.
 """
@@ -11,14 +11,14 @@ import onnx
 import tensorrt as trt
 import torch
 
-from scrd_fast.engine.backends.cuda import CapturedNetwork, cuda_runner
-from scrd_fast.engine.backends.plan import PLAN, TensorRtOptions
-from scrd_fast.engine.backends.runner import Runner, one_stream
-from scrd_fast.engine.backends.tensorrt_build import build_plan
-from scrd_fast.engine.backends.tensorrt_network import PlanNetwork
-from scrd_fast.engine.precision import explicit_graph, precision_counts, scoring_graph
-from scrd_fast.engine.quantize import KINDS, Quantisation, quantise
+from scrd_fast.backends.cuda import CapturedNetwork, cuda_runner
+from scrd_fast.backends.plan import PLAN, TensorRtOptions
+from scrd_fast.backends.runner import Runner, one_stream
+from scrd_fast.backends.tensorrt_build import build_plan
+from scrd_fast.backends.tensorrt_network import PlanNetwork
 from scrd_fast.errors import EngineBuildError, EngineFileError
+from scrd_fast.graph.precision import explicit_graph, precision_counts, scoring_graph
+from scrd_fast.graph.quantize import KINDS, Quantisation, quantise
 from scrd_fast.progress import Progress, silent
 from scrd_fast.spec import ScoringSpec
 
@@ -28,7 +28,7 @@ def make(
     device: torch.device, *, options: TensorRtOptions, quantisation: Quantisation | None = None,
     plan: bytes | None = None, progress: Progress = silent,
 ) -> Runner:
-    """The network in `proto` (see engine.graph.build_graph) as a plan behind the shared scorer.
+    """The network in `proto` (see graph.portable.build_graph) as a plan behind the shared scorer.
 
     quantisation: for int8 and fp8. plan: of an engine file; nothing is built then.
     """

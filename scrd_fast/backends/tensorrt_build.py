@@ -14,11 +14,11 @@ import onnx
 import tensorrt as trt
 import torch
 
-from scrd_fast.engine.backends.plan import TensorRtOptions
-from scrd_fast.engine.backends.tensorrt_log import LOG, heard, made
-from scrd_fast.engine.graph import NETWORK_INPUT
+from scrd_fast.backends.plan import TensorRtOptions
+from scrd_fast.backends.tensorrt_log import LOG, heard, made
 from scrd_fast.errors import EngineBuildError, OutputError
 from scrd_fast.files import atomic_write
+from scrd_fast.graph.portable import NETWORK_INPUT
 from scrd_fast.progress import Progress
 from scrd_fast.spec import ScoringSpec
 
@@ -149,7 +149,7 @@ def _built(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(network, graph)
     if options.tail == "plugin":
-        from scrd_fast.engine.backends.tensorrt_plugin import insert
+        from scrd_fast.backends.tensorrt_plugin import insert
 
         insert(network, graph, capability)
     config = builder.create_builder_config()

@@ -5,7 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from scrd_fast.data.images import is_paths, list_images
-from scrd_fast.engine.decisions import (
+from scrd_fast.engine.engine import FILES, Engine, Result, join
+from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
+from scrd_fast.engine.load import open_engine
+from scrd_fast.errors import DataError, EngineFileError, InputError, expect
+from scrd_fast.files import as_path, check_writable
+from scrd_fast.metrics.decisions import (
     Array,
     Decisions,
     Drift,
@@ -15,11 +20,6 @@ from scrd_fast.engine.decisions import (
     drift,
     labelled,
 )
-from scrd_fast.engine.engine import FILES, Engine, Result, join
-from scrd_fast.engine.file import read_engine_file, write_engine_file
-from scrd_fast.engine.load import open_engine
-from scrd_fast.errors import DataError, EngineFileError, InputError, expect
-from scrd_fast.files import as_path, check_writable
 from scrd_fast.progress import Progress, silent
 from scrd_fast.torch_state import own_state
 

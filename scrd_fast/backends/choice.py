@@ -7,9 +7,9 @@ from typing import Any
 import onnx
 import torch
 
-from scrd_fast.engine.backends.runner import Runner
-from scrd_fast.engine.quantize import KINDS, Quantisation
+from scrd_fast.backends.runner import Runner
 from scrd_fast.errors import BackendUnavailable, expect
+from scrd_fast.graph.quantize import KINDS, Quantisation
 from scrd_fast.ops.implementations import no_triton
 from scrd_fast.spec import ScoringSpec
 
@@ -105,13 +105,13 @@ def openvino_missing() -> str | None:
 def native_precisions(backend: str, device: str | None = None) -> list[str]:
     """The precisions that `backend` computes in natively on this machine, fastest first."""
     if backend == "openvino":
-        from scrd_fast.engine.backends.openvino import precisions
+        from scrd_fast.backends.openvino import precisions
     elif backend == "torch_cuda":
-        from scrd_fast.engine.backends.torch_cuda import precisions
+        from scrd_fast.backends.torch_cuda import precisions
     elif backend == "tensorrt":
-        from scrd_fast.engine.backends.tensorrt import precisions
+        from scrd_fast.backends.tensorrt import precisions
     else:
-        from scrd_fast.engine.backends.torch_eager import precisions
+        from scrd_fast.backends.torch_eager import precisions
     if backend not in GPU_BACKENDS:
         return precisions()
     with torch.cuda.device(_gpu(device)):
@@ -131,7 +131,7 @@ def make_runner(
 ) -> Runner:
     """Compile the network in `proto` for a backend; raises BackendUnavailable.
 
-    proto: what engine.graph.build_graph gives; buckets: batch sizes rising from 1; mode:
+    proto: what graph.portable.build_graph gives; buckets: batch sizes rising from 1; mode:
     "latency" (one stream, all cores) or "throughput" (several streams, where the backend has
     them); device: which GPU, for a backend that runs on one; quantisation: for int8
     and fp8; of_tensorrt: what backends.tensorrt.make takes besides.
@@ -141,17 +141,17 @@ def make_runner(
     if backend in GPU_BACKENDS:
         place = _gpu(device)
         if backend == "tensorrt":
-            from scrd_fast.engine.backends.tensorrt import make as make_plan
+            from scrd_fast.backends.tensorrt import make as make_plan
 
             return make_plan(proto, spec, precision, buckets, mode, place,
                              quantisation=quantisation, **of_tensorrt)
-        from scrd_fast.engine.backends.torch_cuda import make as make_on_gpu
+        from scrd_fast.backends.torch_cuda import make as make_on_gpu
 
         return make_on_gpu(proto, spec, precision, buckets, mode, place)
     if backend == "openvino":
-        from scrd_fast.engine.backends.openvino import make as make_on_cpu
+        from scrd_fast.backends.openvino import make as make_on_cpu
 
         return make_on_cpu(proto, spec, precision, buckets, mode, quantisation=quantisation)
-    from scrd_fast.engine.backends.torch_eager import make
+    from scrd_fast.backends.torch_eager import make
 
     return make(proto, spec, precision, buckets, mode)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from scrd_fast import _native
-from scrd_fast.engine.backends.runner import Scorer
+from scrd_fast.backends.runner import Scorer
 from scrd_fast.engine.engine import Engine
 
 

@@ -25,6 +25,8 @@ FORMAT = 1
 NETWORK, GOLDEN = "network.onnx", "golden.safetensors"
 _MANIFEST, _DIGEST = "manifest.json", "manifest.sha256"
 _COMMENT_LENGTH = 64
+LARGEST_BATCH = 1024
+MOST_BUCKETS = 16  # each is compiled on its own
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,13 @@ class Manifest:
 
     def scoring_spec(self) -> ScoringSpec:
         return ScoringSpec.from_dict(self.spec)
+
+
+def are_buckets(value: Any) -> bool:
+    """Whether these are batch sizes rising from 1, few enough."""
+    return (isinstance(value, tuple | list) and all(type(b) is int for b in value)
+            and list(value[:1]) == [1] and list(value) == sorted(set(value))
+            and value[-1] <= LARGEST_BATCH and len(value) <= MOST_BUCKETS)
 
 
 def _sha256(data: bytes) -> str:

@@ -11,9 +11,9 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
-from scrd_fast.engine.graph import cut_graph, output_shapes
-from scrd_fast.engine.tensors import DTYPES, ONNX_TYPES, to_proto, to_tensor
 from scrd_fast.errors import FidelityError, expect
+from scrd_fast.graph.portable import cut_graph, output_shapes
+from scrd_fast.graph.tensors import DTYPES, ONNX_TYPES, to_proto, to_tensor
 from scrd_fast.spec import ScoringSpec
 
 _BF16_OPSET = 22  # the first whose convolutions and maximum pools know bfloat16

@@ -6,9 +6,9 @@ import torch
 from numpy.typing import NDArray
 
 from scrd_fast import _native
-from scrd_fast.engine.backends.runner import Runner, bf16_is_capped, native_runner, one_stream
-from scrd_fast.engine.backends.torch_network import TorchNetwork
-from scrd_fast.engine.graph import network_graph
+from scrd_fast.backends.runner import Runner, bf16_is_capped, native_runner, one_stream
+from scrd_fast.backends.torch_network import TorchNetwork
+from scrd_fast.graph.portable import network_graph
 from scrd_fast.spec import ScoringSpec
 
 

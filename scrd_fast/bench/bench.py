@@ -18,15 +18,15 @@ import numpy as np
 import onnx
 import torch
 
-from scrd_fast.engine.backends.choice import GPU_BACKENDS, native_precisions
-from scrd_fast.engine.build import fingerprint
+from scrd_fast.backends.choice import GPU_BACKENDS, native_precisions
+from scrd_fast.bench.timing import cpu_limits, percentiles, random_images, repeated
 from scrd_fast.engine.engine import Engine
-from scrd_fast.engine.file import NETWORK, read_engine_file
-from scrd_fast.engine.graph import network_graph
+from scrd_fast.engine.engine_file import NETWORK, read_engine_file
 from scrd_fast.engine.load import load_engine
-from scrd_fast.engine.measure import cpu_limits, percentiles, random_images, repeated
-from scrd_fast.engine.quantize import KINDS, QUANTISATION, SHORTCUT, Quantisation
 from scrd_fast.errors import ScrdError, expect
+from scrd_fast.graph.portable import network_graph
+from scrd_fast.graph.quantize import KINDS, QUANTISATION, SHORTCUT, Quantisation
+from scrd_fast.machine import fingerprint
 from scrd_fast.progress import Progress, silent
 
 BATCHES = (1, 8, 32)

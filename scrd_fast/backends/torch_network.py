@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from onnx import helper
 from torch import Tensor
 
-from scrd_fast.engine.graph import NETWORK_INPUT, network_graph
-from scrd_fast.engine.tensors import DTYPES, to_tensor
+from scrd_fast.graph.portable import NETWORK_INPUT, network_graph
+from scrd_fast.graph.tensors import DTYPES, to_tensor
 from scrd_fast.ops.preprocess import normalise
 from scrd_fast.spec import ScoringSpec
 
@@ -223,7 +223,7 @@ def first_nonfinite(
 ) -> str | None:
     """The name of the first node whose output is not finite in a precision, or None.
 
-    proto: what engine.graph.build_graph gives; pixels: (N, 3, S, S) in [0, 1].
+    proto: what graph.portable.build_graph gives; pixels: (N, 3, S, S) in [0, 1].
     """
     network = TorchNetwork(network_graph(proto, spec), precision)
     for name, _, value in network.values(normalise(pixels, spec)):

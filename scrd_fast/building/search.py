@@ -15,17 +15,18 @@ from typing import Any
 
 import onnx
 
-from scrd_fast.engine.backends.choice import make_runner
-from scrd_fast.engine.fidelity import Judge, Limits, Report, broken_limits
-from scrd_fast.engine.graph import network_graph
-from scrd_fast.engine.measure import in_turn, random_images, scoring
-from scrd_fast.engine.quantize import (
+from scrd_fast.backends.choice import make_runner
+from scrd_fast.bench.timing import in_turn, random_images, scoring
+from scrd_fast.building.judge import Judge
+from scrd_fast.building.ranges import BiasCorrection
+from scrd_fast.errors import FidelityError, NotFiniteError
+from scrd_fast.graph.portable import network_graph
+from scrd_fast.graph.quantize import (
     STEM,
-    BiasCorrection,
     Quantisation,
     convolution_names,
 )
-from scrd_fast.errors import FidelityError, NotFiniteError
+from scrd_fast.metrics.agreement import Limits, Report, broken_limits
 from scrd_fast.progress import Progress
 
 _BLOCK = re.compile(r"network/(bottleneck|(teacher|student)\.layer\d\.\d+)\.")

@@ -2,8 +2,6 @@
 
 import hashlib
 import os
-import platform
-import re
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,47 +14,39 @@ from typing import Any
 import onnx
 import torch
 
-from scrd_fast import _current
-from scrd_fast.data.images import is_paths, read_images
-from scrd_fast.engine import fidelity
-from scrd_fast.engine.backends.choice import (
+from scrd_fast.backends.choice import (
     GPU_BACKENDS,
     check_precision,
     choose_backend,
     make_runner,
     native_precisions,
 )
-from scrd_fast.engine.backends.plan import (
+from scrd_fast.backends.plan import (
     PLAN,
     TensorRtOptions,
     plan_fingerprint,
     remember_plan,
 )
-from scrd_fast.engine.backends.runner import Runner
-from scrd_fast.engine.decisions import Decisions
+from scrd_fast.backends.runner import Runner
+from scrd_fast.bench.timing import in_turn, random_images, scoring
+from scrd_fast.building.judge import Judge
+from scrd_fast.building.ranges import BiasCorrection, measure_ranges, range_pixels
+from scrd_fast.building.search import Search, search
+from scrd_fast.data.images import is_paths, read_images
+from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine import Engine
-from scrd_fast.engine.file import (
+from scrd_fast.engine.engine_file import (
     GOLDEN,
+    LARGEST_BATCH,
+    MOST_BUCKETS,
     NETWORK,
     Manifest,
+    are_buckets,
     listing,
     read_engine_file,
     write_engine_file,
 )
-from scrd_fast.engine.graph import build_graph
-from scrd_fast.engine.measure import in_turn, random_images, scoring
-from scrd_fast.engine.quantize import (
-    BASE,
-    KEEP,
-    KINDS,
-    QUANTISATION,
-    BiasCorrection,
-    Quantisation,
-    calibrate,
-    calibration_pixels,
-)
-from scrd_fast.engine.search import Search, search
-from scrd_fast.engine.verify import check_same_scores, record
+from scrd_fast.engine.golden import check_same_scores, record
 from scrd_fast.errors import (
     DeviceMemoryError,
     EngineBuildError,
@@ -66,49 +56,18 @@ from scrd_fast.errors import (
     expect,
 )
 from scrd_fast.files import as_path, atomic_write, check_writable
+from scrd_fast.graph.portable import build_graph
+from scrd_fast.graph.quantize import BASE, KEEP, KINDS, QUANTISATION, Quantisation
+from scrd_fast.machine import fingerprint
+from scrd_fast.metrics.agreement import LIMITS, Limits, Report, broken_limits
+from scrd_fast.metrics.decisions import Decisions
 from scrd_fast.model.checkpoint import load_checkpoint
 from scrd_fast.progress import Progress, silent
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.torch_state import own_state
 
 BATCH = 8
-LARGEST_BATCH = 1024
-MOST_BUCKETS = 16  # each is compiled on its own
 GPU_BUCKETS = (1, 8, 32)
-
-
-def _cpu() -> str:
-    """Its model, as the system calls it."""
-    listed = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", listed.read_text()) if listed.exists() else []
-    return names[0] if names else platform.processor()
-
-
-def fingerprint(device: torch.device | None = None) -> dict[str, Any]:
-    """The machine: what decides which compiled code runs; device: the GPU, where one is used."""
-    machine: dict[str, Any] = {
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-    }
-    if device is not None:
-        machine |= {
-            "gpu": torch.cuda.get_device_name(device),
-            "compute_capability": list(torch.cuda.get_device_capability(device)),
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-        }
-    return machine
-
-
-def are_buckets(value: Any) -> bool:
-    """Whether these are batch sizes rising from 1, few enough."""
-    return (isinstance(value, tuple | list) and all(type(b) is int for b in value)
-            and list(value[:1]) == [1] and list(value) == sorted(set(value))
-            and value[-1] <= LARGEST_BATCH and len(value) <= MOST_BUCKETS)
 
 
 def _faster_in_batches(runner: Runner, spec: ScoringSpec) -> bool:
@@ -127,7 +86,7 @@ class _Candidate:
 
     precision: str
     runner: Runner
-    report: fidelity.Report
+    report: Report
     quantisation: Quantisation | None = None
     search: Search | None = None
 
@@ -141,23 +100,23 @@ class _Builder:
     device: str | None
     buckets: tuple[int, ...] | None
     images: Any
-    limits: fidelity.Limits | None
+    limits: Limits | None
     options: TensorRtOptions
     keep: tuple[str, ...] | None
     budget: float
     progress: Progress
-    judge: fidelity.Judge
+    judge: Judge
     deadline: float  # time.monotonic() at which the budget is spent
 
-    def allowed(self, precision: str) -> fidelity.Limits:
-        return self.limits or fidelity.LIMITS[precision]
+    def allowed(self, precision: str) -> Limits:
+        return self.limits or LIMITS[precision]
 
     def judged(self, precision: str) -> _Candidate:
         """A runner with its figures; raises FidelityError where there is none that has any."""
         quantisation, found = None, None
         if precision in KINDS:
-            pixels = calibration_pixels(self.judge.spec, self.images)
-            ranges = calibrate(self.proto, self.judge.spec, pixels, progress=self.progress)
+            pixels = range_pixels(self.judge.spec, self.images)
+            ranges = measure_ranges(self.proto, self.judge.spec, pixels, progress=self.progress)
             quantisation = Quantisation(ranges, KEEP if self.keep is None else self.keep)
             correction = BiasCorrection(self.proto, self.judge.spec, pixels)
             # Candidates run in OpenVINO: what it keeps the limits with says little of GPUs.
@@ -186,9 +145,9 @@ class _Builder:
             runner = make(buckets=(1,))
         return runner
 
-    def _report(self, runner: Runner, precision: str) -> fidelity.Report:
+    def _report(self, runner: Runner, precision: str) -> Report:
         """Raises FidelityError on values that are not finite, naming the layer."""
-        from scrd_fast.engine.backends.torch_network import first_nonfinite
+        from scrd_fast.backends.torch_network import first_nonfinite
 
         few = not self.allowed(precision).need_ranks()
         with closing(runner.scorer()) as scorer:
@@ -225,7 +184,7 @@ class _Builder:
                 row["why_not"] = f"{precision}: {error}"
                 continue
             row |= made.report.to_dict()
-            if broken := fidelity.broken_limits(made.report, self.allowed(precision)):
+            if broken := broken_limits(made.report, self.allowed(precision)):
                 row["why_not"] = f"{precision}: " + "; ".join(broken)
                 del made  # a GPU's memory is for the next one
                 continue
@@ -261,7 +220,7 @@ def build_engine(
     device: str | None = None,
     images: Any = None,
     buckets: tuple[int, ...] | None = None,
-    limits: fidelity.Limits | None = None,
+    limits: Limits | None = None,
     keep: Sequence[str] | None = None,
     tensorrt: TensorRtOptions | None = None,
     budget: float = 600.0,
@@ -274,13 +233,13 @@ def build_engine(
     precision: "fp32", "bf16", "fp16" (on a GPU), "int8" or "fp8" (TensorRT; 8 bits need `images` to
     calibrate on), or "auto": of those that the machine computes in natively, int8 with `images`
     included and fp8 not, the fastest that keeps the fidelity limits, as measured here. In int8 on
-    CPUs the layers that must not be quantised are searched for (engine.search). device: "cpu",
+    CPUs the layers that must not be quantised are searched for (building.search). device: "cpu",
     "cuda" or "cuda:<index>"; by default a GPU where one can be used. images: normal images (array,
     folder or paths) to calibrate and to judge fidelity on, which are not kept. buckets: batch sizes
     rising from 1, each compiled on its own; by default 1, 8 and 32 on a GPU, else single images,
     and batches of 8 where those are measured to be faster. On a GPU a batch between two buckets is
     padded, and a bucket that does not fit into its memory is left out with a warning. limits:
-    fidelity limits instead of the table's (engine.fidelity). keep: beginnings of the names of the
+    fidelity limits instead of the table's (metrics.agreement). keep: beginnings of the names of the
     convolutions that 8 bits leave out, instead of searching for them; an earlier search's are in
     the manifest. tensorrt: how a plan is built. budget: seconds after which no further precision is
     tried and a search is given up. progress: called with (done, total, what).
@@ -308,7 +267,7 @@ def build_engine(
     builder = _Builder(
         proto, name, device, buckets, probe_images, limits, options,
         None if keep is None else tuple(keep), budget, progress,
-        fidelity.Judge(loaded, probe_images, progress), time.monotonic() + budget)
+        Judge(loaded, probe_images, progress), time.monotonic() + budget)
     try:
         best, table = builder.fastest(
             [precision] if precision != "auto" else _tried(name, device, probe_images))
@@ -385,7 +344,7 @@ def write_built(
 
 @own_state()
 def export_onnx(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
-    """Write the portable ONNX graph of a checkpoint (see engine.graph.build_graph)."""
+    """Write the portable ONNX graph of a checkpoint (see graph.portable.build_graph)."""
     source, target = as_path(checkpoint, "checkpoint"), as_path(out, "out")
     expect(target.suffix == ".onnx", "out", "a file name ending in .onnx", repr(str(target)))
     check_writable(target, "out", inputs=[source])

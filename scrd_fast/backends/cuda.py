@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scrd_fast.engine.backends.runner import Runner, Scores
+from scrd_fast.backends.runner import Runner, Scores
 from scrd_fast.errors import ClosedError, DeviceMemoryError, NotFiniteError, expect
 from scrd_fast.kernels.anomaly_map import combine_distances, cosine_distances, tail
 from scrd_fast.kernels.preprocess import preprocess_into

@@ -1,0 +1,1 @@
+"""From a checkpoint to an engine file: candidates, the search for layers, the fidelity limits."""

@@ -1,0 +1,63 @@
+"""rebuild_engine: an engine file's portable graph compiled again, for another machine."""
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import onnx
+import torch
+
+from scrd_fast.backends.choice import GPU_BACKENDS, choose_backend
+from scrd_fast.backends.plan import TensorRtOptions
+from scrd_fast.building.build import fingerprint_of, write_built
+from scrd_fast.engine import current as _current
+from scrd_fast.engine.engine import Engine
+from scrd_fast.engine.engine_file import GOLDEN, NETWORK
+from scrd_fast.engine.golden import renewed, replay
+from scrd_fast.engine.load import plan_options, read_runnable, runner_of
+from scrd_fast.files import as_path, check_writable
+from scrd_fast.graph.quantize import QUANTISATION
+from scrd_fast.progress import Progress, silent
+from scrd_fast.torch_state import own_state
+
+
+@own_state()
+def rebuild_engine(
+    path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, *,
+    device: str | None = None, progress: Progress = silent,
+) -> Engine:
+    """Compile an engine file's portable graph again, for this machine, and load it.
+
+    For a file that another machine or release compiled. Backend, precision and buckets stay as
+    they were. out: the file to write, by default `path` itself. The golden images decide whether
+    the result may be written: raises FidelityError where it does not reproduce them, and what
+    `load_engine` and `build_engine` raise.
+    """
+    path = as_path(path, "path")
+    target = path if out is None else as_path(out, "out")
+    check_writable(target, "out")
+    manifest, members = read_runnable(path)
+    options, of_tensorrt = TensorRtOptions(), dict[str, Any]()
+    if manifest.backend == "tensorrt":
+        options = plan_options(path, manifest)
+    choose_backend(manifest.backend, device)
+    if manifest.backend == "tensorrt":
+        of_tensorrt = {"options": options, "progress": progress}
+    runner = runner_of(path, manifest, members, "latency", device, **of_tensorrt)
+    on_gpu = manifest.backend in GPU_BACKENDS
+    manifest = replace(
+        manifest, buckets=runner.buckets, precision_used=runner.precision_used(),
+        fingerprint=fingerprint_of(runner, torch.device(device or "cuda") if on_gpu else None,
+                                   options),
+        versions={"torch": str(torch.__version__), "onnx": onnx.__version__,
+                  manifest.backend: runner.version})
+    engine = Engine(manifest, runner, target, device=device)
+    try:
+        replay(engine, members[GOLDEN], alike=False, whole=True, progress=progress)
+        kept = {n: d for n, d in members.items() if n in (NETWORK, QUANTISATION)}
+        kept[GOLDEN] = renewed(engine, members[GOLDEN])
+        engine.manifest = write_built(target, manifest, kept, runner)
+    except BaseException:
+        engine.close()
+        raise
+    return _current.use(engine)

@@ -1,0 +1,1 @@
+"""ONNX graphs: the portable one, its explicit precisions, and the quantised one."""

@@ -1,0 +1,1 @@
+"""Figures of scores alone: ranking, agreement with a reference, decisions."""
