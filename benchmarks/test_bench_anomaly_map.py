@@ -20,7 +20,8 @@ from benchmarks.peers import published_map
 from benchmarks.timing import clock, in_turn, record, record_limit, repeat
 from scrd_fast import _native
 from scrd_fast.bench.timing import copy_rate
-from scrd_fast.ops.anomaly_map import AnomalyMap, anomaly_map
+from scrd_fast.ops.anomaly_map import anomaly_map
+from scrd_fast.reference.anomaly_map import AnomalyMap
 from scrd_fast.spec import ScoringSpec
 
 SPEC = ScoringSpec()

@@ -16,7 +16,8 @@ from benchmarks.judge import judge
 from benchmarks.timing import clock, in_turn, record, record_limit, repeat
 from scrd_fast import _native
 from scrd_fast.ops.add_noise import add_noise
-from scrd_fast.ops.simplex_noise import Floats, simplex_noise
+from scrd_fast.ops.simplex_noise import simplex_noise
+from scrd_fast.reference.simplex_noise import Floats
 
 OCTAVES, PERSISTENCE, WAVELENGTH = 6, 0.6, 32.0
 SEED = 2024

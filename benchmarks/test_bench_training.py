@@ -19,7 +19,7 @@ from benchmarks.timing import clock, in_turn, record, record_limit, repeat
 from scrd_fast.backends.choice import native_precisions
 from scrd_fast.data.anomalies import NoiseConfig, synthesise
 from scrd_fast.model.scrd import SCRD
-from scrd_fast.ops.preprocess import normalise
+from scrd_fast.reference.preprocess import normalise
 from scrd_fast.training.trainer import TrainConfig, Trainer
 
 BATCH = 4

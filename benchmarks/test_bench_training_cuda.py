@@ -24,7 +24,7 @@ from scrd_fast.backends.cuda import exact_convolutions
 from scrd_fast.data.anomalies import NoiseConfig, draw_patches, synthesise
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.ops.add_noise import add_noise
-from scrd_fast.ops.preprocess import normalise
+from scrd_fast.reference.preprocess import normalise
 from scrd_fast.training.loop import using_device
 from scrd_fast.training.trainer import Figures, TrainConfig, Trainer
 from tests.gpu import ON_GPU

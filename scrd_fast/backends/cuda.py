@@ -26,9 +26,10 @@ from scrd_fast.backends.runner import Runner, Scores
 from scrd_fast.errors import ClosedError, DeviceMemoryError, NotFiniteError, expect
 from scrd_fast.kernels.anomaly_map import combine_distances, cosine_distances, tail
 from scrd_fast.kernels.preprocess import preprocess_into
-from scrd_fast.ops.anomaly_map import STRIDES
 from scrd_fast.ops.implementations import check_device
-from scrd_fast.ops.preprocess import FULL_SCALE, check_images
+from scrd_fast.ops.preprocess import check_images
+from scrd_fast.reference.anomaly_map import STRIDES
+from scrd_fast.reference.preprocess import FULL_SCALE
 from scrd_fast.spec import ScoringSpec
 
 # Enqueues the network and its tail on the current stream: normalised pixels (n, 3, S, S) -> float32

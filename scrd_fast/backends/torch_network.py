@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scrd_fast.graph.portable import NETWORK_INPUT, network_graph
 from scrd_fast.graph.tensors import DTYPES, to_tensor
-from scrd_fast.ops.preprocess import normalise
+from scrd_fast.reference.preprocess import normalise
 from scrd_fast.spec import ScoringSpec
 
 _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}

@@ -20,8 +20,8 @@ from scrd_fast.graph.quantize import (
     quantise,
     quantised_tensors,
 )
-from scrd_fast.ops.preprocess import normalise
 from scrd_fast.progress import Progress, silent
+from scrd_fast.reference.preprocess import normalise
 from scrd_fast.spec import ScoringSpec
 
 _BINS = 4096

@@ -20,8 +20,8 @@ from torch import nn
 
 from scrd_fast.model.resnet import BasicBlock, BottleneckBlock
 from scrd_fast.model.scrd import SCRD
-from scrd_fast.ops.anomaly_map import COSINE_EPS, STRIDES, upsample_blur_matrix
-from scrd_fast.ops.preprocess import FULL_SCALE
+from scrd_fast.reference.anomaly_map import COSINE_EPS, STRIDES, upsample_blur_matrix
+from scrd_fast.reference.preprocess import FULL_SCALE
 from scrd_fast.spec import ScoringSpec
 
 OPSET = 18

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from scrd_fast.kernels.tuning import autotune
-from scrd_fast.ops.anomaly_map import COSINE_EPS, upsample_blur_matrix
+from scrd_fast.reference.anomaly_map import COSINE_EPS, upsample_blur_matrix
 from scrd_fast.spec import ScoringSpec
 
 BLOCK = 64  # rows of U that share a window: blocks of 32 would have windows as wide

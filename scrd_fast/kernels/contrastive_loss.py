@@ -26,7 +26,7 @@ from torch.library import triton_op, wrap_triton
 
 from scrd_fast.errors import BackendUnavailable
 from scrd_fast.kernels.tuning import autotune
-from scrd_fast.ops.anomaly_map import COSINE_EPS
+from scrd_fast.reference.anomaly_map import COSINE_EPS
 
 # Elements of one map that one program sums. At 256 x 256 pixels a Wide-ResNet-50-2 image has 224
 # such parts, so that a batch of one fills a GPU. Not tuned: the buffer of sums depends on it.

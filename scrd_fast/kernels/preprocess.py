@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from scrd_fast.ops.preprocess import taps
+from scrd_fast.reference.preprocess import taps
 
 BLOCK = 256  # output pixels of a program
 

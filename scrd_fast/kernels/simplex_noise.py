@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from scrd_fast import _native
-from scrd_fast.ops import simplex_noise as reference
+from scrd_fast.reference import simplex_noise as reference
 
 BLOCK = 128  # points of a program: patches of 20 x 20 pixels still spread over many
 

@@ -5,8 +5,10 @@ from typing import Any
 import torch
 
 from scrd_fast.model.scrd import SCRD
-from scrd_fast.ops.anomaly_map import AnomalyMap, anomaly_map
-from scrd_fast.ops.preprocess import normalise, to_pixels
+from scrd_fast.ops.anomaly_map import anomaly_map
+from scrd_fast.ops.preprocess import to_pixels
+from scrd_fast.reference.anomaly_map import AnomalyMap
+from scrd_fast.reference.preprocess import normalise
 from scrd_fast.spec import ScoringSpec
 
 

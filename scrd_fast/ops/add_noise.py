@@ -1,9 +1,4 @@
-"""Noise synthesis: a patch of simplex noise added to each image of a batch.
-
-image[c, y, x] += strength * noise_s[c, y - top, x - left] inside the box of the image, where
-noise_s is the octave noise of the image's seed, read at depth = channel (arXiv 2503.13828,
-section 3.2). Pixels are in [0, 1]; the sum is not clipped.
-"""
+"""Noise synthesis: a patch of simplex noise added to each image of a batch."""
 
 import numpy as np
 import torch
@@ -20,7 +15,8 @@ from scrd_fast.ops.implementations import (
     not_native,
     not_triton,
 )
-from scrd_fast.ops.simplex_noise import check_extent, check_octaves, octave_noise, permutations
+from scrd_fast.ops.simplex_noise import check_extent, check_octaves
+from scrd_fast.reference import add_noise as reference
 
 GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _DTYPES = (*GPU_DTYPES, torch.float64)
@@ -80,16 +76,5 @@ def add_noise(
         noisy = images.clone()
         add_noise_(noisy, boxes, seeds, strengths, octaves, persistence, wavelength)
         return noisy
-    grids = [np.indices((channels, h, w)).reshape(3, -1) for h, w in boxes[:, 2:]]
-    z, y, x = np.concatenate(grids, axis=1).astype(np.float64)
-    counts = [g.shape[1] for g in grids]
-    values = octave_noise(
-        x, y, z, permutations(seeds), np.repeat(np.arange(n), counts),
-        octaves, persistence, wavelength,
-    )
-    noisy = images.clone()
-    for i, patch in enumerate(np.split(values, np.cumsum(counts)[:-1])):
-        top, left, h, w = boxes[i]
-        patch = (strengths[i] * patch).reshape(channels, h, w)
-        noisy[i, :, top : top + h, left : left + w] += torch.from_numpy(patch).to(noisy)
-    return noisy
+    return reference.add_noise(
+        images, boxes, seeds, strengths, octaves, persistence, wavelength)

@@ -1,15 +1,4 @@
-"""The contrastive reverse distillation loss.
-
-With d_ik(a, b) = 1 - cos(flatten(a_ik), flatten(b_ik)) for image i and scale k, and B the global
-batch (all processes),
-
-    clean_k = 1/B sum_i w_ik d_ik(teacher(clean), student)
-    noisy_k = 1/B sum_i w_ik d_ik(teacher(noisy), student)
-    loss = sum_k clean_k / sum_k noisy_k
-
-w_ik is the scale weight of the image where the weighting is "scale", else 1. Source: arXiv
-2503.13828, section 3.2; the published code is the case w = 1.
-"""
+"""The contrastive reverse distillation loss; the formula is in reference."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,8 +8,10 @@ from torch import Tensor
 
 from scrd_fast import _native
 from scrd_fast.errors import BackendUnavailable, expect
-from scrd_fast.ops.anomaly_map import COSINE_EPS, check_features, distance_weights
+from scrd_fast.ops.anomaly_map import check_features
 from scrd_fast.ops.implementations import as_array, choose, not_native, not_triton
+from scrd_fast.reference.anomaly_map import COSINE_EPS, distance_weights
+from scrd_fast.reference.contrastive_loss import contrastive_terms
 from scrd_fast.spec import WEIGHTINGS
 
 _NATIVE_DTYPES = (torch.bfloat16, torch.float32)
@@ -33,24 +24,6 @@ class ContrastiveLoss(NamedTuple):
     loss: Tensor
     clean: Tensor
     noisy: Tensor
-
-
-def _flat_distance(a: Tensor, b: Tensor) -> Tensor:
-    """(N, C, h, w) twice -> (N,), at least float32."""
-    dtype = torch.promote_types(a.dtype, torch.float32)
-    return 1 - torch.cosine_similarity(
-        a.flatten(1).to(dtype), b.flatten(1).to(dtype), dim=1, eps=COSINE_EPS
-    )
-
-
-def _terms(clean: Sequence[Tensor], noisy: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
-    """Distances (2, N, 3) of clean and of noisy teacher to student, per image and scale."""
-    return torch.stack(
-        [
-            torch.stack([_flat_distance(t, s) for t, s in zip(teacher, student, strict=True)], 1)
-            for teacher in (clean, noisy)
-        ]
-    )
 
 
 def _alike(
@@ -115,7 +88,7 @@ def _three_by_three(maps: Sequence[Tensor]) -> list[list[Any]]:
 def _native_terms(
     clean: Sequence[Tensor], noisy: Sequence[Tensor], student: Sequence[Tensor]
 ) -> Tensor:
-    """`_terms` of maps as `_alike` gives them; the distances that follow from their sums."""
+    """As the reference's contrastive_terms, of maps as `_alike` gives them; from their sums."""
     sums: Tensor = _NativeSums.apply(*clean, *noisy, *student)
     dots, teacher_squares, squares = sums[..., :2], sums[..., 2:4], sums[..., 4:]
     teacher = teacher_squares.sqrt().clamp_min(COSINE_EPS)
@@ -179,11 +152,11 @@ def contrastive_loss(
     if chosen == "native":
         terms = _native_terms(*_alike(clean, noisy, student))
     elif chosen == "triton":
-        from scrd_fast.kernels.contrastive_loss import contrastive_terms
+        from scrd_fast.kernels import contrastive_loss as kernels
 
-        terms = contrastive_terms(*_alike(clean, noisy, student))
+        terms = kernels.contrastive_terms(*_alike(clean, noisy, student))
     else:
-        terms = _terms(clean, noisy, student)
+        terms = contrastive_terms(clean, noisy, student)
     weighted = terms * distance_weights(scale_weights.to(terms.dtype), weighting)
     sums = torch.cat([weighted.sum(dim=1).flatten(), terms.new_full((1,), terms.shape[1])])
     sums = _global_sum(sums)

@@ -1,13 +1,7 @@
-"""From images as they come to the normalised network input.
-
-What the values mean is decided by dtype, never by looking at them: uint8 is divided by 255,
-uint16 by 65535, float32 and float64 are in [0, 1] already. Then the float bilinear resize of the
-spec, three channels, and (x - mean) / std.
-"""
+"""From images as they come to the normalised network input; the maths is in reference."""
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,9 +18,9 @@ from scrd_fast.ops.implementations import (
     not_native,
     not_triton,
 )
+from scrd_fast.reference.preprocess import FULL_SCALE, checked_pixels, normalise
 from scrd_fast.spec import ScoringSpec
 
-FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0, torch.float32: 1.0, torch.float64: 1.0}
 OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Floats may lie this far outside [0, 1], as rounding resamplers leave them.
 RANGE_SLACK = 1e-3
@@ -101,27 +95,6 @@ def _check_finite(images: Tensor, name: str, wait: bool = True) -> None:
                 f"{name}: expected finite values, got {float(images[where])} at index {where}")
 
 
-def taps(length: int, size: int) -> tuple[Tensor, Tensor]:
-    """How an axis of `length` becomes one of `size`: int64 (2, size), the two elements that each
-    lies between, and float64 (size,), how far it is from the first to the second."""
-    centre = (np.arange(size) + 0.5) * (length / size) - 0.5
-    centre = np.clip(centre, 0, length - 1)
-    low = np.floor(centre).astype(np.int64)
-    high = np.minimum(low + 1, length - 1)
-    return torch.from_numpy(np.stack([low, high])), torch.from_numpy(centre - low)
-
-
-def _resize(images: Tensor, size: int) -> Tensor:
-    """(N, C, H, W) floats -> (N, C, size, size): bilinear, half-pixel centres, no antialias."""
-    if images.shape[2] != size:
-        (low, high), fraction = (t.to(images.device) for t in taps(images.shape[2], size))
-        images = torch.lerp(images[:, :, low], images[:, :, high], fraction.to(images)[:, None])
-    if images.shape[3] != size:
-        (low, high), fraction = (t.to(images.device) for t in taps(images.shape[3], size))
-        images = torch.lerp(images[..., low], images[..., high], fraction.to(images))
-    return images
-
-
 def _is_list(images: Any) -> bool:
     return isinstance(images, Sequence) and not isinstance(
         images, str | bytes | bytearray | memoryview)
@@ -157,21 +130,6 @@ def check_images(
     return tensors
 
 
-def _batch_pixels(images: Tensor, spec: ScoringSpec) -> Tensor:
-    scale = FULL_SCALE[images.dtype]
-    pixels = images.to(torch.float32)
-    pixels = pixels[:, None] if images.ndim == 3 else pixels.permute(0, 3, 1, 2)
-    pixels = _resize(pixels / scale if scale != 1 else pixels, spec.input_size)
-    return pixels.expand(-1, 3, -1, -1)
-
-
-def checked_pixels(images: Tensor | list[Tensor], spec: ScoringSpec) -> Tensor:
-    """What `check_images` gave -> float32 (N, 3, S, S) in the [0, 1] range."""
-    if isinstance(images, Tensor):
-        return _batch_pixels(images, spec)
-    return torch.cat([_batch_pixels(image[None], spec) for image in images])
-
-
 def to_pixels(images: Any, spec: ScoringSpec) -> Tensor:
     """Images -> float32 (N, 3, S, S) in the [0, 1] range, before normalisation.
 
@@ -182,19 +140,6 @@ def to_pixels(images: Any, spec: ScoringSpec) -> Tensor:
     checked = check_images(images)
     check_range(images, "images")
     return checked_pixels(checked, spec)
-
-
-@lru_cache(maxsize=16)
-def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """(1, 3, 1, 1), made once: a copy to a GPU waits for all the work that it was given before."""
-    with torch.inference_mode(False):  # a cached inference tensor could not be differentiated
-        return torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1)
-
-
-def normalise(pixels: Tensor, spec: ScoringSpec) -> Tensor:
-    """(N, 3, S, S) in [0, 1] -> (pixels - mean) / std, channels-first contiguous."""
-    mean, std = _per_channel(spec.mean, pixels.device), _per_channel(spec.std, pixels.device)
-    return ((pixels - mean) / std).contiguous()
 
 
 def as_arrays(images: Any, name: str) -> Any:

@@ -25,8 +25,8 @@ from scrd_fast.files import as_path, check_writable
 from scrd_fast.model.checkpoint import FORMAT, write_tensors
 from scrd_fast.model.resnet import backbone_of
 from scrd_fast.model.scrd import Teacher
-from scrd_fast.ops.preprocess import normalise
 from scrd_fast.progress import show_progress
+from scrd_fast.reference.preprocess import normalise
 from scrd_fast.spec import ScoringSpec, from_mapping, is_whole
 from scrd_fast.torch_state import own_state, seeded
 from scrd_fast.training.batches import Batches, autocast

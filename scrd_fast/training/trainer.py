@@ -22,7 +22,7 @@ from scrd_fast.model.checkpoint import load_weights
 from scrd_fast.model.resnet import fold_batchnorms
 from scrd_fast.model.scrd import SCRD, Scales, Teacher
 from scrd_fast.ops.contrastive_loss import ContrastiveLoss, contrastive_loss
-from scrd_fast.ops.preprocess import normalise
+from scrd_fast.reference.preprocess import normalise
 from scrd_fast.spec import ScoringSpec, is_whole
 from scrd_fast.training.batches import AUTOCAST, autocast
 from scrd_fast.training.schedule import warmup_cosine

@@ -12,7 +12,7 @@ from scrd_fast.building.judge import Probe
 from scrd_fast.metrics.agreement import Report, compare
 from scrd_fast.model.checkpoint import Checkpoint
 from scrd_fast.model.reference import score_pixels
-from scrd_fast.ops.preprocess import normalise
+from scrd_fast.reference.preprocess import normalise
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the onnxruntime extra")
 

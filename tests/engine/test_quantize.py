@@ -25,7 +25,7 @@ from scrd_fast.graph.quantize import (
 )
 from scrd_fast.metrics.agreement import LIMITS, broken_limits
 from scrd_fast.model.scrd import SCRD
-from scrd_fast.ops.preprocess import normalise
+from scrd_fast.reference.preprocess import normalise
 from scrd_fast.spec import ScoringSpec
 from tests.engine import explicit
 from tests.engine.conftest import KEEPS_THE_LIMITS, organs

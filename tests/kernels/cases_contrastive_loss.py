@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from scrd_fast.kernels.contrastive_loss import CHUNK
-from scrd_fast.ops.anomaly_map import COSINE_EPS
+from scrd_fast.reference.anomaly_map import COSINE_EPS
 
 DTYPES = {"fp32": "fp32", "fp16": "fp32", "bf16": "fp32", "fp64": "fp64"}  # and that of the sums
 

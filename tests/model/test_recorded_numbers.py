@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from scrd_fast.model.published import rename_published
-from scrd_fast.ops.anomaly_map import anomaly_map, cosine_distance
+from scrd_fast.ops.anomaly_map import anomaly_map
+from scrd_fast.reference.anomaly_map import cosine_distance
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.training.trainer import TrainConfig, Trainer
 from tests.published import published_model, recorded, relative

@@ -9,7 +9,7 @@ import torch
 from scrd_fast import _native
 from scrd_fast.errors import BackendUnavailable, InputError, NotFiniteError
 from scrd_fast.ops.add_noise import add_noise as ops_add_noise
-from scrd_fast.ops.simplex_noise import octave_field
+from scrd_fast.reference.simplex_noise import octave_field
 from tests.ops.each_impl import each_impl, where_it_runs
 from tests.tolerances import allowed
 

@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from scrd_fast import _native
 from scrd_fast.errors import InputError
-from scrd_fast.ops.anomaly_map import upsample_blur_matrix
+from scrd_fast.reference.anomaly_map import upsample_blur_matrix
 from tests.tolerances import allowed
 
 ROOT = Path(__file__).parent.parent.parent

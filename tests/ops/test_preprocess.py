@@ -12,7 +12,8 @@ import torch
 from scrd_fast import _native
 from scrd_fast.errors import BackendUnavailable, InputError, NotFiniteError
 from scrd_fast.ops.implementations import interpreted
-from scrd_fast.ops.preprocess import check_images, checked_pixels, preprocess, to_pixels
+from scrd_fast.ops.preprocess import check_images, preprocess, to_pixels
+from scrd_fast.reference.preprocess import checked_pixels
 from scrd_fast.spec import IMAGENET_MEAN, IMAGENET_STD, ScoringSpec
 from tests.ops.each_impl import each_impl, where_it_runs
 from tests.tolerances import allowed

@@ -6,7 +6,7 @@ import torch
 
 from scrd_fast.data.anomalies import NoiseConfig, draw_patches, synthesise
 from scrd_fast.errors import InputError
-from scrd_fast.ops.simplex_noise import octave_field
+from scrd_fast.reference.simplex_noise import octave_field
 from tests.tolerances import allowed
 
 
