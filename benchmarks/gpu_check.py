@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.results import figures, store, table
-from scrd_fast.backends.choice import cuda_missing
+from scrd_fast.backends.registry import cuda_missing
 from scrd_fast.bench.bench import environment
 
 SECONDS = 420  # and less than a minute before them for the C++ extension

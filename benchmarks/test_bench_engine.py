@@ -23,7 +23,7 @@ from benchmarks.peers import PlainOpenVino
 from benchmarks.size import BACKBONE, QUICK, SIDE, turns
 from benchmarks.timing import in_turn, record, record_limit, repeat
 from benchmarks.worker import Answer, Worker
-from scrd_fast.backends.choice import native_precisions
+from scrd_fast.backends.registry import native_precisions
 from scrd_fast.bench.bench import Work
 from scrd_fast.bench.timing import cpu_limits
 from scrd_fast.ops.preprocess import preprocess

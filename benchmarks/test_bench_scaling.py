@@ -18,7 +18,7 @@ import pytest
 from benchmarks.models import engine_file, pictures
 from benchmarks.size import QUICK, SIDE
 from benchmarks.timing import repeat
-from scrd_fast.backends.choice import MODES, native_precisions
+from scrd_fast.backends.registry import MODES, native_precisions
 from scrd_fast.engine.load import load_engine
 
 BATCHES = (8,) if QUICK else (1, 8)

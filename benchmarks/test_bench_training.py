@@ -16,7 +16,7 @@ from benchmarks.judge import judge
 from benchmarks.peers import PublishedStep
 from benchmarks.size import BACKBONE, SIDE
 from benchmarks.timing import clock, in_turn, record, record_limit, repeat
-from scrd_fast.backends.choice import native_precisions
+from scrd_fast.backends.registry import native_precisions
 from scrd_fast.data.anomalies import NoiseConfig, synthesise
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.reference.preprocess import normalise

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.models import engine_file, pictures, untrained
 from benchmarks.size import BACKBONE, QUICK, SIDE
 from benchmarks.timing import repeat
-from scrd_fast.backends.choice import native_precisions
+from scrd_fast.backends.registry import native_precisions
 from scrd_fast.bench.bench import bench
 from scrd_fast.engine.load import load_engine
 from scrd_fast.report.bench import lines

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scrd_fast.backends.plan import TensorRtOptions
+    from scrd_fast.backends.tensorrt.plan import TensorRtOptions
     from scrd_fast.building.build import build_engine, export_onnx
     from scrd_fast.building.rebuild import rebuild_engine
     from scrd_fast.engine.current import score
@@ -30,7 +30,7 @@ _HOMES = {
     "score": "engine.current",
     "build_engine": "building.build",
     "export_onnx": "building.build",
-    "TensorRtOptions": "backends.plan",
+    "TensorRtOptions": "backends.tensorrt.plan",
     "calibrate": "evaluation.calibrate",
     "monitor": "evaluation.calibrate",
     "load_engine": "engine.load",

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 import typer
 
 from scrd_fast import __version__
+from scrd_fast.backends.registry import BACKENDS
 from scrd_fast.errors import ScrdError, expect
 from scrd_fast.progress import show_progress
 
@@ -177,7 +178,7 @@ def build(
         "--from", help="Instead of a checkpoint: compile this engine file again, for this machine,"
                        " with its own backend and precision.")] = None,
     backend: Annotated[str, typer.Option(
-        help="auto, openvino, torch_eager, tensorrt or torch_cuda.")] = "auto",
+        help=f"auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}.")] = "auto",
     precision: Precision = "auto",
     device: Annotated[str | None, typer.Option(
         help="cpu, cuda or cuda:<index>; by default a GPU where one can be used.")] = None,
@@ -199,7 +200,7 @@ def build(
     quiet: Quiet = False,
 ) -> None:
     """Compile a checkpoint into one engine file for this machine."""
-    from scrd_fast.backends.plan import TensorRtOptions
+    from scrd_fast.backends.tensorrt.plan import TensorRtOptions
     from scrd_fast.building.build import build_engine
     from scrd_fast.building.rebuild import rebuild_engine
     from scrd_fast.files import check_writable

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scrd_fast.backends.choice import check_precision, choose_backend
+from scrd_fast.backends.registry import check_precision, choose_backend
 from scrd_fast.bench.timing import latency_ms
 from scrd_fast.building.build import build_engine
 from scrd_fast.data.anomalies import NoiseConfig
@@ -27,6 +27,7 @@ from scrd_fast.data.demo_brain import SIZE, DemoImages, make_images
 from scrd_fast.engine.load import load_engine
 from scrd_fast.evaluation.calibrate import calibrate
 from scrd_fast.files import atomic_write, check_writable
+from scrd_fast.machine import pytorch_has_bf16
 from scrd_fast.metrics.ranking import auroc
 from scrd_fast.model.reference import score_images
 from scrd_fast.model.scrd import Teacher, new_model
@@ -83,9 +84,7 @@ COARSE_COST, STUDENT_COST, REST_COST = 0.27, 2.6, 180
 
 def training_precision() -> str:
     """bf16 autocast where the CPU computes in it, which halves the time of a step, else fp32."""
-    from scrd_fast.backends.torch_eager import precisions
-
-    return "bf16" if "bf16" in precisions() else "fp32"
+    return "bf16" if pytorch_has_bf16() else "fp32"
 
 
 @own_state()

@@ -34,3 +34,19 @@ def fingerprint(device: torch.device | None = None) -> dict[str, Any]:
             "cudnn": torch.backends.cudnn.version(),
         }
     return machine
+
+
+def bf16_is_capped() -> bool:
+    """Whether the user keeps oneDNN, which computes convolutions, from the instructions for bf16.
+
+    The CPU's own capabilities, which runtimes tell, do not say so.
+    """
+    cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return cap in ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+
+
+def pytorch_has_bf16() -> bool:
+    """Whether PyTorch computes convolutions in bf16 on this CPU, and not only imitates it."""
+    # torch.cpu.get_capabilities came after 2.11; without it nothing is known.
+    told = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(told.get("avx512_bf16") or told.get("amx_bf16")) and not bf16_is_capped()

@@ -107,7 +107,8 @@ def test_nor_do_the_libraries_behind_its_back(work):
 
 def test_importing_openvino_is_left_to_the_caller(tmp_path):
     """It is what sends and writes; ours loads the library alone, and both get on together."""
-    code = ("import sys; from scrd_fast.backends.openvino import precisions; precisions();"
+    code = ("import sys; from scrd_fast.backends.registry import native_precisions;"
+            " native_precisions('openvino');"
             " assert 'openvino' not in sys.modules; sys.modules['openvino_telemetry'] = None;"
             " import openvino; from scrd_fast import _openvino; print(openvino.__version__"
             " == _openvino.version(), 'CPU' in openvino.Core().available_devices)")

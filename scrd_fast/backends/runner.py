@@ -1,6 +1,5 @@
 """A compiled network as every backend makes it, and the scorer that drives it."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -70,15 +69,6 @@ def native_runner(
                               spec.reduction == "max")
 
     return Runner(name, version, tuple(native.buckets), scorer, as_arrays, precision_used)
-
-
-def bf16_is_capped() -> bool:
-    """Whether the user keeps oneDNN, which computes convolutions, from the instructions for bf16.
-
-    The CPU's own capabilities, which runtimes tell, do not say so.
-    """
-    cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
-    return cap in ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 def one_stream(backend: str, mode: str) -> None:

@@ -4,9 +4,8 @@ import warnings
 
 import onnx
 import torch
-import triton
 
-from scrd_fast.backends.cuda import CapturedNetwork, cuda_runner, no_room, with_tail
+from scrd_fast.backends.backend import Backend, CompileRequest
 from scrd_fast.backends.runner import Runner, one_stream
 from scrd_fast.backends.torch_network import TorchNetwork
 from scrd_fast.graph.portable import network_graph
@@ -14,22 +13,38 @@ from scrd_fast.graph.tensors import DTYPES
 from scrd_fast.spec import ScoringSpec
 
 
-def make(
-    proto: onnx.ModelProto, spec: ScoringSpec, precision: str, buckets: tuple[int, ...], mode: str,
-    device: torch.device,
-) -> Runner:
-    """Capture the network in `proto` (see graph.portable.build_graph) on a GPU."""
-    one_stream("torch_cuda", mode)
-    graph = network_graph(proto, spec, features=True)
-    with torch.inference_mode(False):  # its weights and buffers outlive the caller's mode
-        try:
-            network = _network(graph, spec, precision, device)
-        except torch.cuda.OutOfMemoryError as error:
-            raise no_room(device) from error
-        captured = CapturedNetwork(with_tail(network.run, spec, device), spec, buckets, device,
-                                   DTYPES[precision], channels_last=True)
-    version = f"{torch.__version__}, Triton {triton.__version__}"
-    return cuda_runner("torch_cuda", version, captured, network.precision_used)
+class _TorchCuda(Backend):
+    name = "torch_cuda"
+    on_gpu = True
+
+    def missing(self) -> str | None:
+        return None
+
+    def precisions(self) -> list[str]:
+        # bf16 is as fast as fp16, and coarser.
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ["fp16", "bf16", "fp32"] if bf16 else ["fp16", "fp32"]
+
+    def compile(self, request: CompileRequest) -> Runner:
+        """The network is captured, a CUDA graph per bucket."""
+        import triton
+
+        from scrd_fast.backends.cuda import CapturedNetwork, cuda_runner, no_room, with_tail
+
+        one_stream(self.name, request.mode)
+        spec, precision, device = request.spec, request.precision, request.device
+        assert device is not None
+        graph = network_graph(request.proto, spec, features=True)
+        with torch.inference_mode(False):  # its weights and buffers outlive the caller's mode
+            try:
+                network = _network(graph, spec, precision, device)
+            except torch.cuda.OutOfMemoryError as error:
+                raise no_room(device) from error
+            captured = CapturedNetwork(with_tail(network.run, spec, device), spec,
+                                       request.buckets, device, DTYPES[precision],
+                                       channels_last=True)
+        version = f"{torch.__version__}, Triton {triton.__version__}"
+        return cuda_runner(self.name, version, captured, network.precision_used)
 
 
 def _network(
@@ -62,8 +77,4 @@ def _unusable(fused: TorchNetwork, side: int, device: torch.device) -> str | Non
     return None
 
 
-def precisions() -> list[str]:
-    """The precisions that the GPU computes in natively, fastest first (bf16 is as fast as fp16, and
-    coarser)."""
-    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return ["fp16", "bf16", "fp32"] if bf16 else ["fp16", "fp32"]
+BACKEND = _TorchCuda()

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import torch
 
-from scrd_fast.backends.choice import GPU_BACKENDS, native_precisions
+from scrd_fast.backends.registry import gpu_of, native_precisions
 from scrd_fast.bench.timing import cpu_limits, percentiles, random_images, repeated
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.engine_file import NETWORK, read_engine_file
@@ -77,7 +77,7 @@ class Bench:
     start: load_s, first_score_s (both from the start of a process's imports), peak_memory_mib;
     batches: batch, p50_ms, p90_ms, p99_ms, images_per_s, and share_of_limit where `limit` is
     known; loads: under images that arrive at random, load (share of capacity), images_per_s,
-    p50_ms, p90_ms, p99_ms from arrival to score; rates: of `measure.cpu_limits`.
+    p50_ms, p90_ms, p99_ms from arrival to score; rates: of `timing.cpu_limits`.
     """
 
     engine: dict[str, Any]
@@ -110,18 +110,18 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def operations(
-    network: onnx.ModelProto, precision: str, quantisation: Quantisation | None = None
+    network: onnx.ModelProto, precision: str, quantisation: Quantisation | None = None, *,
+    base: str = "fp32",
 ) -> dict[str, float]:
     """Of a network's convolutions for one image, by the precision that they compute in on a CPU; a
-    multiplication and an addition are two. network: what engine.graph.network_graph gives with its
-    features."""
+    multiplication and an addition are two. network: what graph.portable.network_graph gives with
+    its features; base: of what 8 bits leave out."""
     inferred = onnx.shape_inference.infer_shapes(network).graph
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
               for v in [*inferred.value_info, *inferred.output]}
     weights = {w.name: w.dims for w in network.graph.initializer}
-    base, left_out = precision, (SHORTCUT, *(quantisation.keep if quantisation else ()))
-    if precision in KINDS:
-        base = "bf16" if "bf16" in native_precisions("openvino") else "fp32"
+    left_out = (SHORTCUT, *(quantisation.keep if quantisation else ()))
+    base = base if precision in KINDS else precision
     counts: dict[str, float] = {}
     for node in network.graph.node:
         if node.op_type == "Conv":
@@ -152,11 +152,13 @@ class Work:
         network = network_graph(onnx.load_from_string(members[NETWORK]), manifest.scoring_spec(),
                                 features=True)
         numbers = sum(float(np.prod(w.dims)) for w in network.graph.initializer)
-        return Work(operations(network, manifest.precision, quantisation),
+        half = "bf16" in native_precisions(manifest.backend)
+        return Work(operations(network, manifest.precision, quantisation,
+                               base="bf16" if half else "fp32"),
                     numbers * _BYTES[manifest.precision])
 
     def limit(self, rates: dict[str, float | None]) -> Limit | None:
-        """What it takes at least at the rates of `measure.cpu_limits`; None where one that counts
+        """What it takes at least at the rates of `timing.cpu_limits`; None where one that counts
         is not known."""
         copy = rates["copy"]
         if copy is None or any(rates[kind] is None for kind in self.operations):
@@ -221,11 +223,11 @@ def bench(
     # Before the process that loads it to be timed: its errors are this function's.
     with load_engine(file, device=device, trust=trust) as engine:
         manifest, spec = engine.manifest, engine.spec
-        on_gpu = manifest.backend in GPU_BACKENDS
-        where = environment(torch.device(device or "cuda") if on_gpu else None)
+        place = gpu_of(manifest.backend, device)
+        where = environment(place)
         progress(0, total, "starting a process")
         start = _start(file, device, trust, spec.input_size)
-        rates, limit = ({}, None) if on_gpu else _limit_of(file)
+        rates, limit = ({}, None) if place is not None else _limit_of(file)
         rows: list[dict[str, Any]] = []
         for i, batch in enumerate(BATCHES):
             progress(1 + i, total, f"batches of {batch}")

@@ -1,33 +1,28 @@
 """build_engine, export_onnx: from a checkpoint to an engine file, judged before it is written."""
 
-import hashlib
 import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
 
-from scrd_fast.backends.choice import (
-    GPU_BACKENDS,
+from scrd_fast.backends.backend import CompileRequest
+from scrd_fast.backends.registry import (
+    backend_of,
     check_precision,
     choose_backend,
+    gpu_of,
     make_runner,
     native_precisions,
 )
-from scrd_fast.backends.plan import (
-    PLAN,
-    TensorRtOptions,
-    plan_fingerprint,
-    remember_plan,
-)
 from scrd_fast.backends.runner import Runner
+from scrd_fast.backends.tensorrt.plan import TensorRtOptions
 from scrd_fast.bench.timing import in_turn, random_images, scoring
 from scrd_fast.building.judge import Judge
 from scrd_fast.building.ranges import BiasCorrection, measure_ranges, range_pixels
@@ -101,7 +96,7 @@ class _Builder:
     buckets: tuple[int, ...] | None
     images: Any
     limits: Limits | None
-    options: TensorRtOptions
+    options: TensorRtOptions | None
     keep: tuple[str, ...] | None
     budget: float
     progress: Progress
@@ -119,9 +114,9 @@ class _Builder:
             ranges = measure_ranges(self.proto, self.judge.spec, pixels, progress=self.progress)
             quantisation = Quantisation(ranges, KEEP if self.keep is None else self.keep)
             correction = BiasCorrection(self.proto, self.judge.spec, pixels)
-            # Candidates run in OpenVINO: what it keeps the limits with says little of GPUs.
-            if (precision, self.backend, self.keep) == ("int8", "openvino", None):
-                found = search(self.proto, self.judge, quantisation, correction,
+            if precision == "int8" and backend_of(self.backend).searches_layers and (
+                    self.keep is None):
+                found = search(self.backend, self.proto, self.judge, quantisation, correction,
                                self.allowed(precision), deadline=self.deadline,
                                progress=self.progress)
                 quantisation = found.quantisation
@@ -133,16 +128,18 @@ class _Builder:
         return _Candidate(precision, runner, report, quantisation, found)
 
     def _compiled(self, precision: str, quantisation: Quantisation | None) -> Runner:
-        of_tensorrt: dict[str, Any] = {}
-        if self.backend == "tensorrt":
-            of_tensorrt = {"options": self.options, "progress": self.progress}
-        on_gpu = self.backend in GPU_BACKENDS
-        make = partial(make_runner, self.backend, self.proto, self.judge.spec, precision,
-                       device=self.device, quantisation=quantisation, **of_tensorrt)
-        runner = make(buckets=self.buckets or (GPU_BUCKETS if on_gpu else (1, BATCH)))
+        place = gpu_of(self.backend, self.device)
+
+        def make(buckets: tuple[int, ...]) -> Runner:
+            return make_runner(self.backend, CompileRequest(
+                self.proto, self.judge.spec, precision, buckets, device=place,
+                quantisation=quantisation, options=self.options, progress=self.progress))
+
+        on_gpu = place is not None
+        runner = make(self.buckets or (GPU_BUCKETS if on_gpu else (1, BATCH)))
         if self.buckets is None and not on_gpu and not _faster_in_batches(
                 runner, self.judge.spec):
-            runner = make(buckets=(1,))
+            runner = make((1,))
         return runner
 
     def _report(self, runner: Runner, precision: str) -> Report:
@@ -229,7 +226,7 @@ def build_engine(
     """Compile a checkpoint into one engine file for this machine, and load it.
 
     checkpoint: a .safetensors file of this package. out: the engine file, `<checkpoint>.scrd`
-    beside it by default. backend: "auto", "openvino", "torch_eager", "tensorrt" or "torch_cuda".
+    beside it by default. backend: "auto", or one of backends.registry.BACKENDS.
     precision: "fp32", "bf16", "fp16" (on a GPU), "int8" or "fp8" (TensorRT; 8 bits need `images` to
     calibrate on), or "auto": of those that the machine computes in natively, int8 with `images`
     included and fp8 not, the fastest that keeps the fidelity limits, as measured here. In int8 on
@@ -263,9 +260,8 @@ def build_engine(
     expect(probe_images is not None or precision not in KINDS, "images",
            f"normal images to calibrate {precision} on", "none")
     expect(budget > 0, "budget", "seconds above 0", budget)
-    options = tensorrt or TensorRtOptions()
     builder = _Builder(
-        proto, name, device, buckets, probe_images, limits, options,
+        proto, name, device, buckets, probe_images, limits, tensorrt,
         None if keep is None else tuple(keep), budget, progress,
         Judge(loaded, probe_images, progress), time.monotonic() + budget)
     try:
@@ -275,7 +271,6 @@ def build_engine(
         raise FidelityError(f"{path}: {error}") from error
     runner, report = best.runner, best.report
 
-    on_gpu = name in GPU_BACKENDS
     golden = record(loaded, runner, progress)
     manifest = Manifest(
         spec=loaded.spec.to_dict(),
@@ -284,8 +279,8 @@ def build_engine(
         precision=best.precision,
         precision_used=runner.precision_used(),
         buckets=runner.buckets,
-        fingerprint=fingerprint_of(runner, torch.device(device or "cuda") if on_gpu else None,
-                                   options),
+        fingerprint=fingerprint(gpu_of(name, device))
+        | backend_of(name).ties(runner.version, tensorrt),
         versions={"torch": str(torch.__version__), "onnx": onnx.__version__,
                   name: runner.version},
         fidelity={"precision": best.precision,
@@ -320,24 +315,14 @@ def _calibration_of(path: Path, golden: bytes, precision: str) -> dict[str, Any]
     return old.calibration
 
 
-def fingerprint_of(
-    runner: Runner, device: torch.device | None, options: TensorRtOptions
-) -> dict[str, Any]:
-    """The machine, and what a plan of the runner is tied to."""
-    machine = fingerprint(device)
-    if PLAN in runner.compiled:
-        machine["plan"] = plan_fingerprint(runner.version, options)
-    return machine
-
-
 def write_built(
     path: Path, manifest: Manifest, members: Mapping[str, bytes], runner: Runner
 ) -> Manifest:
     """Write an engine file with what its runner compiled, which is then known as this user's;
     returns the manifest as written. Raises OutputError."""
     everything = {**members, **runner.compiled}
-    if PLAN in everything:  # before: without its record the file could not be loaded
-        remember_plan(hashlib.sha256(everything[PLAN]).hexdigest())
+    if runner.compiled:  # before: without its record the file could not be loaded
+        backend_of(manifest.backend).remember(runner.compiled)
     write_engine_file(path, manifest, everything)
     return listing(manifest, everything)
 

@@ -2,21 +2,20 @@
 
 import os
 from dataclasses import replace
-from typing import Any
 
 import onnx
 import torch
 
-from scrd_fast.backends.choice import GPU_BACKENDS, choose_backend
-from scrd_fast.backends.plan import TensorRtOptions
-from scrd_fast.building.build import fingerprint_of, write_built
+from scrd_fast.backends.registry import backend_of, choose_backend, gpu_of
+from scrd_fast.building.build import write_built
 from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.engine_file import GOLDEN, NETWORK
 from scrd_fast.engine.golden import renewed, replay
-from scrd_fast.engine.load import plan_options, read_runnable, runner_of
+from scrd_fast.engine.load import compile_file, read_runnable
 from scrd_fast.files import as_path, check_writable
 from scrd_fast.graph.quantize import QUANTISATION
+from scrd_fast.machine import fingerprint
 from scrd_fast.progress import Progress, silent
 from scrd_fast.torch_state import own_state
 
@@ -37,18 +36,14 @@ def rebuild_engine(
     target = path if out is None else as_path(out, "out")
     check_writable(target, "out")
     manifest, members = read_runnable(path)
-    options, of_tensorrt = TensorRtOptions(), dict[str, Any]()
-    if manifest.backend == "tensorrt":
-        options = plan_options(path, manifest)
+    backend = backend_of(manifest.backend)
+    options = backend.stored_options(path, manifest.fingerprint)
     choose_backend(manifest.backend, device)
-    if manifest.backend == "tensorrt":
-        of_tensorrt = {"options": options, "progress": progress}
-    runner = runner_of(path, manifest, members, "latency", device, **of_tensorrt)
-    on_gpu = manifest.backend in GPU_BACKENDS
+    place = gpu_of(manifest.backend, device)
+    runner = compile_file(path, manifest, members, device=place, progress=progress)
     manifest = replace(
         manifest, buckets=runner.buckets, precision_used=runner.precision_used(),
-        fingerprint=fingerprint_of(runner, torch.device(device or "cuda") if on_gpu else None,
-                                   options),
+        fingerprint=fingerprint(place) | backend.ties(runner.version, options),
         versions={"torch": str(torch.__version__), "onnx": onnx.__version__,
                   manifest.backend: runner.version})
     engine = Engine(manifest, runner, target, device=device)

@@ -15,7 +15,8 @@ from typing import Any
 
 import onnx
 
-from scrd_fast.backends.choice import make_runner
+from scrd_fast.backends.backend import CompileRequest
+from scrd_fast.backends.registry import make_runner
 from scrd_fast.bench.timing import in_turn, random_images, scoring
 from scrd_fast.building.judge import Judge
 from scrd_fast.building.ranges import BiasCorrection
@@ -64,16 +65,17 @@ def blocks(proto: onnx.ModelProto) -> list[str]:
 
 
 def search(
-    proto: onnx.ModelProto, judge: Judge, quantisation: Quantisation, correction: BiasCorrection,
-    limits: Limits, *, deadline: float, progress: Progress,
+    backend: str, proto: onnx.ModelProto, judge: Judge, quantisation: Quantisation,
+    correction: BiasCorrection, limits: Limits, *, deadline: float, progress: Progress,
 ) -> Search:
     """The quantisation with the fewest kept blocks that keeps the limits in int8.
 
-    quantisation: its ranges; nothing else of it is looked at. deadline: of time.monotonic, after
-    which the search ends with what it has. Raises FidelityError where nothing that was tried keeps
-    the limits.
+    backend: which compiles the candidates. quantisation: its ranges; nothing else of it is looked
+    at. deadline: of time.monotonic, after which the search ends with what it has. Raises
+    FidelityError where nothing that was tried keeps the limits.
     """
-    return _Searcher(proto, judge, quantisation, correction, limits, deadline, progress).run()
+    return _Searcher(backend, proto, judge, quantisation, correction, limits, deadline,
+                     progress).run()
 
 
 class _TimeIsUpError(FidelityError):
@@ -81,9 +83,10 @@ class _TimeIsUpError(FidelityError):
 
 
 class _Searcher:
-    def __init__(self, proto: onnx.ModelProto, judge: Judge, quantisation: Quantisation,
-                 correction: BiasCorrection, limits: Limits, deadline: float,
-                 progress: Progress) -> None:
+    def __init__(self, backend: str, proto: onnx.ModelProto, judge: Judge,
+                 quantisation: Quantisation, correction: BiasCorrection, limits: Limits,
+                 deadline: float, progress: Progress) -> None:
+        self.backend = backend
         self.proto, self.judge, self.base = proto, judge, quantisation
         self.correction = correction
         self.limits, self.deadline, self.progress = limits, deadline, progress
@@ -137,8 +140,8 @@ class _Searcher:
         if time.monotonic() > self.deadline:
             raise _TimeIsUpError(f"int8: no time left after {len(self.tries)} tries")
         spec = self.judge.spec
-        runner = make_runner("openvino", self.proto, spec, "int8", (1,),
-                             quantisation=chosen)
+        runner = make_runner(self.backend, CompileRequest(
+            self.proto, spec, "int8", (1,), quantisation=chosen))
         with closing(runner.scorer()) as scorer:
             try:
                 report = self.judge.report(scorer, few=few)

@@ -1,28 +1,21 @@
 """load_engine, verify_engine: from an engine file to an engine."""
 
 import os
-import warnings
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
 from google.protobuf.message import DecodeError
 
-from scrd_fast.backends.choice import (
+from scrd_fast.backends.backend import CompileRequest, build_again
+from scrd_fast.backends.registry import (
     BACKENDS,
-    GPU_BACKENDS,
     PRECISIONS,
+    backend_of,
     choose_backend,
+    gpu_of,
     make_runner,
-)
-from scrd_fast.backends.plan import (
-    PLAN,
-    TensorRtOptions,
-    is_own_plan,
-    plan_differences,
 )
 from scrd_fast.backends.runner import Runner
 from scrd_fast.engine import current as _current
@@ -76,17 +69,11 @@ def open_engine(
     """The compiled engine of a file, and its golden images."""
     path = as_path(path, "path")
     manifest, members = read_runnable(path)
-    of_tensorrt: dict[str, Any] = {}
-    choose_backend(manifest.backend, device)
-    if manifest.backend == "tensorrt":
-        gpu = torch.device(device or "cuda")
-        check_plan(path, manifest, import_module("tensorrt").__version__,
-                   torch.cuda.get_device_capability(gpu), trust=trust)
-        if (built := manifest.fingerprint["gpu"]) != (here := torch.cuda.get_device_name(gpu)):
-            warnings.warn(f"{path}: its TensorRT plan was built on another GPU, {built}, and may be"
-                          f" slower on this {here}{_again(path)}", stacklevel=4)
-        of_tensorrt = {"plan": members[PLAN], "options": plan_options(path, manifest)}
-    runner = runner_of(path, manifest, members, mode, device, **of_tensorrt)
+    backend = backend_of(choose_backend(manifest.backend, device))
+    place = gpu_of(manifest.backend, device)
+    backend.check_compiled(path, manifest.fingerprint, manifest.members, place, trust=trust)
+    runner = compile_file(path, manifest, members, mode=mode, device=place, compiled={
+        name: members[name] for name in backend.members})
     return Engine(manifest, runner, path, mode=mode, device=device), members[GOLDEN]
 
 
@@ -123,43 +110,6 @@ def read_runnable(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, byt
     return manifest, members
 
 
-def plan_options(path: str | os.PathLike[str], manifest: Manifest) -> TensorRtOptions:
-    """How the plan of an engine file was built; raises EngineFileError."""
-    try:
-        return TensorRtOptions(**manifest.fingerprint["plan"]["options"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise EngineFileError(f"{path}: manifest.fingerprint does not tell how its plan was built"
-                              f" ({error}); build it again from its checkpoint") from error
-
-
-def _again(path: str | os.PathLike[str]) -> str:
-    return f"; build it again: scrd-fast build --from {path}"
-
-
-def check_plan(
-    path: Path, manifest: Manifest, version: str, capability: tuple[int, int], *, trust: bool
-) -> None:
-    """Raise EngineFileError unless the file's plan may and can run here.
-
-    version, capability: of the TensorRT and the GPU here. trust: as in `load_engine`.
-    """
-    again = _again(path)
-    if PLAN not in manifest.members:
-        raise EngineFileError(f"{path}: expected a member {PLAN}, got none{again}")
-    try:
-        differences = plan_differences(manifest.fingerprint, version, capability)
-    except (KeyError, TypeError, ValueError) as error:
-        raise EngineFileError(f"{path}: manifest.fingerprint does not tell what its plan was built"
-                              f" for ({error}); build it again from its checkpoint") from error
-    if differences:
-        raise EngineFileError(f"{path}: its TensorRT plan does not fit this machine:"
-                              f" {'; '.join(differences)}{again}")
-    if not (trust or is_own_plan(manifest.members[PLAN])):
-        raise EngineFileError(f"{path}: refused: its TensorRT plan is code that this user did not"
-                              " build; load it with trust=True (--trust) only if you trust where it"
-                              f" comes from{again}")
-
-
 def _check_whole(proto: onnx.ModelProto) -> None:
     """Raise EngineFileError or ValidationError unless the graph is one of plain, complete nodes
     with its weights in it."""
@@ -181,11 +131,12 @@ def _check_whole(proto: onnx.ModelProto) -> None:
         onnx.checker.check_node(node, context)
 
 
-def runner_of(
-    path: str | os.PathLike[str], manifest: Manifest, members: Mapping[str, bytes], mode: str,
-    device: str | None, **of_tensorrt: Any,
+def compile_file(
+    path: Path, manifest: Manifest, members: Mapping[str, bytes], **request: Any
 ) -> Runner:
-    """The compiled network of an engine file; of_tensorrt: as in backends.choice.make_runner."""
+    """The network of an engine file, compiled; request: the fields of CompileRequest that the file
+    does not tell. Raises EngineFileError and what the backend raises."""
+    backend = backend_of(manifest.backend)
     quantisation = None
     try:
         proto = onnx.load_model_from_string(members[NETWORK])
@@ -196,11 +147,14 @@ def runner_of(
                 check_shifts(proto, quantisation)
             except InputError as error:
                 raise EngineFileError(f"{QUANTISATION}: {error}") from error
-        return make_runner(manifest.backend, proto, manifest.scoring_spec(), manifest.precision,
-                           manifest.buckets, mode, device, quantisation, **of_tensorrt)
+        return make_runner(manifest.backend, CompileRequest(
+            proto, manifest.scoring_spec(), manifest.precision, manifest.buckets,
+            quantisation=quantisation,
+            options=backend.stored_options(path, manifest.fingerprint), **request))
     except EngineFileError as error:
-        again = _again(path) if PLAN in str(error) else ""
-        raise EngineFileError(f"{path}: {error}{again}") from error
+        told = str(error)
+        again = build_again(path) if any(name in told for name in backend.members) else ""
+        raise EngineFileError(f"{path}: {told.removeprefix(f'{path}: ')}{again}") from error
     except ScrdError:
         raise
     # RuntimeError is what OpenVINO throws, the others what reading somebody's graph meets.
@@ -229,7 +183,6 @@ def verify_engine(
 def _alike(engine: Engine, device: str | None = None) -> bool:
     """Whether this machine is like the one that built the engine."""
     manifest = engine.manifest
-    on_gpu = manifest.backend in GPU_BACKENDS
-    here = fingerprint(torch.device(device or "cuda") if on_gpu else None)
+    here = fingerprint(gpu_of(manifest.backend, device))
     return (engine.version == manifest.versions.get(manifest.backend)
             and all(manifest.fingerprint.get(name) == value for name, value in here.items()))

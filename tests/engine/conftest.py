@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast.backends.choice import tensorrt_missing
+from scrd_fast.backends.registry import backend_of
 from scrd_fast.building.judge import Probe, make_probe
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.model.scrd import SCRD
@@ -14,8 +14,8 @@ from tests.golden import trained_resnet18
 from tests.gpu import ON_GPU
 from tests.published import published_model
 
-needs_tensorrt = pytest.mark.skipif(tensorrt_missing() is not None,
-                                    reason=f"TensorRT: {tensorrt_missing()}")
+_MISSING = backend_of("tensorrt").missing()
+needs_tensorrt = pytest.mark.skipif(_MISSING is not None, reason=f"TensorRT: {_MISSING}")
 EACH_BACKEND = ("openvino", "torch_eager", pytest.param("torch_cuda", marks=ON_GPU),
                 pytest.param("tensorrt", marks=(*ON_GPU, needs_tensorrt)))
 

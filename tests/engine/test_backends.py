@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast.backends.choice import choose_backend, cuda_missing, native_precisions
+from scrd_fast.backends.registry import choose_backend, cuda_missing, native_precisions
 from scrd_fast.backends.torch_network import TorchNetwork
 from scrd_fast.errors import BackendUnavailable, InputError
 from scrd_fast.graph.portable import build_graph, network_graph

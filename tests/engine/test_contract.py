@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast.backends.choice import make_runner, native_precisions
+from scrd_fast.backends.backend import CompileRequest
+from scrd_fast.backends.registry import make_runner, native_precisions
 from scrd_fast.building.ranges import measure_ranges, range_pixels
 from scrd_fast.graph.portable import build_graph
 from scrd_fast.graph.quantize import KINDS, Quantisation
@@ -115,8 +116,8 @@ def test_the_scorer_itself(trained, images, judged, batch):
     if precision in KINDS:
         pixels = range_pixels(checkpoint.spec, normals)
         quantisation = Quantisation(measure_ranges(proto, checkpoint.spec, pixels), KEEP)
-    runner = make_runner("openvino", proto, checkpoint.spec, precision, (1, 8),
-                         quantisation=quantisation)
+    runner = make_runner("openvino", CompileRequest(
+        proto, checkpoint.spec, precision, (1, 8), quantisation=quantisation))
     with closing(runner.scorer()) as scorer:
         parts = [scorer.submit(images[i : i + batch], True).get()
                  for i in range(0, len(images), batch)]

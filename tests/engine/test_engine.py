@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast.backends.choice import GPU_BACKENDS, native_precisions
+from scrd_fast.backends.registry import backend_of, native_precisions
 from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
 from scrd_fast.errors import (
@@ -70,7 +70,7 @@ def large_engine(large_path):
 
 def test_score_does_not_depend_on_neighbours(large_engine, small_engine):
     for engine in (large_engine, small_engine):
-        on_gpu = engine.manifest.backend in GPU_BACKENDS
+        on_gpu = backend_of(engine.manifest.backend).on_gpu
         tolerance = allowed("engine_neighbours", "float32", "torch_cuda" if on_gpu else "engine")
         images = pictures(7, 64)
         together = engine.score(images).scores

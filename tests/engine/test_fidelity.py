@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scrd_fast.backends.choice import PRECISIONS
+from scrd_fast.backends.registry import PRECISIONS
 from scrd_fast.building.judge import make_probe, odd_pixels
 from scrd_fast.data.golden_images import golden_images
 from scrd_fast.metrics.agreement import (

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 import scrd_fast
-from scrd_fast.backends.choice import choose_backend, tensorrt_missing
-from scrd_fast.backends.plan import (
+from scrd_fast.backends.registry import backend_of, choose_backend
+from scrd_fast.backends.tensorrt.plan import (
     PLAN,
     TensorRtOptions,
+    check_plan,
     is_own_plan,
     plan_differences,
     plan_fingerprint,
     remember_plan,
 )
 from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
-from scrd_fast.engine.load import check_plan
 from scrd_fast.errors import BackendUnavailable, EngineFileError, InputError
 
 BYTES = b"a plan"
@@ -61,10 +61,10 @@ def test_a_plan_of_somebody_else_is_refused(planned):
     path, manifest = planned
     here = ("10.16.1.11", (9, 0))
     with pytest.raises(EngineFileError, match=r"refused: its TensorRT plan is code .*trust=True"):
-        check_plan(path, manifest, *here, trust=False)
-    check_plan(path, manifest, *here, trust=True)
+        check_plan(path, manifest.fingerprint, manifest.members, *here, trust=False)
+    check_plan(path, manifest.fingerprint, manifest.members, *here, trust=True)
     remember_plan(DIGEST)
-    check_plan(path, manifest, *here, trust=False)
+    check_plan(path, manifest.fingerprint, manifest.members, *here, trust=False)
 
 
 @pytest.mark.parametrize(("version", "capability", "options", "difference"), [
@@ -88,8 +88,7 @@ def test_what_a_plan_is_tied_to(version, capability, options, difference, planne
     assert difference in found[0]
     path, manifest = planned
     with pytest.raises(EngineFileError, match=re.escape(difference)) as caught:
-        check_plan(path, replace(manifest, fingerprint=fingerprint), version, capability,
-                   trust=True)
+        check_plan(path, fingerprint, manifest.members, version, capability, trust=True)
     assert "scrd-fast build --from" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -101,7 +100,7 @@ def test_what_a_plan_is_tied_to(version, capability, options, difference, planne
 def test_a_fingerprint_that_tells_nothing(planned, broken):
     path, manifest = planned
     with pytest.raises(EngineFileError, match=r"manifest\.fingerprint does not tell"):
-        check_plan(path, replace(manifest, fingerprint=broken), "10.16.1.11", (9, 0), trust=True)
+        check_plan(path, broken, manifest.members, "10.16.1.11", (9, 0), trust=True)
 
 
 @pytest.mark.parametrize("plan", [3, {}, {"options": 3}, {"options": {"magic": 1}},
@@ -119,7 +118,7 @@ def test_options_that_are_none(planned, plan):
 def test_a_file_without_its_plan(planned):
     path, manifest = planned
     with pytest.raises(EngineFileError, match=f"expected a member {PLAN}, got none"):
-        check_plan(path, replace(manifest, members={}), "10.16.1.11", (9, 0), trust=True)
+        check_plan(path, manifest.fingerprint, {}, "10.16.1.11", (9, 0), trust=True)
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -133,7 +132,7 @@ def test_bad_options(options, message):
         TensorRtOptions(**options)
 
 
-@pytest.mark.skipif(tensorrt_missing() is None, reason="TensorRT is installed")
+@pytest.mark.skipif(backend_of("tensorrt").missing() is None, reason="TensorRT is installed")
 def test_tensorrt_that_is_not_there(planned, small_path, tmp_path):
     """What is missing is said before anything is compiled or loaded."""
     message = "^backend 'tensorrt': "

@@ -17,7 +17,7 @@ import torch
 
 import scrd_fast
 from scrd_fast import _native
-from scrd_fast.backends.choice import choose_backend
+from scrd_fast.backends.registry import choose_backend
 from scrd_fast.data.images import read_image
 from scrd_fast.engine.engine import Pending
 from scrd_fast.errors import BackendUnavailable, ClosedError, InputError, NotFiniteError

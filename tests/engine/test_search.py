@@ -9,7 +9,7 @@ import pytest
 from onnx import numpy_helper
 
 import scrd_fast
-from scrd_fast.backends.choice import native_precisions
+from scrd_fast.backends.registry import native_precisions
 from scrd_fast.building import build as building
 from scrd_fast.building.judge import Judge
 from scrd_fast.building.ranges import BiasCorrection, measure_ranges, range_pixels
@@ -46,7 +46,8 @@ def start(trained):
 
 
 def run(start, limits: Limits, seconds: float = 1e6, progress=lambda *_: None):
-    return search(*start, limits, deadline=time.monotonic() + seconds, progress=progress)
+    deadline = time.monotonic() + seconds
+    return search("openvino", *start, limits, deadline=deadline, progress=progress)
 
 
 @pytest.mark.parametrize(("backbone", "teacher", "student"), [
@@ -144,9 +145,9 @@ def test_auto_never_takes_what_breaks_the_limits(trained, trained_path, tmp_path
                                                  planted):
     make = building.make_runner
 
-    def bad(backend, proto, spec, precision, *arguments, **options):
-        return make(backend, spoilt(proto) if precision in planted else proto, spec, precision,
-                    *arguments, **options)
+    def bad(backend, request):
+        proto = spoilt(request.proto) if request.precision in planted else request.proto
+        return make(backend, replace(request, proto=proto))
 
     monkeypatch.setattr(building, "make_runner", bad)
     out = tmp_path / "m.scrd"

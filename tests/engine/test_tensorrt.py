@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast.backends.plan import PLAN, TensorRtOptions
+from scrd_fast.backends.tensorrt.plan import PLAN, TensorRtOptions
 from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
 from scrd_fast.errors import EngineBuildError, EngineFileError, InputError, NotFiniteError
 from scrd_fast.metrics.agreement import Limits

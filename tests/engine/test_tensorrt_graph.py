@@ -22,7 +22,7 @@ def graphs(small):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_the_plugin_reads_the_features(graphs, small, precision):
-    from scrd_fast.backends.tensorrt_plugin import feature_names
+    from scrd_fast.backends.tensorrt.plugin import feature_names
 
     proto, made = graphs
     cut = network_graph(proto, small.spec, features=True)

@@ -9,7 +9,7 @@ from onnx import numpy_helper
 from safetensors.numpy import load, save
 
 import scrd_fast
-from scrd_fast.backends.choice import native_precisions
+from scrd_fast.backends.registry import native_precisions
 from scrd_fast.engine import load as loading
 from scrd_fast.engine.engine_file import GOLDEN, NETWORK, read_engine_file, write_engine_file
 from scrd_fast.errors import EngineFileError, FidelityError, NotFiniteError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import triton
 
-from scrd_fast.backends.tensorrt_plugin import compile_ptx
+from scrd_fast.backends.tensorrt.plugin import compile_ptx
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 CHANNELS, PIXELS = (256, 512, 1024), (64 * 64, 32 * 32, 16 * 16)

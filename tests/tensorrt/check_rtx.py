@@ -19,9 +19,9 @@ import torch
 
 sys.modules["tensorrt"] = trt  # before anything imports it
 
-from scrd_fast.backends.plan import TensorRtOptions  # noqa: E402
-from scrd_fast.backends.tensorrt_build import compile_plan  # noqa: E402
-from scrd_fast.backends.tensorrt_log import LOG  # noqa: E402
+from scrd_fast.backends.tensorrt.build import compile_plan  # noqa: E402
+from scrd_fast.backends.tensorrt.log import LOG  # noqa: E402
+from scrd_fast.backends.tensorrt.plan import TensorRtOptions  # noqa: E402
 from scrd_fast.errors import EngineBuildError  # noqa: E402
 from scrd_fast.graph.portable import build_graph  # noqa: E402
 from scrd_fast.graph.precision import explicit_graph, scoring_graph  # noqa: E402

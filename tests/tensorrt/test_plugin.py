@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from scrd_fast.backends.tensorrt_plugin import (
+from scrd_fast.backends.tensorrt.plugin import (
     TENSORS,
     combination,
     compile_ptx,

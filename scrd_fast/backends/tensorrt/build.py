@@ -14,8 +14,8 @@ import onnx
 import tensorrt as trt
 import torch
 
-from scrd_fast.backends.plan import TensorRtOptions
-from scrd_fast.backends.tensorrt_log import LOG, heard, made
+from scrd_fast.backends.tensorrt.log import LOG, heard, made
+from scrd_fast.backends.tensorrt.plan import TensorRtOptions
 from scrd_fast.errors import EngineBuildError, OutputError
 from scrd_fast.files import atomic_write
 from scrd_fast.graph.portable import NETWORK_INPUT
@@ -149,7 +149,7 @@ def _built(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(network, graph)
     if options.tail == "plugin":
-        from scrd_fast.backends.tensorrt_plugin import insert
+        from scrd_fast.backends.tensorrt.plugin import insert
 
         insert(network, graph, capability)
     config = builder.create_builder_config()

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scrd_fast.errors import OutputError, expect
+from scrd_fast.backends.backend import build_again
+from scrd_fast.errors import EngineFileError, OutputError, expect
 
 PLAN = "tensorrt.plan"
 
@@ -76,6 +77,41 @@ def plan_differences(
                            f" ({fingerprint['gpu']}), this GPU has"
                            f" {capability[0]}.{capability[1]}")
     return differences
+
+
+def stored_options(path: str | Path, fingerprint: Mapping[str, Any]) -> TensorRtOptions:
+    """How the plan of an engine file was built; raises EngineFileError."""
+    try:
+        return TensorRtOptions(**fingerprint["plan"]["options"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineFileError(f"{path}: manifest.fingerprint does not tell how its plan was built"
+                              f" ({error}); build it again from its checkpoint") from error
+
+
+def check_plan(
+    path: str | Path, fingerprint: Mapping[str, Any], digests: Mapping[str, str], version: str,
+    capability: tuple[int, int], *, trust: bool,
+) -> None:
+    """Raise EngineFileError unless the file's plan may and can run here.
+
+    digests: SHA-256 of the file's members. version, capability: of the TensorRT and the GPU here.
+    trust: also run a plan that this user did not build; a plan is code.
+    """
+    again = build_again(path)
+    if PLAN not in digests:
+        raise EngineFileError(f"{path}: expected a member {PLAN}, got none{again}")
+    try:
+        differences = plan_differences(fingerprint, version, capability)
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineFileError(f"{path}: manifest.fingerprint does not tell what its plan was built"
+                              f" for ({error}); build it again from its checkpoint") from error
+    if differences:
+        raise EngineFileError(f"{path}: its TensorRT plan does not fit this machine:"
+                              f" {'; '.join(differences)}{again}")
+    if not (trust or is_own_plan(digests[PLAN])):
+        raise EngineFileError(f"{path}: refused: its TensorRT plan is code that this user did not"
+                              " build; load it with trust=True (--trust) only if you trust where it"
+                              f" comes from{again}")
 
 
 def _record() -> Path:

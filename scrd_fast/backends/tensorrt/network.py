@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from scrd_fast.backends.cuda import no_room
-from scrd_fast.backends.plan import PLAN, TensorRtOptions
-from scrd_fast.backends.tensorrt_log import LOG, Errors, heard, made
+from scrd_fast.backends.tensorrt.log import LOG, Errors, heard, made
+from scrd_fast.backends.tensorrt.plan import PLAN, TensorRtOptions
 from scrd_fast.errors import EngineFileError
 from scrd_fast.graph.portable import NETWORK_INPUT, OUTPUTS
 from scrd_fast.spec import ScoringSpec
