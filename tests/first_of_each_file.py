@@ -1,9 +1,21 @@
-"""A pytest plugin, `-p tests.first_of_each_file`: of each file only its first test runs."""
+"""A pytest plugin, `-p tests.first_of_each_file`: once a test of a file has passed, its others are
+skipped."""
+
+from pathlib import Path
 
 import pytest
 
+_PASSED: set[Path] = set()
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    first = {item.path: item for item in reversed(items)}
-    config.hook.pytest_deselected(items=[i for i in items if first[i.path] is not i])
-    items[:] = first.values()
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.path in _PASSED:
+        pytest.skip("another test of this file has passed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    report = yield
+    if report.when == "call" and report.passed:
+        _PASSED.add(item.path)
+    return report

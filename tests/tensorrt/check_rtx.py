@@ -87,7 +87,8 @@ def check_failures() -> dict[str, str]:
 def check_interrupt() -> dict[str, bool]:
     """Ctrl-C in the middle of a build, wherever it is then."""
     graph, heard, begun = explicit_graph(portable(), SPEC, "fp16"), False, threading.Event()
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.default_int_handler  # a shell's background processes ignore Ctrl-C
+    signal.signal(signal.SIGINT, before)
 
     def press() -> None:
         begun.wait()
