@@ -22,10 +22,11 @@ sys.modules["tensorrt"] = trt  # before anything imports it
 from scrd_fast.backends.tensorrt.build import compile_plan  # noqa: E402
 from scrd_fast.backends.tensorrt.log import LOG  # noqa: E402
 from scrd_fast.backends.tensorrt.plan import TensorRtOptions  # noqa: E402
+from scrd_fast.building.ranges import measure_ranges  # noqa: E402
 from scrd_fast.errors import EngineBuildError  # noqa: E402
 from scrd_fast.graph.portable import build_graph  # noqa: E402
 from scrd_fast.graph.precision import explicit_graph, scoring_graph  # noqa: E402
-from scrd_fast.graph.quantize import Quantisation, calibrate, quantise  # noqa: E402
+from scrd_fast.graph.quantize import Quantisation, quantise  # noqa: E402
 from scrd_fast.model.scrd import SCRD  # noqa: E402
 from scrd_fast.progress import Progress, silent  # noqa: E402
 from scrd_fast.spec import ScoringSpec  # noqa: E402
@@ -54,7 +55,7 @@ def check_plans() -> dict[str, int]:
     """Precisions that are explicit in the graph."""
     proto = portable()
     plans = {p: compiled(explicit_graph(proto, SPEC, p)) for p in ("fp32", "bf16")}
-    ranges = calibrate(proto, SPEC, torch.rand(4, 3, 64, 64))
+    ranges = measure_ranges(proto, SPEC, torch.rand(4, 3, 64, 64))
     int8 = quantise(scoring_graph(proto, SPEC), "int8", Quantisation(ranges))
     return plans | {"int8": compiled(int8)}
 
