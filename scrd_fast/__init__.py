@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scrd_fast.engine.current import score
     from scrd_fast.engine.engine import Engine, Result
     from scrd_fast.engine.load import load_engine, verify_engine
+    from scrd_fast.engine.stream import Scored
     from scrd_fast.errors import ScrdError
     from scrd_fast.evaluation.calibrate import calibrate, monitor
     from scrd_fast.model.published_pickle import convert_published
@@ -38,6 +39,7 @@ _HOMES = {
     "verify_engine": "engine.load",
     "Engine": "engine.engine",
     "Result": "engine.engine",
+    "Scored": "engine.stream",
     "ScrdError": "errors",
     "convert_published": "model.published_pickle",
     "ScoringSpec": "spec",
@@ -48,7 +50,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Engine", "PretrainConfig", "Result", "ScoringSpec", "ScrdError",
+    "Engine", "PretrainConfig", "Result", "Scored", "ScoringSpec", "ScrdError",
     "TensorRtOptions", "TrainConfig", "build_engine", "calibrate", "convert_published",
     "export_onnx", "load_engine", "monitor", "pretrain_teacher", "rebuild_engine", "score", "train",
     "verify_engine",

@@ -3,8 +3,7 @@
 import os
 import time
 import weakref
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import TIMEOUT_MAX, Lock
@@ -14,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scrd_fast.backends.runner import PendingScores, Runner
-from scrd_fast.data.images import read_image
 from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine_file import Manifest, manifest_digest
+from scrd_fast.engine.stream import Scored, is_path, stream
 from scrd_fast.errors import (
     BackendUnavailable,
     ClosedError,
-    DataError,
     InputError,
     ScrdError,
     expect,
@@ -30,7 +28,6 @@ from scrd_fast.metrics.decisions import Decisions
 from scrd_fast.ops.preprocess import check_range
 
 _LATE = "result: expected scores within {} s, got none yet"
-FILES = 8  # read and scored together, of a list of paths
 
 
 @dataclass(frozen=True)
@@ -51,22 +48,8 @@ class Result:
     errors: dict[int, str] = field(default_factory=dict)
 
 
-def join(parts: Sequence[Result]) -> Result:
-    """The results of parts of a batch as one, without maps and errors."""
-    p_values = [part.p_values for part in parts if part.p_values is not None]
-    anomalous = [part.anomalous for part in parts if part.anomalous is not None]
-    return Result(np.concatenate([part.scores for part in parts]), None,
-                  np.concatenate([part.scale_weights for part in parts]),
-                  np.concatenate(p_values) if p_values else None,
-                  np.concatenate(anomalous) if anomalous else None)
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str | bytes | os.PathLike)
-
-
 def _is_paths(value: Any) -> bool:
-    return isinstance(value, Sequence) and len(value) > 0 and all(map(_is_path, value))
+    return isinstance(value, Sequence) and len(value) > 0 and all(map(is_path, value))
 
 
 def _decided(result: Result, decisions: Decisions | None) -> Result:
@@ -186,7 +169,7 @@ class Engine:
         is there. Batches are scored in order of submission, and the next one is prepared while
         the network works on the one before. Raises InputError for arguments that do not fit.
         """
-        if _is_path(batch) or _is_paths(batch):
+        if is_path(batch) or _is_paths(batch):
             raise InputError("batch: expected images, got paths; score(paths) reads them")
         check_range(batch, "batch")
         return Pending(self._scorer.submit(self._inputs(batch, "batch"), maps), self.decisions)
@@ -200,56 +183,33 @@ class Engine:
         scored are named in `Result.errors` and the rest is scored. Raises InputError that names
         the argument, what was expected and what came.
         """
-        if _is_path(batch):
+        if is_path(batch):
             raise InputError("batch: expected a list of images or paths, got one path;"
                              f" write score([{os.fsdecode(batch)!r}])")
         if _is_paths(batch):
             return self._score_paths([as_path(path, "batch") for path in batch], maps)
         return self.submit(batch, maps=maps).result()
 
+    def stream(self, images: Iterable[Any], *, maps: bool = True) -> Iterator[Scored]:
+        """Score images one after the other, in their order, in bounded memory.
+
+        images: paths, or images as in `score`, of different sizes, from any iterable, which may
+        have no end; or an array or tensor of them. Batches are cut, and the images of the next one
+        read while the network works on the one before. A file that cannot be read or scored has
+        the reason in `Scored.error`; an image that does not fit raises InputError.
+        """
+        return stream(self, images, maps=maps)
+
     def _score_paths(self, paths: Sequence[Path], maps: bool) -> Result:
         side = self.spec.input_size
-        scores = np.full(len(paths), np.nan, np.float32)
-        weights = np.full((len(paths), 3), np.nan, np.float32)
-        all_maps = np.full((len(paths), side, side), np.nan, np.float32) if maps else None
+        scores = np.empty(len(paths), np.float32)
+        weights = np.empty((len(paths), 3), np.float32)
+        all_maps = np.empty((len(paths), side, side), np.float32) if maps else None
         errors: dict[int, str] = {}
-        waiting: deque[tuple[list[int], list[Any], Pending]] = deque()
-
-        def keep(indices: list[int], part: Result) -> None:
-            scores[indices], weights[indices] = part.scores, part.scale_weights
-            if all_maps is not None and part.maps is not None:
-                all_maps[indices] = part.maps
-
-        def one_by_one(indices: list[int], images: list[Any]) -> None:
-            """After an error of the batch: says which file it was."""
-            for i, image in zip(indices, images, strict=True):
-                try:
-                    keep([i], self.submit([image], maps=maps).result())
-                except InputError as error:
-                    errors[i] = f"{paths[i]}: {error}"
-
-        def collect() -> None:
-            indices, images, pending = waiting.popleft()
-            try:
-                keep(indices, pending.result())
-            except InputError:
-                one_by_one(indices, images)
-
-        for start in range(0, len(paths), FILES):
-            images, indices = [], []
-            for i in range(start, min(start + FILES, len(paths))):
-                try:
-                    images.append(read_image(paths[i]))
-                    indices.append(i)
-                except DataError as error:
-                    errors[i] = str(error)
-            if images:
-                try:
-                    waiting.append((indices, images, self.submit(images, maps=maps)))
-                except InputError:
-                    one_by_one(indices, images)
-            if len(waiting) > 1:  # the network works on one batch while the next is being read
-                collect()
-        while waiting:
-            collect()
+        for item in self.stream(paths, maps=maps):
+            scores[item.index], weights[item.index] = item.score, item.scale_weights
+            if all_maps is not None:
+                all_maps[item.index] = item.map
+            if item.error is not None:
+                errors[item.index] = item.error
         return _decided(Result(scores, all_maps, weights, errors=errors), self.decisions)

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from scrd_fast.backends.runner import Runner
 from scrd_fast.data.golden_images import PROBE_SEED, golden_images
-from scrd_fast.engine.engine import FILES, Engine
+from scrd_fast.engine.engine import Engine
+from scrd_fast.engine.stream import BATCH
 from scrd_fast.errors import EngineFileError, FidelityError
 from scrd_fast.metrics import agreement
 from scrd_fast.metrics.ranking import rank_correlation
@@ -178,9 +179,9 @@ def _digest(images: Sequence[NDArray[np.uint8]]) -> Tensor:
 def _scored(images: Sequence[NDArray[np.uint8]], score: Callable[[Any], NDArray[np.float32]],
             progress: Progress) -> Tensor:
     parts = []
-    for start in range(0, len(images), FILES):
+    for start in range(0, len(images), BATCH):
         progress(start, len(images), "scoring golden images")
-        parts.append(score(images[start : start + FILES]))
+        parts.append(score(images[start : start + BATCH]))
     return torch.from_numpy(np.concatenate(parts))
 
 

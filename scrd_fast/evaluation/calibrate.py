@@ -4,8 +4,10 @@ import os
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from scrd_fast.data.images import is_paths, list_images
-from scrd_fast.engine.engine import FILES, Engine, Result, join
+from scrd_fast.engine.engine import Engine, Result
 from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
 from scrd_fast.engine.load import open_engine
 from scrd_fast.errors import DataError, EngineFileError, InputError, expect
@@ -90,13 +92,13 @@ def _scored(engine: Engine, images: Any, name: str, progress: Progress) -> tuple
     chosen = list_images(images) if is_paths(images) else images
     sized = isinstance(chosen, list | tuple) or getattr(chosen, "ndim", 0) > 0
     expect(sized, name, "an array or list of images, paths or a folder", type(images).__name__)
-    parts = []
-    for start in range(0, len(chosen), FILES):
-        part = engine.score(chosen[start : start + FILES], maps=False)
-        if part.errors:
-            raise DataError(f"{name}: {next(iter(part.errors.values()))}")
-        parts.append(part)
-        progress(min(start + FILES, len(chosen)), len(chosen), f"scoring {name}")
-    expect(bool(parts), name, "at least one image", "none")
-    whole = join(parts)
-    return whole.scores, whole.scale_weights
+    scores: list[Any] = []
+    weights: list[Any] = []
+    for item in engine.stream(chosen, maps=False):
+        if item.error is not None:
+            raise DataError(f"{name}: {item.error}")
+        scores.append(item.score)
+        weights.append(item.scale_weights)
+        progress(len(scores), len(chosen), f"scoring {name}")
+    expect(bool(scores), name, "at least one image", "none")
+    return np.array(scores), np.array(weights)

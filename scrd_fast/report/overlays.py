@@ -1,16 +1,20 @@
 """Heat-map overlays."""
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from scrd_fast.files import atomic_write
+from scrd_fast.files import atomic_write, writing
 
 _LONGEST = 255  # bytes of a file name, on nearly every file system
+_TOP, _BINS = 6.0, 600_000  # a map is a sum of three cosine distances of at most 2
 
 
 def overlay(image: NDArray[Any], anomaly_map: NDArray[np.float32], low: float,
@@ -29,19 +33,65 @@ def overlay(image: NDArray[Any], anomaly_map: NDArray[np.float32], low: float,
     return np.round((1 - alpha) * colour + alpha * coloured).astype(np.uint8)
 
 
+class Overlays:
+    """Pictures of images and their maps, all on one colour scale, which is known when all maps are:
+    what comes before waits in a temporary file. Made by `collect_overlays`."""
+
+    def __init__(self, folder: Path, spool: BinaryIO) -> None:
+        self._folder, self._spool = folder, spool
+        self._names: list[str] = []
+        self._counts = np.zeros(_BINS, np.int64)
+
+    def add(self, name: str, image: NDArray[Any], anomaly_map: NDArray[np.float32]) -> None:
+        """image: uint8 or uint16 (H, W) or (H, W, 3); anomaly_map: float32 (S, S)."""
+        self._names.append(name)
+        self._counts += np.histogram(anomaly_map.clip(0, _TOP), _BINS, (0, _TOP))[0]
+        with writing(self._folder):
+            np.save(self._spool, image, allow_pickle=False)
+            np.save(self._spool, anomaly_map, allow_pickle=False)
+
+    def scale(self) -> tuple[float, float]:
+        """The values from which on there is colour, and where it is strongest: the median of all
+        maps and their 99.9th percentile, to 1e-5."""
+        share = self._counts.cumsum() / max(int(self._counts.sum()), 1)
+        low, high = ((np.searchsorted(share, q) + 0.5) * (_TOP / _BINS) for q in (0.5, 0.999))
+        return float(low), float(high)
+
+    def write(self) -> None:
+        """One PNG per image: the image beside its overlay. Names that are too long for a file lose
+        their end, so their beginnings must differ. Raises OutputError."""
+        low, high = self.scale()
+        self._spool.seek(0)
+        for name in self._names:
+            image, heat = (np.load(self._spool, allow_pickle=False) for _ in range(2))
+            picture = image if image.dtype == np.uint8 else (image // 257).astype(np.uint8)
+            plain = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
+            both = np.concatenate([plain, overlay(picture, heat, low, high)], axis=1)
+            while len(os.fsencode(f"{name}.png")) > _LONGEST:
+                name = name[:-1]
+            # The bytes are ours to write: OpenCV cannot take every file name.
+            _, data = cv2.imencode(".png", both[..., ::-1])
+            with atomic_write(self._folder / f"{name}.png") as temporary:
+                temporary.write_bytes(data.tobytes())
+
+
+@contextmanager
+def collect_overlays(folder: Path) -> Iterator[Overlays]:
+    """Overlays to write into a folder, which is made; what waits goes into a file there, too, that
+    has no name. Raises OutputError."""
+    with ExitStack() as stack:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            spool = stack.enter_context(TemporaryFile(dir=folder))
+        yield Overlays(folder, spool)
+
+
 def write_overlays(
-    folder: Path, names: list[str], images: list[NDArray[Any]], maps: NDArray[np.float32]
+    folder: Path, names: Iterable[str], images: Iterable[NDArray[Any]],
+    maps: NDArray[np.float32],
 ) -> None:
-    """One PNG per image: the image beside its overlay, all on one colour scale. Names that are too
-    long for a file lose their end, so their beginnings must differ. Raises OutputError."""
-    low, high = np.quantile(maps, [0.5, 0.999])
-    for name, image, heat in zip(names, images, maps, strict=True):
-        picture = image if image.dtype == np.uint8 else (image // 257).astype(np.uint8)
-        plain = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
-        both = np.concatenate([plain, overlay(picture, heat, low, high)], axis=1)
-        while len(os.fsencode(f"{name}.png")) > _LONGEST:
-            name = name[:-1]
-        # The bytes are ours to write: OpenCV cannot take every file name.
-        _, data = cv2.imencode(".png", both[..., ::-1])
-        with atomic_write(folder / f"{name}.png") as temporary:
-            temporary.write_bytes(data.tobytes())
+    """The overlays of images (H, W) or (H, W, 3) and their maps (N, S, S); see `Overlays`."""
+    with collect_overlays(folder) as overlays:
+        for name, image, heat in zip(names, images, maps, strict=True):
+            overlays.add(name, image, heat)
+        overlays.write()

@@ -3,87 +3,114 @@
 import csv
 import os
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from scrd_fast.data.images import read_image
-from scrd_fast.engine.engine import FILES, Engine, Result, join
+from scrd_fast.engine.engine import Engine, Result
 from scrd_fast.errors import ScrdError
-from scrd_fast.files import atomic_write
+from scrd_fast.files import atomic_write, writing
 from scrd_fast.progress import Progress, silent
-from scrd_fast.report.overlays import write_overlays
+from scrd_fast.report.overlays import Overlays, collect_overlays
+
+Row = Sequence[Any]
+
+
+def _header(*, labelled: bool, calibrated: bool) -> Row:
+    return ["image", *(["label"] if labelled else []), "score",
+            *(["p_value", "anomalous"] if calibrated else [])]
+
+
+def _row(name: str, label: str | None, score: Any, p_value: Any, anomalous: Any) -> Row:
+    """Numbers are the shortest that read back as the same float32; what an image that could not be
+    read has no value for stays empty."""
+    cells = [str(score), *([] if p_value is None else [str(p_value), str(int(anomalous))])]
+    return [name, *([] if label is None else [label]),
+            *(cells if np.isfinite(score) else [""] * len(cells))]
 
 
 def table_rows(
     names: list[str], result: Result, labels: list[str] | None = None
-) -> list[list[Any]]:
+) -> Iterable[Row]:
     """Rows with a header: image, label where known, score, and where the engine is calibrated
-    p_value and anomalous, 1 or 0.
-
-    Numbers are the shortest that read back as the same float32. What an image that could not be
-    read has no value for stays empty.
-    """
-    anomalous = None if result.anomalous is None else result.anomalous.astype(np.uint8)
-    optional = {"p_value": result.p_values, "anomalous": anomalous}
-    known = {name: values for name, values in optional.items() if values is not None}
-    rows: list[list[Any]] = [["image", *(["label"] if labels else []), "score", *known]]
+    p_value and anomalous, 1 or 0."""
+    yield _header(labelled=labels is not None, calibrated=result.p_values is not None)
     for i, name in enumerate(names):
-        read = bool(np.isfinite(result.scores[i]))
-        cells = [str(result.scores[i]), *(str(values[i]) for values in known.values())]
-        rows.append([name, *([labels[i]] if labels else []),
-                     *(cells if read else [""] * len(cells))])
-    return rows
+        yield _row(name, None if labels is None else labels[i], result.scores[i],
+                   None if result.p_values is None else result.p_values[i],
+                   None if result.anomalous is None else result.anomalous[i])
 
 
-def write_table(rows: list[list[Any]], out: Path | None) -> None:
-    """Rows as CSV to a file, atomically, or to standard output.
+@contextmanager
+def open_table(out: Path | None) -> Iterator[Callable[[Row], None]]:
+    """A call that writes a row of CSV: to a file, which is there when all are written, or to
+    standard output at once.
 
     The names of files are there byte for byte, as the file system has them, whatever the encoding
     of the terminal.
     """
-    lines: list[str] = []
-    # With this terminator both of its characters are quoted where they are part of a name.
-    csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n").writerows(rows)
-    table = os.fsencode("".join(line.removesuffix("\r\n") + "\n" for line in lines))
-    if out is None:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(table)
-        sys.stdout.buffer.flush()
-        return
-    with atomic_write(out) as temporary:
-        temporary.write_bytes(table)
+    with ExitStack() as stack:
+        if out is None:
+            sys.stdout.flush()
+            file: Any = sys.stdout.buffer
+        else:
+            file = stack.enter_context(open(stack.enter_context(atomic_write(out)), "wb"))
+
+        def write(line: str) -> None:
+            data = os.fsencode(line.removesuffix("\r\n") + "\n")
+            if out is None:
+                file.write(data)
+                file.flush()
+                return
+            with writing(out):
+                file.write(data)
+
+        # With this terminator both of its characters are quoted where they are part of a name.
+        yield csv.writer(SimpleNamespace(write=write), lineterminator="\r\n").writerow
+
+
+def write_table(rows: Iterable[Row], out: Path | None) -> None:
+    """All rows at once, see `open_table`."""
+    with open_table(out) as write:
+        for row in rows:
+            write(row)
 
 
 def score_files(
-    engine: Engine, paths: list[Path], *, out: Path | None, overlays: Path | None,
+    engine: Engine, paths: Sequence[Path], *, out: Path | None, overlays: Path | None,
     progress: Progress = silent,
 ) -> list[str]:
     """Score files, write table and overlays; returns why each unreadable file was left out.
 
-    An overlay that cannot be written ends the drawing; it is raised once the table is written.
+    Overlays are drawn once the table is written.
     """
-    parts: list[Result] = []
     errors: list[str] = []
-    not_drawn: ScrdError | None = None
-    for start in range(0, len(paths), FILES):
-        draw = overlays is not None and not_drawn is None
-        part = engine.score(paths[start : start + FILES], maps=draw)
-        errors += part.errors.values()
-        read = [i for i in range(len(part.scores)) if i not in part.errors]
-        if overlays is not None and part.maps is not None and read:
-            names = [f"{start + i:05d}_{paths[start + i].stem}" for i in read]
-            try:
-                write_overlays(overlays, names, [read_image(paths[start + i]) for i in read],
-                               part.maps[read])
-            except ScrdError as error:
-                not_drawn = error
-        parts.append(part)
-        progress(min(start + FILES, len(paths)), len(paths), "scoring")
-    joined = join(parts)
-    write_table(table_rows([str(p) for p in paths], joined), out)
-    if not_drawn is not None:
-        raise not_drawn
+    with ExitStack() as stack:
+        drawn: Overlays | None = None
+        not_drawn: ScrdError | None = None
+        if overlays is not None:
+            drawn = stack.enter_context(collect_overlays(overlays))
+        with open_table(out) as write:
+            write(_header(labelled=False, calibrated=engine.decisions is not None))
+            for item in engine.stream(paths, maps=drawn is not None):
+                write(_row(str(item.path), None, item.score, item.p_value, item.anomalous))
+                if item.error is not None:
+                    errors.append(item.error)
+                elif drawn is not None and not_drawn is None:
+                    assert item.path is not None
+                    assert item.map is not None
+                    try:
+                        drawn.add(f"{item.index:05d}_{item.path.stem}", item.image, item.map)
+                    except ScrdError as error:  # a full disk: the table is worth more
+                        not_drawn = error
+                progress(item.index + 1, len(paths), "scoring")
+        if not_drawn is not None:
+            raise not_drawn
+        if drawn is not None:
+            progress(0, 1, "drawing overlays")
+            drawn.write()
     return errors

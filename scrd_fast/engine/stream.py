@@ -1,0 +1,164 @@
+"""From images or files, one after the other, to their results: the one place that cuts them into
+batches, looks ahead, keeps their order and finds out which of them was bad."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scrd_fast.data.images import read_image
+from scrd_fast.errors import DataError, InputError, expect
+from scrd_fast.files import as_path
+
+if TYPE_CHECKING:
+    from scrd_fast.engine.engine import Engine, Pending, Result
+
+BATCH = 8  # images that are scored together
+IN_FLIGHT = 2  # batches: while the network works on one, the images of the next are read
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What scoring one image of a stream gives.
+
+    index: its place in the stream; path: its file, None where an image was given; image: its
+    pixels, None where the file could not be read; score: larger is more anomalous; map: float32
+    (S, S), None where maps were not asked for; scale_weights: float32 (3,); p_value and anomalous:
+    None until decisions are calibrated. error: why the file could not be read or scored: then
+    score, map, scale weights and p-value are NaN, and it is not called anomalous.
+    """
+
+    index: int
+    path: Path | None
+    image: Any
+    score: np.float32
+    map: NDArray[np.float32] | None
+    scale_weights: NDArray[np.float32]
+    p_value: np.float32 | None = None
+    anomalous: bool | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An image to score, or why there is none."""
+
+    index: int
+    path: Path | None
+    image: Any
+    error: str | None = None
+
+
+def is_path(value: Any) -> bool:
+    """Whether this names a file."""
+    return isinstance(value, str | bytes | os.PathLike)
+
+
+def stream(engine: "Engine", images: Iterable[Any], *, maps: bool) -> Iterator[Scored]:
+    """See Engine.stream."""
+    if isinstance(images, str | bytes | os.PathLike):
+        raise InputError("images: expected images or paths, got one path;"
+                         f" write stream([{os.fsdecode(images)!r}])")
+    waiting: deque[tuple[list[_Entry], Pending | None]] = deque()
+    for entries, batch in _batches(images):
+        waiting.append((entries, _submitted(engine, entries, batch, maps)))
+        if len(waiting) == IN_FLIGHT:
+            yield from _collected(engine, *waiting.popleft(), maps)
+    while waiting:
+        yield from _collected(engine, *waiting.popleft(), maps)
+
+
+def _batches(images: Iterable[Any]) -> Iterator[tuple[list[_Entry], Any]]:
+    """Entries, and those of their images that can be scored, as the engine takes them."""
+    if hasattr(images, "ndim"):  # cut without copying
+        whole: Any = images
+        expect(whole.ndim > 0, "images", "an array of images, or some of them", "a number")
+        for start in range(0, len(whole), BATCH):
+            part = whole[start : start + BATCH]
+            yield [_Entry(start + i, None, part[i]) for i in range(len(part))], part
+        return
+    expect(isinstance(images, Iterable), "images", "an array, images or paths",
+           type(images).__name__)
+    entries: list[_Entry] = []
+    for index, image in enumerate(images):
+        entries.append(_read(index, as_path(image, f"images[{index}]")) if is_path(image)
+                       else _Entry(index, None, image))
+        if len(entries) == BATCH:
+            yield entries, _usable(entries)
+            entries = []
+    if entries:
+        yield entries, _usable(entries)
+
+
+def _read(index: int, path: Path) -> _Entry:
+    try:
+        return _Entry(index, path, read_image(path))
+    except DataError as error:
+        return _Entry(index, path, None, str(error))
+
+
+def _usable(entries: list[_Entry]) -> list[Any]:
+    return [entry.image for entry in entries if entry.error is None]
+
+
+def _submitted(
+    engine: "Engine", entries: list[_Entry], batch: Any, maps: bool
+) -> "Pending | None":
+    """The batch on its way; None where there is nothing to score, or no telling yet which of its
+    files was bad."""
+    if len(batch) == 0:
+        return None
+    try:
+        return engine.submit(batch, maps=maps)
+    except InputError:
+        if all(entry.path is None for entry in entries):
+            raise
+        return None
+
+
+def _collected(
+    engine: "Engine", entries: list[_Entry], pending: "Pending | None", maps: bool
+) -> Iterator[Scored]:
+    good = [entry for entry in entries if entry.error is None]
+    result: Result | None = None
+    if pending is not None:
+        try:
+            result = pending.result()
+        except InputError:
+            if all(entry.path is None for entry in entries):
+                raise
+    place = {entry.index: i for i, entry in enumerate(good)}
+    for entry in entries:
+        if entry.error is None and result is not None:
+            yield _scored(entry, result, place[entry.index])
+        else:
+            yield _scored_alone(engine, entry, maps)
+
+
+def _scored_alone(engine: "Engine", entry: _Entry, maps: bool) -> Scored:
+    """After an error of its batch: says whether it was this image."""
+    if entry.error is None:
+        try:
+            return _scored(entry, engine.submit([entry.image], maps=maps).result(), 0)
+        except InputError as error:
+            if entry.path is None:
+                raise
+            entry = replace(entry, error=f"{entry.path}: {error}")
+    nan, side = np.float32(np.nan), engine.spec.input_size
+    known = engine.decisions is not None
+    return Scored(entry.index, entry.path, entry.image, nan,
+                  np.full((side, side), nan) if maps else None, np.full(3, nan),
+                  nan if known else None, False if known else None, entry.error)
+
+
+def _scored(entry: _Entry, result: "Result", i: int) -> Scored:
+    return Scored(
+        entry.index, entry.path, entry.image, result.scores[i],
+        None if result.maps is None else result.maps[i], result.scale_weights[i],
+        None if result.p_values is None else result.p_values[i],
+        None if result.anomalous is None else bool(result.anomalous[i]))
