@@ -69,7 +69,7 @@ def _depth_to_space(a: Attributes, x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-# Every operator that engine.graph and engine.quantize write into the network and its distances, and
+# Every operator that graph.portable and graph.quantize write into the network and its distances, and
 # what `_fuse` makes of them.
 _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Conv": _conv,
@@ -165,7 +165,7 @@ class TorchNetwork:
 
     def __init__(self, proto: onnx.ModelProto, precision: str, *,
                  device: torch.device | None = None, fuse: bool = False) -> None:
-        """proto: what engine.graph.network_graph gives. Raises KeyError for an operator that is
+        """proto: what graph.portable.network_graph gives. Raises KeyError for an operator that is
         not known."""
         unknown = sorted({node.op_type for node in proto.graph.node} - set(_OPERATORS))
         if unknown:

@@ -74,7 +74,7 @@ def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
 def scoring_graph(proto: onnx.ModelProto, spec: ScoringSpec) -> onnx.ModelProto:
     """The float32 graph from the normalised input to `score`, `map` and `scale_weights`.
 
-    proto: what engine.graph.build_graph gives. Raises KeyError where it is no such graph.
+    proto: what graph.portable.build_graph gives. Raises KeyError where it is no such graph.
     """
     made = cut_graph(proto, spec, "scoring", output_shapes(spec))
     _relu_before_shuffle(made.graph)
@@ -122,7 +122,7 @@ def in_precision(proto: onnx.ModelProto, precision: str) -> onnx.ModelProto:
 def explicit_graph(proto: onnx.ModelProto, spec: ScoringSpec, precision: str) -> onnx.ModelProto:
     """The graph from the normalised input to the score, its network in a precision.
 
-    proto: what engine.graph.build_graph gives; precision: "fp32", "fp16" or "bf16". Input
+    proto: what graph.portable.build_graph gives; precision: "fp32", "fp16" or "bf16". Input
     `network_input`: float32 (batch, 3, S, S). Outputs, float32: `score` (batch,), `map`
     (batch, S, S), `scale_weights` (batch, 3). Cosine distances, scale head, map and score are
     float32 behind explicit casts. Raises InputError for another precision, FidelityError that
