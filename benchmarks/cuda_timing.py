@@ -37,8 +37,8 @@ def milliseconds(call: Callable[[], object], repeats: int) -> float:
     return start.elapsed_time(end) / repeats
 
 
-def in_turn(calls: Sequence[Callable[[], object]], *, rounds: int = 20,
-            repeats: int = 10) -> NDArray[np.float64]:
+def time_in_turn(calls: Sequence[Callable[[], object]], *, rounds: int = 20,
+                 repeats: int = 10) -> NDArray[np.float64]:
     """(rounds, calls) milliseconds: A B A B, after one round that is not counted."""
     return np.array([[milliseconds(call, repeats) for call in calls]
                      for _ in range(1 + rounds)])[1:]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.judge import judge
 from benchmarks.peers import published_map
-from benchmarks.timing import clock, in_turn, record, record_limit, repeat
+from benchmarks.timing import clock, record, record_limit, repeat, time_in_turn
 from scrd_fast import _native
 from scrd_fast.bench.timing import copy_rate
 from scrd_fast.ops.anomaly_map import anomaly_map
@@ -73,8 +73,8 @@ def test_against_the_published_post_processing(benchmark: Any, what: str) -> Non
     def theirs() -> object:
         return published_map(teacher, student, SPEC).mean()
 
-    times = in_turn([clock(ours), clock(theirs)], ROUNDS, block=10, warm_up=3, pause=0.01,
-                    reduce=np.min)
+    times = time_in_turn([clock(ours), clock(theirs)], ROUNDS, block=10, warm_up=3, pause=0.01,
+                         reduce=np.min)
     ratio = record(benchmark, what, "published post-processing", times)
     read = nbytes([*teacher, *student])
     rate = copy_rate(read)
@@ -111,8 +111,8 @@ def test_dtypes_layouts_batches_and_instruction_sets(benchmark: Any) -> None:
         check_equal(teacher, student)
         n = len(teacher[0])
         both, alone = np.median(
-            in_turn([clock(partial(native, teacher, student, maps)) for maps in (True, False)],
-                    ROUNDS, warm_up=1, pause=0.003), axis=0) / n
+            time_in_turn([clock(partial(native, teacher, student, maps)) for maps in (True, False)],
+                         ROUNDS, warm_up=1, pause=0.003), axis=0) / n
         read = nbytes([*teacher, *student]) / n / 1e6
         print(f"{name}: map and score {both:.3f} ms an image ({read / both:.0f} GB/s),"
               f" score alone {alone:.3f} ms ({read / alone:.0f} GB/s)")

@@ -63,11 +63,11 @@ def copied() -> float:
 
 
 def test_against_the_memory(benchmark: Any, copied: float) -> None:
-    from benchmarks.cuda_timing import captured, in_turn
+    from benchmarks.cuda_timing import captured, time_in_turn
 
     teacher, student = features(64, 1, torch.float16), features(64, 2, torch.float16)
     both, alone = (captured(Ours(teacher, student, maps)) for maps in (True, False))
-    both_ms, alone_ms = np.median(in_turn([both, alone]), axis=0)
+    both_ms, alone_ms = np.median(time_in_turn([both, alone]), axis=0)
     rate = gigabytes([*teacher, *student], 64) / (both_ms / 1e3)
     of_score = gigabytes([*teacher, *student], 0) / (alone_ms / 1e3)
     record_limit(benchmark, "copying 1 GB", both_ms * rate / copied, both_ms)
@@ -80,7 +80,7 @@ def test_against_the_memory(benchmark: Any, copied: float) -> None:
 
 
 def test_against_the_published_post_processing(benchmark: Any) -> None:
-    from benchmarks.cuda_timing import captured, in_turn
+    from benchmarks.cuda_timing import captured, time_in_turn
     from scrd_fast.backends.cuda import exact_convolutions
 
     teacher, student = features(64, 1, torch.float16), features(64, 2, torch.float16)
@@ -95,7 +95,7 @@ def test_against_the_published_post_processing(benchmark: Any) -> None:
     assert our_maps is not None
     assert float((our_maps - maps).abs().max()) <= LARGEST_ERROR
     assert float((our_scores - scores).abs().max()) <= LARGEST_ERROR
-    times = in_turn([captured(ours), captured(theirs)])
+    times = time_in_turn([captured(ours), captured(theirs)])
     ratio = record(benchmark, "64 images", "published post-processing there", times)
     benchmark.pedantic(captured(ours), rounds=20)
     judge(benchmark, ratio, WANTED_RATIO, gpu=True)
@@ -103,13 +103,13 @@ def test_against_the_published_post_processing(benchmark: Any) -> None:
 
 def test_dtypes_layouts_and_batches(benchmark: Any, copied: float) -> None:
     """Printed only: how the time depends on what is given."""
-    from benchmarks.cuda_timing import captured, in_turn
+    from benchmarks.cuda_timing import captured, time_in_turn
 
     cases = {(dtype, last, n): captured(Ours(features(n, 1, dtype, last),
                                              features(n, 2, dtype, last)))
              for dtype in (torch.float16, torch.bfloat16, torch.float32)
              for last in (True, False) for n in (1, 8, 64)}
-    for (dtype, last, n), ms in zip(cases, np.median(in_turn(list(cases.values()), rounds=5),
+    for (dtype, last, n), ms in zip(cases, np.median(time_in_turn(list(cases.values()), rounds=5),
                                                      axis=0), strict=True):
         read = 2 * n * sum(c * side**2 for c, side in SHAPES) * dtype.itemsize
         rate = (read + 4 * n * SPEC.input_size**2) / 1e6 / ms

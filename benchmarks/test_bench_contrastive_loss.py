@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.judge import judge
-from benchmarks.timing import clock, in_turn, record, record_limit, repeat
+from benchmarks.timing import clock, record, record_limit, repeat, time_in_turn
 from scrd_fast.bench.timing import copy_rate
 from scrd_fast.ops.contrastive_loss import contrastive_loss
 
@@ -41,8 +41,8 @@ def test_against_the_reference(benchmark: Any, dtype: torch.dtype) -> None:
     for got, expected in zip(step("native"), step("reference"), strict=True):
         error = (got.double() - expected.double()).abs().max() / expected.double().abs().max()
         assert float(error) <= LARGEST_ERROR[dtype]
-    times = in_turn([clock(lambda: step("native")), clock(lambda: step("reference"))],
-                    ROUNDS, warm_up=1, pause=0.003)
+    times = time_in_turn([clock(lambda: step("native")), clock(lambda: step("reference"))],
+                         ROUNDS, warm_up=1, pause=0.003)
     ratio = record(benchmark, str(dtype).removeprefix("torch."), "reference", times)
     moved = 7 * sum(s.nbytes for s in student)  # three maps read twice, one written
     record_limit(benchmark, "copying as much", moved / copy_rate(moved) * 1e3,

@@ -21,7 +21,7 @@ from benchmarks.judge import judge
 from benchmarks.models import engine_file, pictures, untrained
 from benchmarks.peers import PlainOpenVino
 from benchmarks.size import BACKBONE, QUICK, SIDE, turns
-from benchmarks.timing import in_turn, record, record_limit, repeat
+from benchmarks.timing import record, record_limit, repeat, time_in_turn
 from benchmarks.worker import Answer, Worker
 from scrd_fast.backends.registry import native_precisions
 from scrd_fast.bench.bench import Work
@@ -90,8 +90,8 @@ def compared(
     block: int = 4,
 ) -> float:
     """How many times as fast ours is, image by image; noted in the stored result."""
-    times = in_turn([ours.timed(images), theirs.timed(their_images or images)], pairs,
-                    block=block, warm_up=1)
+    times = time_in_turn([ours.timed(images), theirs.timed(their_images or images)], pairs,
+                         block=block, warm_up=1)
     ratio = record(benchmark, what, peer or theirs.kind, times)
     repeat(benchmark, lambda: ours.score(images[0]), PAIRS)
     return ratio

@@ -19,7 +19,7 @@ from torch import Tensor
 import scrd_fast
 from benchmarks.judge import judge
 from benchmarks.peers import PublishedInTorch
-from benchmarks.timing import clock, in_turn, record
+from benchmarks.timing import clock, record, time_in_turn
 from scrd_fast.engine.engine import Engine
 from scrd_fast.metrics.agreement import Limits
 from scrd_fast.model.checkpoint import load_checkpoint
@@ -104,7 +104,7 @@ def test_against_torch_compile(benchmark: Any, engine: Engine, checkpoint: Path,
     assert np.abs(our_maps - maps).max() <= 2e-2 * np.ptp(maps)
     assert np.abs(our_scores - scores).max() <= 2e-2 * np.abs(scores).max()
     ratio = record(benchmark, f"fp16, batch {n}", "torch.compile (max-autotune)",
-                   in_turn([clock(ours), clock(theirs)], 30, warm_up=1))
+                   time_in_turn([clock(ours), clock(theirs)], 30, warm_up=1))
     benchmark.extra_info["compiling_s"] = compiling
     benchmark.pedantic(ours, rounds=10)
     judge(benchmark, ratio, WANTED_RATIO, gpu=True)
@@ -114,7 +114,7 @@ def test_against_torch_compile(benchmark: Any, engine: Engine, checkpoint: Path,
 def test_the_network_compiled(benchmark: Any, checkpoint: Path) -> None:
     """Printed only: the engine's network, with cuDNN's fused convolutions, against the same one
     through torch.compile(max-autotune); both captured with the kernels behind them."""
-    from benchmarks.cuda_timing import in_turn as replayed_in_turn
+    from benchmarks.cuda_timing import time_in_turn as replayed_in_turn
     from scrd_fast.backends.cuda import CapturedNetwork, with_tail
     from scrd_fast.backends.torch_network import TorchNetwork
     from scrd_fast.graph.portable import build_graph, network_graph

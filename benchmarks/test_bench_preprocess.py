@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.judge import judge
-from benchmarks.timing import clock, in_turn, record, record_limit, repeat
+from benchmarks.timing import clock, record, record_limit, repeat, time_in_turn
 from scrd_fast.bench.timing import copy_rate
 from scrd_fast.ops.preprocess import preprocess
 from scrd_fast.spec import ScoringSpec
@@ -88,7 +88,7 @@ def test_against_opencv(benchmark: Any, peer: str, wanted: float | None) -> None
 
     assert np.abs(native() - opencv_float()).max() <= 1e-5
     theirs = opencv_float if peer == "float" else opencv_uint8
-    times = in_turn([clock(native), clock(theirs)], PAIRS, warm_up=1)
+    times = time_in_turn([clock(native), clock(theirs)], PAIRS, warm_up=1)
     ratio = record(benchmark, "uint8 1024 colour", f"OpenCV {peer}", times)
     limit(benchmark, image, preprocess(image[None], SPEC))
     repeat(benchmark, native, PAIRS)
@@ -110,7 +110,7 @@ def test_against_the_reference(benchmark: Any, name: str, dtype: torch.dtype) ->
     # A value next to a rounding border may fall to either side: 2^-6 apart from 2 to 4.
     allowed = 1e-5 if dtype == torch.float32 else 2**-6
     assert (native() - reference()).abs().max() <= allowed
-    times = in_turn([clock(native), clock(reference)], PAIRS, warm_up=1)
+    times = time_in_turn([clock(native), clock(reference)], PAIRS, warm_up=1)
     to = "" if dtype == torch.float32 else " to bfloat16"
     ratio = record(benchmark, f"{name}{to}", "reference", times)
     limit(benchmark, image, native())

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.judge import judge
-from benchmarks.timing import clock, in_turn, record, record_limit, repeat
+from benchmarks.timing import clock, record, record_limit, repeat, time_in_turn
 from scrd_fast import _native
 from scrd_fast.ops.add_noise import add_noise
 from scrd_fast.ops.simplex_noise import simplex_noise
@@ -78,15 +78,15 @@ def test_field_against_numba(
     assert np.abs(native()[0] - expected).max() <= 1e-5
     assert np.abs(reference()[0] - expected).max() <= 1e-6
 
-    ratio = record(benchmark, f"3 x {side} x {side}", "opensimplex by numba", in_turn(
+    ratio = record(benchmark, f"3 x {side} x {side}", "opensimplex by numba", time_in_turn(
         [clock(native), clock(lambda: numba_octaves(*shape))], rounds, warm_up=1))
     ours_ms = benchmark.extra_info["ours_ms"]
     if peak := rates["fp32"]:  # of all threads
         record_limit(benchmark, "arithmetic", OPERATIONS * OCTAVES * np.prod(shape) * 1e3
                      / (peak / one_thread), ours_ms)
-    slow = float(np.median(in_turn([clock(reference)], 3)))
+    slow = float(np.median(time_in_turn([clock(reference)], 3)))
     _native.set_threads(one_thread)
-    parallel = float(np.median(in_turn([clock(native)], rounds)))
+    parallel = float(np.median(time_in_turn([clock(native)], rounds)))
     _native.set_threads(1)
     benchmark.extra_info |= {
         "reference_ms": slow, "all_threads_ms": parallel, "threads": one_thread,
@@ -108,12 +108,12 @@ def test_batch_against_reference(benchmark: Any, one_thread: int) -> None:
         return add_noise(images, boxes, seeds=seeds, strength=0.2, impl=impl)
 
     assert float((noisy("native") - noisy("reference")).abs().max()) <= 1e-5
-    times = in_turn([clock(lambda: noisy("native")), clock(lambda: noisy("reference"))], 20,
-                    warm_up=1)
+    times = time_in_turn([clock(lambda: noisy("native")), clock(lambda: noisy("reference"))], 20,
+                         warm_up=1)
     ratio = record(benchmark, "into 16 images", "NumPy reference", times)
-    copy = float(np.median(in_turn([clock(images.clone)], 20)))
+    copy = float(np.median(time_in_turn([clock(images.clone)], 20)))
     _native.set_threads(one_thread)
-    parallel = float(np.median(in_turn([clock(lambda: noisy("native"))], 20)))
+    parallel = float(np.median(time_in_turn([clock(lambda: noisy("native"))], 20)))
     _native.set_threads(1)
     benchmark.extra_info |= {"copy_ms": copy, "all_threads_ms": parallel, "threads": one_thread}
     print(f"{copy:.2f} ms of them the copy of the images; {one_thread} threads {parallel:.2f} ms")

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.judge import judge
 from benchmarks.peers import PublishedStep
 from benchmarks.size import BACKBONE, SIDE
-from benchmarks.timing import clock, in_turn, record, record_limit, repeat
+from benchmarks.timing import clock, record, record_limit, repeat, time_in_turn
 from scrd_fast.backends.registry import native_precisions
 from scrd_fast.data.anomalies import NoiseConfig, synthesise
 from scrd_fast.model.scrd import SCRD
@@ -59,7 +59,7 @@ def test_against_the_published_step(
     with FlopCounterMode(display=False) as counter:
         first = ours()
     assert first == pytest.approx(theirs(), rel=TOLERANCE[precision])
-    times = in_turn([clock(ours), clock(theirs)], ROUNDS)
+    times = time_in_turn([clock(ours), clock(theirs)], ROUNDS)
     ratio = record(benchmark, precision, "published step", times)
     if peak := rates[precision]:
         record_limit(benchmark, "arithmetic", counter.get_total_flops() / peak * 1e3,

@@ -96,8 +96,8 @@ def milliseconds(call: Callable[[int], object], first: int) -> float:
     return (time.perf_counter() - start) * 1e3 / STEPS
 
 
-def in_turn(ours: Callable[[int], object], theirs: Callable[[int], object],
-            device: torch.device) -> np.ndarray:
+def time_in_turn(ours: Callable[[int], object], theirs: Callable[[int], object],
+                 device: torch.device) -> np.ndarray:
     """(ROUNDS, 2) milliseconds of a step."""
     times = np.empty((WARM_UP + ROUNDS, 2))
     for i, row in enumerate(times):
@@ -119,10 +119,10 @@ def test_against_the_published_step(benchmark: Any) -> None:
     assert ours(0)["loss"] == pytest.approx(expected, rel=0.02)
 
     ratio = record(benchmark, "bf16, noise included", "published step",
-                   in_turn(ours, theirs, device))
+                   time_in_turn(ours, theirs, device))
     noisy = host_noise(pixels, 0).to(device)
-    network = np.median(in_turn(lambda step: ours(step, noisy), lambda step: theirs(step, noisy),
-                                device), axis=0)
+    network = np.median(time_in_turn(
+        lambda step: ours(step, noisy), lambda step: theirs(step, noisy), device), axis=0)
     alone = float(network[1] / network[0])
     print(f"without the noise {network[0]:.1f} and {network[1]:.1f} ms: {alone:.2f}")
     benchmark.extra_info |= {

@@ -21,7 +21,7 @@ def clock(call: Callable[[], object]) -> Timed:
     return timed
 
 
-def in_turn(
+def time_in_turn(
     calls: Sequence[Timed], rounds: int, *, block: int = 1, warm_up: int = 0, pause: float = 0.0,
     reduce: Callable[[Any], Any] = np.median,
 ) -> NDArray[np.float64]:

@@ -69,8 +69,8 @@ def _depth_to_space(a: Attributes, x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-# Every operator that graph.portable and graph.quantize write into the network and its distances, and
-# what `_fuse` makes of them.
+# Every operator that graph.portable and graph.quantize write into the network and its distances,
+# and what `_fuse` makes of them.
 _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Conv": _conv,
     "ConvRelu": _conv_relu,

@@ -13,7 +13,7 @@ from scrd_fast.backends.runner import Scorer
 from scrd_fast.engine.engine import Engine
 
 
-def in_turn(
+def time_in_turn(
     calls: Mapping[str, Callable[[Any], object]], batches: Sequence[Any], *, rounds: int = 20,
     warmup: int = 4,
 ) -> dict[str, float]:
@@ -91,4 +91,4 @@ def latency_ms(engine: Engine, images: NDArray[Any], *, repeats: int = 30,
     images: (N, H, W) or (N, H, W, 3), taken in turn.
     """
     batches = [images[i : i + 1] for i in range(len(images))]
-    return in_turn({"": engine.score}, batches, rounds=repeats, warmup=warmup)[""]
+    return time_in_turn({"": engine.score}, batches, rounds=repeats, warmup=warmup)[""]

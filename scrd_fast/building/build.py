@@ -23,7 +23,7 @@ from scrd_fast.backends.registry import (
 )
 from scrd_fast.backends.runner import Runner
 from scrd_fast.backends.tensorrt.plan import TensorRtOptions
-from scrd_fast.bench.timing import in_turn, random_images, scoring
+from scrd_fast.bench.timing import random_images, scoring, time_in_turn
 from scrd_fast.building.judge import Judge
 from scrd_fast.building.ranges import BiasCorrection, measure_ranges, range_pixels
 from scrd_fast.building.search import Search, search
@@ -70,7 +70,7 @@ def _faster_in_batches(runner: Runner, spec: ScoringSpec) -> bool:
     (together,) = random_images(spec.input_size, 1, BATCH)
     with closing(runner.scorer()) as scorer:
         score = scoring(scorer, maps=False)
-        ms = in_turn({"together": score, "one by one": lambda batch: [
+        ms = time_in_turn({"together": score, "one by one": lambda batch: [
             score(batch[i : i + 1]) for i in range(BATCH)]}, [together], rounds=3, warmup=1)
     return ms["together"] < 0.95 * ms["one by one"]
 
@@ -106,7 +106,7 @@ class _Builder:
     def allowed(self, precision: str) -> Limits:
         return self.limits or LIMITS[precision]
 
-    def judged(self, precision: str) -> _Candidate:
+    def try_precision(self, precision: str) -> _Candidate:
         """A runner with its figures; raises FidelityError where there is none that has any."""
         quantisation, found = None, None
         if precision in KINDS:
@@ -121,7 +121,7 @@ class _Builder:
                                progress=self.progress)
                 quantisation = found.quantisation
             else:
-                quantisation = correction.corrected(quantisation, precision)
+                quantisation = correction.correct(quantisation, precision)
         self.progress(0, 1, f"compiling {self.backend} {precision}")
         runner = self._compiled(precision, quantisation)
         report = self._report(runner, precision)
@@ -171,7 +171,7 @@ class _Builder:
                 row["why_not"] = f"not tried: the budget of {self.budget:g} s is spent"
                 continue
             try:
-                made = self.judged(precision)
+                made = self.try_precision(precision)
             except FidelityError as error:
                 row["why_not"] = str(error)
                 continue
@@ -188,7 +188,7 @@ class _Builder:
             with ExitStack() as stack:  # in turn with the best so far
                 calls = {each.precision: scoring(stack.enter_context(
                     closing(each.runner.scorer()))) for each in (best, made) if each is not None}
-                ms = in_turn(calls, random_images(self.judge.spec.input_size))
+                ms = time_in_turn(calls, random_images(self.judge.spec.input_size))
             for each in table:
                 each["ms"] = ms.get(each["precision"], each["ms"])
             if best is None or ms[precision] < ms[best.precision]:

@@ -144,7 +144,7 @@ class BiasCorrection:
         for name, _, value in TorchNetwork(network, "fp32").values(self._inputs):
             yield name, value
 
-    def corrected(self, quantisation: Quantisation, kind: str) -> Quantisation:
+    def correct(self, quantisation: Quantisation, kind: str) -> Quantisation:
         """The same with the shifts for `kind`, found layer by layer, so that each sees its inputs
         as corrected before. One that is kept, too, where it reads what was quantised."""
         network = quantise(self._network, kind, replace(quantisation, shifts={}), base="fp32")

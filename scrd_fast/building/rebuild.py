@@ -11,7 +11,7 @@ from scrd_fast.building.build import write_built
 from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.engine_file import GOLDEN, NETWORK
-from scrd_fast.engine.golden import renewed, replay
+from scrd_fast.engine.golden import renew, replay
 from scrd_fast.engine.load import compile_file, read_runnable
 from scrd_fast.files import as_path, check_writable
 from scrd_fast.graph.quantize import QUANTISATION
@@ -50,7 +50,7 @@ def rebuild_engine(
     try:
         replay(engine, members[GOLDEN], alike=False, whole=True, progress=progress)
         kept = {n: d for n, d in members.items() if n in (NETWORK, QUANTISATION)}
-        kept[GOLDEN] = renewed(engine, members[GOLDEN])
+        kept[GOLDEN] = renew(engine, members[GOLDEN])
         engine.manifest = write_built(target, manifest, kept, runner)
     except BaseException:
         engine.close()

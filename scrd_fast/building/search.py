@@ -17,7 +17,7 @@ import onnx
 
 from scrd_fast.backends.backend import CompileRequest
 from scrd_fast.backends.registry import make_runner
-from scrd_fast.bench.timing import in_turn, random_images, scoring
+from scrd_fast.bench.timing import random_images, scoring, time_in_turn
 from scrd_fast.building.judge import Judge
 from scrd_fast.building.ranges import BiasCorrection
 from scrd_fast.errors import FidelityError, NotFiniteError
@@ -129,7 +129,7 @@ class _Searcher:
     def _keeps(self, count: int, order: Sequence[str]) -> bool:
         """Whether the limits hold with so many of the blocks kept."""
         self.progress(len(self.tries), len(self.tries) + 1, f"int8: {count} blocks kept")
-        chosen = self.correction.corrected(self._keeping(order[:count]), "int8")
+        chosen = self.correction.correct(self._keeping(order[:count]), "int8")
         report, ms = self._report(chosen, few=False)
         self.tried[count] = chosen
         self.tries.append(Try(chosen.keep, ms, report.to_dict()))
@@ -147,6 +147,6 @@ class _Searcher:
                 report = self.judge.report(scorer, few=few)
             except NotFiniteError as error:
                 raise FidelityError("int8: values that are not finite") from error
-            ms = 0.0 if few else in_turn(
+            ms = 0.0 if few else time_in_turn(
                 {"": scoring(scorer)}, random_images(spec.input_size))[""]
         return report, ms

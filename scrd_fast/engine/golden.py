@@ -132,7 +132,7 @@ def check_same_scores(old: bytes, new: bytes, precisions: Sequence[str]) -> None
                             f" expected at least {least:g})")
 
 
-def renewed(engine: Engine, golden: bytes) -> bytes:
+def renew(engine: Engine, golden: bytes) -> bytes:
     """The member for an engine that was compiled again and whose replay was good: what it gives
     here takes the place of what the engine before it gave. Ranks and decisions stay those of the
     first build, from which no chain of compilations may drift."""

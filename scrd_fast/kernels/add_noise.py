@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from scrd_fast.kernels.simplex_noise import BLOCK, _octave_noise, noise_tables, uploaded
+from scrd_fast.kernels.simplex_noise import BLOCK, _octave_noise, noise_tables, upload
 
 
 # Batches with patches of any size take the same compiled kernel.
@@ -65,7 +65,7 @@ def add_noise_(
     """
     largest = max(images.shape[1], int(boxes[:, 2:].max()))
     tables = noise_tables(seeds, largest, octaves, persistence, wavelength)
-    moved = uploaded([boxes.astype(np.int64), strengths.astype(np.float32), *tables],
+    moved = upload([boxes.astype(np.int64), strengths.astype(np.float32), *tables],
                      images.device)
     with torch.cuda.device_of(images):  # Triton launches on the current device
         _add_noise_(images, *moved, int(boxes[:, 2:].prod(axis=1).max()))

@@ -178,7 +178,7 @@ def noise_tables(
             np.arange(largest) * (1 / wavelength), np.array(weights, dtype=np.float32)]
 
 
-def uploaded(arrays: Sequence[NDArray[np.generic]], device: torch.device) -> list[Tensor]:
+def upload(arrays: Sequence[NDArray[np.generic]], device: torch.device) -> list[Tensor]:
     """The arrays as tensors on `device`, in one copy that the host need not wait for."""
     ends = np.cumsum([-(-array.nbytes // 16) * 16 for array in arrays]).tolist()
     memory = np.zeros(ends[-1], dtype=np.uint8)
@@ -218,7 +218,7 @@ def simplex_noise(
     sum_o persistence^o * noise3(x f_o, y f_o, z f_o) of seed s with f_o = 2^o / wavelength
     (K. Spencer, OpenSimplex, 2014; see ops.simplex_noise).
     """
-    tables = uploaded(
+    tables = upload(
         noise_tables(seeds, max(depth, height, width), octaves, persistence, wavelength), device)
     with torch.cuda.device_of(tables[0]):  # Triton launches on the current device
         noise: Tensor = _simplex_noise(*tables, depth, height, width)

@@ -245,7 +245,7 @@ def test_bias_correction(trained, calibrated, kind):
     spec, (proto, ranges) = checkpoint.spec, calibrated
     pixels = range_pixels(spec, normals)[::4][:32]
     plain = Quantisation(ranges)
-    made = BiasCorrection(proto, spec, pixels).corrected(plain, kind)
+    made = BiasCorrection(proto, spec, pixels).correct(plain, kind)
     assert (made.ranges, made.keep) == (plain.ranges, plain.keep)
     names = convolution_names(proto)
     assert set(made.shifts) == {n for n in names if not n.startswith(KEEP)}

@@ -14,7 +14,7 @@ import onnx
 import tensorrt as trt
 import torch
 
-from scrd_fast.backends.tensorrt.log import LOG, heard, made
+from scrd_fast.backends.tensorrt.log import LOG, hear_errors, make_object
 from scrd_fast.backends.tensorrt.plan import TensorRtOptions
 from scrd_fast.errors import EngineBuildError, OutputError
 from scrd_fast.files import atomic_write
@@ -145,7 +145,7 @@ def _built(
     # No error recorder: the log hears all that one would. And where the network has one as its
     # parser is made, the parser puts it back when it is let go, into a network that Python has let
     # go before: the process ends in SIGSEGV.
-    builder = made(trt.Builder, LOG)
+    builder = make_object(trt.Builder, LOG)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(network, graph)
     if options.tail == "plugin":
@@ -175,7 +175,7 @@ def compile_plan(
     `progress` raises, which ends the build, as Ctrl-C does.
     """
     monitor = _Monitor(progress)
-    with heard() as why, _interrupts(monitor):
+    with hear_errors() as why, _interrupts(monitor):
         plan = _built(graph, spec.input_size, buckets, options, capability, cache, monitor)
     if monitor.error is not None:
         raise monitor.error

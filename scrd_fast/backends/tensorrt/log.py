@@ -78,7 +78,7 @@ LOG = Log()
 
 
 @contextmanager
-def heard(errors: Errors | None = None) -> Iterator[Callable[[], str]]:
+def hear_errors(errors: Errors | None = None) -> Iterator[Callable[[], str]]:
     """Yields a function that gives what was said since the block began, each text once.
 
     errors: of the objects that have a recorder, since those do not tell the log.
@@ -94,7 +94,7 @@ def heard(errors: Errors | None = None) -> Iterator[Callable[[], str]]:
     yield why
 
 
-def made(kind: Callable[..., Any], *arguments: Any) -> Any:
+def make_object(kind: Callable[..., Any], *arguments: Any) -> Any:
     """An object of TensorRT; raises BackendUnavailable where TensorRT refuses to make it, as with a
     driver that is too old for it."""
     LOG.clear()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scrd_fast.backends.cuda import no_room
-from scrd_fast.backends.tensorrt.log import LOG, Errors, heard, made
+from scrd_fast.backends.tensorrt.log import LOG, Errors, hear_errors, make_object
 from scrd_fast.backends.tensorrt.plan import PLAN, TensorRtOptions
 from scrd_fast.errors import EngineFileError
 from scrd_fast.graph.portable import NETWORK_INPUT, OUTPUTS
@@ -37,9 +37,9 @@ class PlanNetwork:
         self._device, self._side = device, spec.input_size
         self._errors = Errors()
         self._contexts: dict[int, Any] = {}
-        with torch.cuda.device(device), heard(self._errors) as why:
+        with torch.cuda.device(device), hear_errors(self._errors) as why:
             torch.cuda.empty_cache()  # TensorRT cannot use what PyTorch keeps
-            self._runtime = made(trt.Runtime, LOG)
+            self._runtime = make_object(trt.Runtime, LOG)
             self._runtime.error_recorder = self._errors
             # Such a plan brings the library along that runs it; whether it is trusted was asked.
             self._runtime.engine_host_code_allowed = options.version_compatible
@@ -54,7 +54,7 @@ class PlanNetwork:
     def _refit(self, graph: onnx.ModelProto) -> None:
         refitter = trt.Refitter(self._engine, LOG)
         parser = trt.OnnxParserRefitter(refitter, LOG)
-        with heard(self._errors) as why:
+        with hear_errors(self._errors) as why:
             if not (parser.refit_from_bytes(graph.SerializeToString())
                     and refitter.refit_cuda_engine()):
                 missing = ", ".join(refitter.get_missing_weights())
@@ -81,7 +81,7 @@ class PlanNetwork:
         if n not in sizes:
             raise EngineFileError(f"{PLAN}: expected a profile for batches of {n}, got {sizes}")
         stream = torch.cuda.current_stream(self._device)
-        with heard(self._errors) as why:
+        with hear_errors(self._errors) as why:
             torch.cuda.empty_cache()
             # By default each context has the memory of the largest profile.
             context = self._engine.create_execution_context(
