@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from scrd_fast.backends.tensorrt.plan import TensorRtOptions
     from scrd_fast.building.build import build_engine, export_onnx
     from scrd_fast.building.rebuild import rebuild_engine
+    from scrd_fast.data.anomalies import NoiseConfig
     from scrd_fast.engine.current import score
     from scrd_fast.engine.engine import Engine, Result
     from scrd_fast.engine.load import load_engine, verify_engine
     from scrd_fast.engine.stream import Scored
     from scrd_fast.errors import ScrdError
     from scrd_fast.evaluation.calibrate import calibrate, monitor
+    from scrd_fast.metrics.agreement import Limits
     from scrd_fast.model.published_pickle import convert_published
     from scrd_fast.spec import ScoringSpec
     from scrd_fast.training.loop import train
@@ -38,6 +40,8 @@ _HOMES = {
     "rebuild_engine": "building.rebuild",
     "verify_engine": "engine.load",
     "Engine": "engine.engine",
+    "Limits": "metrics.agreement",
+    "NoiseConfig": "data.anomalies",
     "Result": "engine.engine",
     "Scored": "engine.stream",
     "ScrdError": "errors",
@@ -50,10 +54,10 @@ _HOMES = {
 }
 
 __all__ = [
-    "Engine", "PretrainConfig", "Result", "Scored", "ScoringSpec", "ScrdError",
-    "TensorRtOptions", "TrainConfig", "build_engine", "calibrate", "convert_published",
-    "export_onnx", "load_engine", "monitor", "pretrain_teacher", "rebuild_engine", "score", "train",
-    "verify_engine",
+    "Engine", "Limits", "NoiseConfig", "PretrainConfig", "Result", "Scored", "ScoringSpec",
+    "ScrdError", "TensorRtOptions", "TrainConfig", "build_engine", "calibrate",
+    "convert_published", "export_onnx", "load_engine", "monitor", "pretrain_teacher",
+    "rebuild_engine", "score", "train", "verify_engine",
 ]
 
 

@@ -12,13 +12,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import typer
 
+from scrd_fast import cli
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
 
-VERBS = ("demo", "pretrain-teacher", "train", "convert", "build", "score", "export", "info",
-         "verify", "calibrate", "monitor")
+VERBS = tuple(typer.main.get_command(cli.app).commands)
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -48,11 +49,9 @@ def folder(tmp_path_factory):
 def test_help_of_every_verb_has_an_example():
     from typer.testing import CliRunner
 
-    from scrd_fast.cli import app
-
-    assert all(verb in CliRunner().invoke(app, ["--help"]).output for verb in VERBS)
+    assert all(verb in CliRunner().invoke(cli.app, ["--help"]).output for verb in VERBS)
     for verb in VERBS:
-        text = CliRunner().invoke(app, [verb, "--help"]).output
+        text = CliRunner().invoke(cli.app, [verb, "--help"]).output
         assert "Example" in text
         assert f"scrd-fast {verb}" in text
 
@@ -176,10 +175,8 @@ def test_train_and_pretrain(folder, tmp_path):
 def test_train_resumes_and_leaves_out_what_is_damaged(folder, tmp_path):
     from typer.testing import CliRunner
 
-    from scrd_fast.cli import app
-
     def train(steps, *more):
-        return CliRunner().invoke(app, [
+        return CliRunner().invoke(cli.app, [
             "train", str(folder / "images"), str(out), "--teacher", "random", "--steps", str(steps),
             "--noise-share", "0.5", "--input-size", "32", "--batch-size", "2", "--quiet",
             "--backbone", "resnet18", *more])

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import scrd_fast
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "scrd_fast"
 
@@ -74,3 +76,9 @@ def test_no_two_rooms_import_each_other():
     arrows = {(room_of(module), room) for module in MODULES for room in imported(module)
               if room != room_of(module)}
     assert not {(a, b) for a, b in arrows if (b, a) in arrows}
+
+
+def test_public_names_are_where_they_are_said_to_be():
+    assert set(scrd_fast.__all__) == set(scrd_fast._HOMES)
+    for name in scrd_fast.__all__:
+        assert getattr(scrd_fast, name) is not None
