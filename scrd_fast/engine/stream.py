@@ -2,6 +2,7 @@
 batches, looks ahead, keeps their order and finds out which of them was bad."""
 
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -115,10 +116,20 @@ def _submitted(
         return None
     try:
         return engine.submit(batch, maps=maps)
-    except InputError:
+    except InputError as error:
         if all(entry.path is None for entry in entries):
-            raise
+            raise _in_stream(error, entries) from error
         return None
+
+
+def _in_stream(error: InputError, entries: list[_Entry]) -> InputError:
+    """The error of a batch of images, naming the image by its place in the stream."""
+    text = str(error)
+    found = re.match(r"batch(?:\[(\d+)\])?", text)
+    if found is None:
+        return error
+    place = "" if found[1] is None else f"[{entries[int(found[1])].index}]"
+    return type(error)(f"images{place}{text[found.end():]}")
 
 
 def _collected(
@@ -129,9 +140,9 @@ def _collected(
     if pending is not None:
         try:
             result = pending.result()
-        except InputError:
+        except InputError as error:
             if all(entry.path is None for entry in entries):
-                raise
+                raise _in_stream(error, entries) from error
     place = {entry.index: i for i, entry in enumerate(good)}
     for entry in entries:
         if entry.error is None and result is not None:
@@ -147,7 +158,7 @@ def _scored_alone(engine: "Engine", entry: _Entry, maps: bool) -> Scored:
             return _scored(entry, engine.submit([entry.image], maps=maps).result(), 0)
         except InputError as error:
             if entry.path is None:
-                raise
+                raise _in_stream(error, [entry]) from error
             entry = replace(entry, error=f"{entry.path}: {error}")
     nan, side = np.float32(np.nan), engine.spec.input_size
     known = engine.decisions is not None

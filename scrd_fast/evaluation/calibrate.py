@@ -94,11 +94,14 @@ def _scored(engine: Engine, images: Any, name: str, progress: Progress) -> tuple
     expect(sized, name, "an array or list of images, paths or a folder", type(images).__name__)
     scores: list[Any] = []
     weights: list[Any] = []
-    for item in engine.stream(chosen, maps=False):
-        if item.error is not None:
-            raise DataError(f"{name}: {item.error}")
-        scores.append(item.score)
-        weights.append(item.scale_weights)
-        progress(len(scores), len(chosen), f"scoring {name}")
+    try:
+        for item in engine.stream(chosen, maps=False):
+            if item.error is not None:
+                raise DataError(f"{name}: {item.error}")
+            scores.append(item.score)
+            weights.append(item.scale_weights)
+            progress(len(scores), len(chosen), f"scoring {name}")
+    except InputError as error:
+        raise type(error)(name + str(error).removeprefix("images")) from error
     expect(bool(scores), name, "at least one image", "none")
     return np.array(scores), np.array(weights)

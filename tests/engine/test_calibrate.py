@@ -103,7 +103,7 @@ def test_monitor(path):
     (NORMALS, {"anomalous": FRESH, "fpr": 0.1}, InputError, "fpr: expected none with anomalous"),
     (NORMALS, {"anomalous": FRESH[:0]}, InputError, "anomalous: expected at least one image"),
     (NORMALS, {"anomalous": FRESH[:5]}, InputError, "anomalous: expected at least 20 images"),
-    (NORMALS.astype(np.int64), {"fpr": 0.5}, InputError, "batch: expected"),
+    (NORMALS.astype(np.int64), {"fpr": 0.5}, InputError, "normals: expected"),
     (None, {}, InputError, "normals: expected an array or list of images"),
     (NORMALS, {"fpr": 0.5, "rule": "magic"}, InputError, "rule: expected 'conformal'"),
     (NORMALS, {"anomalous": FRESH, "rule": "sensitivity"}, InputError, "target: expected a share"),

@@ -72,8 +72,12 @@ def test_what_is_bad_is_named_and_the_rest_is_scored(engine, files, tmp_path):
 
 def test_images_that_do_not_fit(engine):
     good = pictures(1, 64)[0]
-    with pytest.raises(InputError, match=r"^batch\[1\]: expected"):
+    with pytest.raises(InputError, match=r"^images\[1\]: expected"):
         list(engine.stream([good, good[..., :2]]))
+    with pytest.raises(InputError, match=r"^images\[9\]: expected"):
+        list(engine.stream([good] * 9 + [good[..., :2]]))
+    with pytest.raises(InputError, match=r"^images: expected dtype uint8, uint16 or float32"):
+        list(engine.stream(np.zeros((3, 64, 64), np.int64)))
     with pytest.raises(NotFiniteError):
         list(engine.stream([good, np.full((64, 64), np.nan, np.float32)]))
     with pytest.raises(InputError, match=r"^images: expected images or paths, got one path; write "
