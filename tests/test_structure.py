@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import scrd_fast
+from scrd_fast.backends.registry import BACKENDS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "scrd_fast"
@@ -76,6 +77,16 @@ def test_no_two_rooms_import_each_other():
     arrows = {(room_of(module), room) for module in MODULES for room in imported(module)
               if room != room_of(module)}
     assert not {(a, b) for a, b in arrows if (b, a) in arrows}
+
+
+def test_no_module_above_the_backends_asks_for_one_by_name():
+    outside = [module for module in MODULES if room_of(module) != "backends"]
+    named = {(module, node.value) for module in outside
+             for node in ast.walk(ast.parse((PACKAGE / module).read_text()))
+             if isinstance(node, ast.Constant) and node.value in BACKENDS}
+    assert not named
+    own = {f"backends/{name}{end}" for name in BACKENDS for end in (".py", "/__init__.py")}
+    assert len(own & set(MODULES)) == len(BACKENDS)
 
 
 def test_public_names_are_where_they_are_said_to_be():
