@@ -22,7 +22,9 @@ from scrd_fast.model.reference import score_images
 from tests.engine.conftest import needs_tensorrt
 from tests.gpu import ON_GPU
 
-KEEP = ("network/teacher",)  # keeps the limits of int8 without a search
+# Keeps the limits of int8 without a search, on CPUs without VNNI, too, where sums of products
+# saturate: 0.4 % of the decisions flip there, 0.2 % elsewhere; with the teacher alone 1.4 %.
+KEEP = ("network/teacher", "network/bottleneck.", "network/student.layer3")
 # The normals of so short a training lie close together: fewer bits move more of them over a
 # threshold than of a model that is worth shipping.
 ALLOWED = {name: limits if name == "fp32" else replace(limits, flipped=0.01)
