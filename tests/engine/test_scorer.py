@@ -310,7 +310,7 @@ def test_files_that_cannot_be_scored_are_named(engine, tmp_path, monkeypatch):
         cv2.imwrite(str(path), pictures(1, 64, i)[0])
     paths[3].write_bytes(b"no image")
     bad = np.full((8, 8), np.nan, np.float32)
-    monkeypatch.setattr("scrd_fast.engine.engine.read_image",
+    monkeypatch.setattr("scrd_fast.engine.stream.read_image",
                         lambda path: bad if path == paths[10] else read_image(path))
     result = engine.score(paths, maps=False)
     assert sorted(result.errors) == [3, 10]
