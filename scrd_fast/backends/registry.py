@@ -52,8 +52,8 @@ def choose_backend(backend: str, device: str | None) -> str:
     wants_gpu = device is not None and device.startswith("cuda")
     if backend == "auto":
         on_gpu = wants_gpu or (device is None and cuda_missing(None) is None)
-        kind = _of_kind(on_gpu)
-        backend = next((each.name for each in kind if each.missing() is None), kind[-1].name)
+        # PyTorch is never missing, so there is one.
+        backend = next(each.name for each in _of_kind(on_gpu) if each.missing() is None)
     chosen = backend_of(backend)
     expect(device is None or wants_gpu == chosen.on_gpu, "device",
            f"{'a GPU' if chosen.on_gpu else 'cpu'} with backend {backend!r}", repr(device))

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import onnx
+import torch
 from google.protobuf.message import DecodeError
 
 from scrd_fast.backends.backend import CompileRequest, build_again
@@ -132,10 +132,12 @@ def _check_whole(proto: onnx.ModelProto) -> None:
 
 
 def compile_file(
-    path: Path, manifest: Manifest, members: Mapping[str, bytes], **request: Any
+    path: Path, manifest: Manifest, members: Mapping[str, bytes], *, mode: str = "latency",
+    device: torch.device | None = None, compiled: Mapping[str, bytes] | None = None,
+    progress: Progress = silent,
 ) -> Runner:
-    """The network of an engine file, compiled; request: the fields of CompileRequest that the file
-    does not tell. Raises EngineFileError and what the backend raises."""
+    """The network of an engine file, compiled; mode, device, compiled, progress: as in
+    CompileRequest. Raises EngineFileError and what the backend raises."""
     backend = backend_of(manifest.backend)
     quantisation = None
     try:
@@ -148,9 +150,9 @@ def compile_file(
             except InputError as error:
                 raise EngineFileError(f"{QUANTISATION}: {error}") from error
         return make_runner(manifest.backend, CompileRequest(
-            proto, manifest.scoring_spec(), manifest.precision, manifest.buckets,
-            quantisation=quantisation,
-            options=backend.stored_options(path, manifest.fingerprint), **request))
+            proto, manifest.scoring_spec(), manifest.precision, manifest.buckets, mode, device,
+            quantisation, backend.stored_options(path, manifest.fingerprint), compiled or {},
+            progress))
     except EngineFileError as error:
         told = str(error)
         again = build_again(path) if any(name in told for name in backend.members) else ""

@@ -13,6 +13,7 @@ from scrd_fast.ops.implementations import (
     check_device,
     check_tensor,
     choose,
+    is_dense,
     not_native,
     not_triton,
 )
@@ -50,13 +51,15 @@ def check_features(
     first, features: name and feature maps that the `others`, given by name, are held against.
     """
     # The texts are made only where they are needed: all of them take 6 of a map's 150 us.
-    check_tensor(scale_weights, "scale_weights")
+    if not is_dense(scale_weights):
+        check_tensor(scale_weights, "scale_weights")
     for name, maps in ((first, features), *others.items()):
         if not isinstance(maps, Sequence) or len(maps) != 3:
             got = len(maps) if isinstance(maps, Sequence) else type(maps).__name__
             fail(name, "three feature maps", got)
         for k, f in enumerate(maps):
-            check_tensor(f, f"{name}[{k}]")
+            if not is_dense(f):
+                check_tensor(f, f"{name}[{k}]")
     n, dtype, device = features[0].shape[:1].numel(), features[0].dtype, features[0].device
     for k, f in enumerate(features):
         if f.ndim != 4 or f.numel() == 0:
@@ -67,14 +70,16 @@ def check_features(
             fail(f"{first}[{k}]", f"a batch of {n} as at the first scale", len(f))
         if f.dtype != dtype:
             fail(f"{first}[{k}]", f"{dtype} as at the first scale", f.dtype)
-        check_device(f"{first}[{k}]", f, f"{first}[0]", device)
+        if f.device != device:
+            check_device(f"{first}[{k}]", f, f"{first}[0]", device)
     for name, maps in others.items():
         for k, (f, m) in enumerate(zip(features, maps, strict=True)):
             if m.shape != f.shape:
                 fail(f"{name}[{k}]", tuple(f.shape), tuple(m.shape))
             if m.dtype != f.dtype:
                 fail(f"{name}[{k}]", f.dtype, m.dtype)
-            check_device(f"{name}[{k}]", m, f"{first}[0]", device)
+            if m.device != device:
+                check_device(f"{name}[{k}]", m, f"{first}[0]", device)
     if scale_weights.shape != (n, 3):
         fail("scale_weights", (n, 3), tuple(scale_weights.shape))
     check_device("scale_weights", scale_weights, f"{first}[0]", device)

@@ -90,11 +90,17 @@ def _unfit(tensor: Tensor, dtypes: tuple[torch.dtype, ...], gradients: bool = Fa
     return None
 
 
+def is_dense(value: Any) -> bool:
+    """Whether this is a tensor whose memory holds one value per element."""
+    return (isinstance(value, Tensor) and value.layout is torch.strided
+            and not value.is_meta and not value.is_nested)
+
+
 def check_tensor(value: Any, name: str) -> None:
-    """Raise InputError unless `value` is a tensor whose memory holds one value per element."""
+    """Raise InputError unless `is_dense`."""
     if not isinstance(value, Tensor):
         fail(name, "a tensor", type(value).__name__)
-    if value.is_meta or value.layout != torch.strided or value.is_nested:
+    if not is_dense(value):
         kind = "meta" if value.is_meta else "nested" if value.is_nested else value.layout
         fail(name, "a dense tensor with values", f"a tensor that is {kind}")
 
