@@ -214,9 +214,10 @@ def build(
         raise typer.BadParameter("expected a checkpoint or --from ENGINE, and not both")
     if again is not None and report is not None:
         raise typer.BadParameter("--report: expected a build, got --from, which judges nothing new")
-    if report is not None and checkpoint is not None:
+    if report is not None:
+        assert checkpoint is not None
         check_matplotlib()
-        check_writable(report, "--report", inputs=[checkpoint or ""])
+        check_writable(report, "--report", inputs=[checkpoint])
         expect(report.resolve() != (out or checkpoint.with_suffix(".scrd")).resolve(), "--report",
                "another file than the engine's", report)
     with show_progress("loading", enabled=not quiet) as shown:

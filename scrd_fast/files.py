@@ -41,9 +41,14 @@ def _place(path: Path, *, folder: bool) -> Path:
     return real
 
 
+def is_path(value: Any) -> bool:
+    """Whether this is what `as_path` takes."""
+    return isinstance(value, str | bytes | os.PathLike)
+
+
 @contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Raises OutputError that names `path` for what the file system refuses inside."""
+    """Raise OutputError, which begins with `path`, for what the file system refuses inside."""
     try:
         yield
     except OSError as error:
@@ -61,21 +66,20 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     temporary: Path | None = None
     try:
-        real = _place(path, folder=False)
-        real.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_SUFFIX, dir=real.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, real)
-        temporary = None
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+        with writing(path):
+            real = _place(path, folder=False)
+            real.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_SUFFIX, dir=real.parent)
+            os.close(handle)
+            temporary = Path(name)
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            os.replace(temporary, real)
+            temporary = None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -91,7 +95,7 @@ def check_writable(
     one of them. A file is tried in the nearest folder that exists, and nothing stays behind.
     """
     path = Path(path)
-    try:
+    with writing(f"{argument}: {path}"):
         real = _place(path, folder=folder)
         for other in inputs if real.exists() else ():
             if Path(other).exists() and real.samefile(other):
@@ -104,6 +108,3 @@ def check_writable(
                 os.lstat(existing / name)
         with tempfile.NamedTemporaryFile(prefix=_PREFIX, suffix=_SUFFIX, dir=existing):
             pass
-    except OSError as error:
-        raise OutputError(f"{argument}: {path}: cannot be written:"
-                          f" {error.strerror or error}") from error

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scrd_fast.backends.runner import PendingScores, Runner
 from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine_file import Manifest, manifest_digest
-from scrd_fast.engine.stream import Scored, is_path, stream
+from scrd_fast.engine.stream import Scored, stream
 from scrd_fast.errors import (
     BackendUnavailable,
     ClosedError,
@@ -23,7 +23,7 @@ from scrd_fast.errors import (
     ScrdError,
     expect,
 )
-from scrd_fast.files import as_path
+from scrd_fast.files import as_path, is_path
 from scrd_fast.metrics.decisions import Decisions
 from scrd_fast.ops.preprocess import check_range
 

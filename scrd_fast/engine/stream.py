@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from scrd_fast.data.images import read_image
 from scrd_fast.errors import DataError, InputError, expect
-from scrd_fast.files import as_path
+from scrd_fast.files import as_path, is_path
 
 if TYPE_CHECKING:
     from scrd_fast.engine.engine import Engine, Pending, Result
@@ -53,11 +53,6 @@ class _Entry:
     path: Path | None
     image: Any
     error: str | None = None
-
-
-def is_path(value: Any) -> bool:
-    """Whether this names a file."""
-    return isinstance(value, str | bytes | os.PathLike)
 
 
 def stream(engine: "Engine", images: Iterable[Any], *, maps: bool) -> Iterator[Scored]:

@@ -1,4 +1,4 @@
-"""Noise synthesis: a patch of simplex noise added to each image of a batch."""
+"""Noise synthesis: a patch of simplex noise added to each image; the law is in reference."""
 
 import numpy as np
 import torch

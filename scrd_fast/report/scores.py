@@ -13,7 +13,7 @@ import numpy as np
 
 from scrd_fast.engine.engine import Engine, Result
 from scrd_fast.errors import ScrdError
-from scrd_fast.files import atomic_write, writing
+from scrd_fast.files import atomic_write
 from scrd_fast.progress import Progress, silent
 from scrd_fast.report.overlays import Overlays, collect_overlays
 
@@ -61,13 +61,9 @@ def open_table(out: Path | None) -> Iterator[Callable[[Row], None]]:
             file = stack.enter_context(open(stack.enter_context(atomic_write(out)), "wb"))
 
         def write(line: str) -> None:
-            data = os.fsencode(line.removesuffix("\r\n") + "\n")
+            file.write(os.fsencode(line.removesuffix("\r\n") + "\n"))
             if out is None:
-                file.write(data)
                 file.flush()
-                return
-            with writing(out):
-                file.write(data)
 
         # With this terminator both of its characters are quoted where they are part of a name.
         yield csv.writer(SimpleNamespace(write=write), lineterminator="\r\n").writerow
