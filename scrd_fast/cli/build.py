@@ -1,0 +1,170 @@
+"""From a checkpoint to an engine file, and what an engine file is."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scrd_fast.backends.registry import BACKENDS
+from scrd_fast.cli.app import Precision, Quiet, Trust, app, example
+from scrd_fast.errors import expect
+from scrd_fast.progress import show_progress
+
+
+@app.command(epilog=example("scrd-fast build model.safetensors --images normals/"))
+def build(
+    checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint (.safetensors).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Engine file; beside it by default.")] = None,
+    again: Annotated[Path | None, typer.Option(
+        "--from", help="Instead of a checkpoint: compile this engine file again, for this machine,"
+                       " with its own backend and precision.")] = None,
+    backend: Annotated[str, typer.Option(
+        help=f"auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}.")] = "auto",
+    precision: Precision = "auto",
+    device: Annotated[str | None, typer.Option(
+        help="cpu, cuda or cuda:<index>; by default a GPU where one can be used.")] = None,
+    images: Annotated[Path | None, typer.Option(
+        help="Folder of normal images to calibrate int8 and judge fidelity on; not kept.")] = None,
+    budget: Annotated[float, typer.Option(
+        help="Seconds after which no further precision is tried and no further layer searched.",
+    )] = 600.0,
+    workspace_gb: Annotated[float | None, typer.Option(
+        help="TensorRT: the most scratch memory of a layer.")] = None,
+    level: Annotated[int, typer.Option(
+        help="TensorRT: 0 builds fast, 5 builds the fastest plan.")] = 3,
+    stripped: Annotated[bool, typer.Option(
+        help="TensorRT: a plan without weights; loading puts them back.")] = False,
+    tail: Annotated[str, typer.Option(
+        help="TensorRT: onnx, or plugin for the distances by our own kernel.")] = "onnx",
+    report: Annotated[Path | None, typer.Option(
+        help="HTML page to write: what was tried, with score error against latency.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compile a checkpoint into one engine file for this machine."""
+    from scrd_fast.backends.tensorrt.plan import TensorRtOptions
+    from scrd_fast.building.build import build_engine
+    from scrd_fast.building.rebuild import rebuild_engine
+    from scrd_fast.files import check_writable
+    from scrd_fast.report.build_report import (
+        check_matplotlib,
+        private_matplotlib,
+        write_build_report,
+    )
+
+    if (checkpoint is None) == (again is None):
+        raise typer.BadParameter("expected a checkpoint or --from ENGINE, and not both")
+    if again is not None and report is not None:
+        raise typer.BadParameter("--report: expected a build, got --from, which judges nothing new")
+    if report is not None:
+        assert checkpoint is not None
+        check_matplotlib()
+        check_writable(report, "--report", inputs=[checkpoint])
+        expect(report.resolve() != (out or checkpoint.with_suffix(".scrd")).resolve(), "--report",
+               "another file than the engine's", report)
+    with show_progress("loading", enabled=not quiet) as shown:
+        if again is not None:
+            engine = rebuild_engine(again, out, device=device, progress=shown)
+        else:
+            assert checkpoint is not None
+            engine = build_engine(
+                checkpoint, out, backend=backend, precision=precision, device=device,
+                images=None if images is None else str(images), budget=budget, progress=shown,
+                tensorrt=TensorRtOptions(workspace_gb=workspace_gb, level=level,
+                                         stripped=stripped, tail=tail))
+    if again is not None:
+        typer.echo(f"{engine.path}: compiled again for this machine, and gives its golden images'"
+                   " scores")
+        return
+    fidelity = engine.manifest.fidelity
+    typer.echo(f"{engine.path}: {engine.manifest.backend} {engine.manifest.precision},"
+               f" score error {fidelity['score_error']:.1e}, map error"
+               f" {fidelity['map_error']:.1e} against the reference")
+    for row in fidelity["candidates"]:
+        ms = "" if row["ms"] is None else f"{row['ms']:.2f} ms"
+        why = row["why_not"] or f"keeps the limits, score error {row['score_error']:.1e}"
+        typer.echo(f"  {row['precision']:<5} {ms:>10}  {why}")
+    if engine.decisions is not None:
+        typer.echo("  calibration kept: the model is the same, and so are the scores")
+    if report is not None:
+        with private_matplotlib(report.parent):
+            write_build_report(engine.path, report)
+        typer.echo(f"{report}: what was tried")
+
+
+@app.command(epilog=example("scrd-fast export model.safetensors model.onnx"))
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint (.safetensors).")],
+    out: Annotated[Path, typer.Argument(help="ONNX file to write.")],
+) -> None:
+    """Write a portable ONNX graph: uint8 images in; score, map and scale weights out."""
+    from scrd_fast.building.build import export_onnx
+
+    with show_progress("exporting"):
+        export_onnx(checkpoint, out)
+    typer.echo(f"{out}: input images uint8 (batch, height, width, 3);"
+               " outputs score, map, scale_weights")
+
+
+@app.command(epilog=example("scrd-fast info model.scrd"))
+def info(
+    engine: Annotated[Path, typer.Argument(help="Engine file (.scrd).")],
+    layers: Annotated[bool, typer.Option(
+        help="Also load it and list its compiled layers with precisions and times (TensorRT).",
+    )] = False,
+    trust: Trust = False,
+) -> None:
+    """Print what an engine file says of itself, as JSON."""
+    import json
+
+    from scrd_fast.engine.engine_file import describe
+    from scrd_fast.engine.load import load_engine
+
+    told = describe(engine)
+    if layers:
+        with show_progress("timing layers"), load_engine(engine, trust=trust) as loaded:
+            told["layers"] = loaded.layers()
+    typer.echo(json.dumps(told, indent=1))
+
+
+@app.command(epilog=example("scrd-fast verify model.scrd"))
+def verify(
+    engine: Annotated[Path, typer.Argument(help="Engine file (.scrd).")], trust: Trust = False,
+    quiet: Quiet = False,
+) -> None:
+    """Replay the golden images on this machine; exit code 2 where the scores differ."""
+    from scrd_fast.engine.load import verify_engine
+
+    with show_progress("loading", enabled=not quiet) as step:
+        figures = verify_engine(engine, trust=trust, progress=step)
+    shown = "  ".join(f"{name} {value:.1e}" for name, value in figures.items())
+    typer.echo(f"{engine}: reproduces its golden images  {shown}")
+
+
+@app.command(epilog=example("scrd-fast bench model.scrd --json bench.json"))
+def bench(
+    engine: Annotated[Path, typer.Argument(help="Engine file (.scrd).")],
+    seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 60.0,
+    out: Annotated[Path | None, typer.Option(
+        "--json", help="File for all figures, the environment with them.")] = None,
+    device: Annotated[str | None, typer.Option(
+        help="cuda:<index> for an engine that runs on a GPU.")] = None,
+    trust: Trust = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time an engine on this machine, from pixels to score and map."""
+    import json
+
+    from scrd_fast.bench.bench import bench as run
+    from scrd_fast.files import atomic_write, check_writable
+    from scrd_fast.report.bench import lines
+
+    if out is not None:
+        check_writable(out, "--json", inputs=[engine])
+    with show_progress("loading", enabled=not quiet) as step:
+        found = run(engine, device=device, trust=trust, seconds=seconds, progress=step)
+    for line in lines(found):
+        typer.echo(line)
+    if out is not None:
+        with atomic_write(out) as temporary:
+            temporary.write_text(json.dumps(found.to_dict(), indent=1) + "\n")
+        typer.echo(f"{out}: all figures")
