@@ -253,7 +253,7 @@ except OutputError as error:
 
 
 def test_loading_does_not_load_a_compiler(saved):
-    """PyTorch's takes most of a second, and comes with the first random number on the meta device."""
+    """PyTorch's takes most of a second, and comes with a random number on the meta device."""
     code = ("import sys; from scrd_fast.model.checkpoint import load_checkpoint;"
             f" load_checkpoint({str(saved)!r}); print('torch._dynamo' in sys.modules)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
