@@ -40,12 +40,13 @@ class Overlays:
     def __init__(self, folder: Path, spool: BinaryIO) -> None:
         self._folder, self._spool = folder, spool
         self._names: list[str] = []
-        self._counts = np.zeros(_BINS, np.int64)
+        self._counts = np.zeros(_BINS + 1, np.int64)  # the last is of _TOP itself
 
     def add(self, name: str, image: NDArray[Any], anomaly_map: NDArray[np.float32]) -> None:
         """image: uint8 or uint16 (H, W) or (H, W, 3); anomaly_map: float32 (S, S)."""
         self._names.append(name)
-        self._counts += np.histogram(anomaly_map.clip(0, _TOP), _BINS, (0, _TOP))[0]
+        bins = (anomaly_map.clip(0, _TOP) * (_BINS / _TOP)).astype(np.int64)
+        self._counts += np.bincount(bins.ravel(), minlength=_BINS + 1)
         with writing(self._folder):
             np.save(self._spool, image, allow_pickle=False)
             np.save(self._spool, anomaly_map, allow_pickle=False)
