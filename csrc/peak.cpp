@@ -1,7 +1,11 @@
 #include "peak.hpp"
 
+#include <algorithm>
 #include <chrono>
+#include <cstring>
+#include <limits>
 #include <memory>
+#include <vector>
 
 #include "error.hpp"
 #include "isa.hpp"
@@ -143,28 +147,61 @@ Loop loop_of(const std::string&) { return {}; }
 
 #endif
 
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+void check_seconds(double seconds) {
+  if (!(seconds > 0 && seconds <= 60)) {
+    fail("seconds", "a number above 0, 60 at most", std::to_string(seconds));
+  }
+}
+
 }  // namespace
 
 double peak_ops(const std::string& kind, double seconds) {
   if (kind != "fp32" && kind != "bf16" && kind != "int8") {
     fail("kind", "one of fp32, bf16, int8", "'" + kind + "'");
   }
-  if (!(seconds > 0 && seconds <= 60)) {
-    fail("seconds", "a number above 0, 60 at most", std::to_string(seconds));
-  }
+  check_seconds(seconds);
   const Loop loop = loop_of(kind);
   if (loop.run == nullptr) return 0;
   const std::shared_ptr<ThreadPool> pool = shared_pool();
   const std::size_t pieces = 64 * static_cast<std::size_t>(pool->threads());
-  using Clock = std::chrono::steady_clock;
   const Clock::time_point start = Clock::now();
   double done = 0, taken = 0;
   while (taken < seconds) {
     pool->for_each(pieces, [&](std::size_t) { loop.run(loop.piece); });
     done += static_cast<double>(pieces * loop.piece);
-    taken = std::chrono::duration<double>(Clock::now() - start).count();
+    taken = seconds_since(start);
   }
   return done * kChains * loop.operations / taken;
+}
+
+double copy_rate(std::size_t bytes, double seconds) {
+  constexpr std::size_t kMost = std::size_t{1} << 32;
+  if (bytes == 0 || bytes > kMost) {
+    fail("bytes", "1 to " + std::to_string(kMost), std::to_string(bytes));
+  }
+  check_seconds(seconds);
+  const std::vector<unsigned char> source(bytes, 1);
+  std::vector<unsigned char> target(bytes, 2);  // touched, so that no page is new when it is timed
+  const std::shared_ptr<ThreadPool> pool = shared_pool();
+  const std::size_t pieces = static_cast<std::size_t>(pool->threads());
+  const std::size_t piece = (bytes + pieces - 1) / pieces;
+  double best = std::numeric_limits<double>::infinity();
+  const Clock::time_point start = Clock::now();
+  for (int copies = 0; copies < 3 || seconds_since(start) < seconds; ++copies) {
+    const Clock::time_point begun = Clock::now();
+    pool->for_each(pieces, [&](std::size_t i) {
+      const std::size_t first = std::min(i * piece, bytes), last = std::min(first + piece, bytes);
+      std::memcpy(target.data() + first, source.data() + first, last - first);
+    });
+    best = std::min(best, seconds_since(begun));
+  }
+  return 2 * static_cast<double>(bytes) / best;
 }
 
 }  // namespace scrd

@@ -1,6 +1,7 @@
 // The arithmetic peak of this CPU, measured: what no network can exceed here.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -13,5 +14,10 @@ namespace scrd {
 // vdpbf16ps) or "int8" (AMX's tdpbssd, else vpdpbusd). 0 where the CPU has no such instruction, or
 // the operating system permits none. Throws InputError.
 double peak_ops(const std::string& kind, double seconds);
+
+// Bytes read and written per second by copying `bytes` of them from one place to another, by all
+// threads of the shared pool: the fastest of the copies that fit into `seconds`, three at least.
+// Throws InputError.
+double copy_rate(std::size_t bytes, double seconds);
 
 }  // namespace scrd

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from scrd_fast import _native
@@ -67,10 +66,7 @@ def cpu_limits(nbytes: float = 2.0**29) -> dict[str, float | None]:
 def copy_rate(nbytes: float) -> float:
     """Bytes read and written per second by copying, where as many as `nbytes` are: the shortest of
     many times."""
-    source = torch.ones(max(1, int(nbytes) // 8))
-    target = torch.empty_like(source)
-    ms = repeated(target.copy_, [source], seconds=0.2)
-    return 2 * source.nbytes / float(ms.min()) * 1e3
+    return _native.copy_rate(max(1, int(nbytes) // 2), 0.2)
 
 
 def scoring(scorer: Scorer, *, maps: bool = True) -> Callable[[Any], object]:
