@@ -14,8 +14,8 @@ from torch import Tensor
 from scrd_fast.graph.portable import NETWORK_INPUT, build_graph
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.ops.preprocess import preprocess
-from scrd_fast.reference.anomaly_map import COSINE_EPS, STRIDES, upsample_blur_matrix
-from scrd_fast.spec import ScoringSpec
+from scrd_fast.reference.anomaly_map import COSINE_EPS, upsample_blur_matrix
+from scrd_fast.spec import STRIDES, ScoringSpec
 
 
 def published_map(

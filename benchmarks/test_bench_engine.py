@@ -24,8 +24,9 @@ from benchmarks.size import BACKBONE, QUICK, SIDE, turns
 from benchmarks.timing import record, record_limit, repeat, time_in_turn
 from benchmarks.worker import Answer, Worker
 from scrd_fast.backends.registry import native_precisions
-from scrd_fast.bench.bench import Work
+from scrd_fast.bench.bench import limit_of
 from scrd_fast.bench.timing import cpu_limits
+from scrd_fast.engine.engine_file import read_engine_file
 from scrd_fast.ops.preprocess import preprocess
 from scrd_fast.spec import ScoringSpec
 
@@ -99,7 +100,7 @@ def compared(
 
 def share(benchmark: Any, path: Path, rates: Limits) -> None:
     """Of the network's arithmetic at this CPU's peak, in the time that was noted."""
-    if limit := Work.of(path).limit(rates):
+    if limit := limit_of(read_engine_file(path)[0], rates):
         record_limit(benchmark, limit.bound, limit.ms(), benchmark.extra_info["ours_ms"])
 
 
@@ -150,7 +151,7 @@ def test_share_of_the_peak(
         found.append(cpu_limits())
         times += [score() * 1e3 for _ in images][1:]
     rates = {kind: max(r[kind] or 0.0 for r in found) or None for kind in found[0]}
-    limit = Work.of(engine_file(checkpoint, precision)).limit(rates)
+    limit = limit_of(read_engine_file(engine_file(checkpoint, precision))[0], rates)
     if limit is None:
         pytest.skip(f"the arithmetic peak of this CPU in {precision} is not known")
     ours_ms = float(np.median(times))

@@ -64,7 +64,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'scrd_fast' has no attribute {name!r}")
-    return getattr(import_module(f"scrd_fast.{_HOMES[name]}"), name)
+    from scrd_fast.errors import saying_which_extra
+
+    with saying_which_extra(f"scrd_fast.{name}"):
+        return getattr(import_module(f"scrd_fast.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

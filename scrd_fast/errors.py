@@ -4,6 +4,8 @@ A message names the argument, what was expected and what came:
 `student[1]: expected (N, 512, 32, 32), got (N, 512, 31, 32)`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 
@@ -53,6 +55,25 @@ class FidelityError(ScrdError):
 
 class OutputError(ScrdError):
     """A result could not be written (full disk, unwritable folder, existing file)."""
+
+
+# What trains and builds comes with an extra: who only scores needs none of it.
+TRAIN_PACKAGES = ("torch", "onnx", "scipy")
+PYTORCH_MISSING = "PyTorch is not installed; pip install 'scrd-fast[train]'"
+
+
+@contextmanager
+def saying_which_extra(what: str) -> Iterator[None]:
+    """Where a package of the training half is missing inside, raise BackendUnavailable that says
+    what needs it and which extra brings it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in TRAIN_PACKAGES:
+            raise
+        raise BackendUnavailable(f"{what}: expected {package}, got none; what trains and builds"
+                                 " comes with: pip install 'scrd-fast[train]'") from error
 
 
 def fail(argument: str, expected: object, got: object) -> NoReturn:

@@ -3,37 +3,68 @@
 import os
 import platform
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
+from scrd_fast import _native
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU and the libraries that drive it: `cuda` and `cudnn` are PyTorch's."""
+
+    name: str
+    compute_capability: tuple[int, int]
+    cuda: str | None
+    cudnn: int | None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides which compiled code runs.
+
+    machine, system: as Python's platform calls them; cpu: its model, as the system calls it;
+    cpu_capability: the widest instruction set of ours that it runs ("plain", "avx2", "avx512");
+    cores: that this process may use; gpu: where one is used.
+    """
+
+    machine: str
+    system: str
+    cpu_capability: str
+    cpu: str
+    cores: int
+    gpu: Gpu | None = None
 
 
 def _cpu() -> str:
-    """Its model, as the system calls it."""
     listed = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", listed.read_text()) if listed.exists() else []
     return names[0] if names else platform.processor()
 
 
-def fingerprint(device: torch.device | None = None) -> dict[str, Any]:
-    """The machine: what decides which compiled code runs; device: the GPU, where one is used."""
-    machine: dict[str, Any] = {
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-    }
-    if device is not None:
-        machine |= {
-            "gpu": torch.cuda.get_device_name(device),
-            "compute_capability": list(torch.cuda.get_device_capability(device)),
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-        }
-    return machine
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def this_machine(device: "torch.device | None" = None) -> Machine:
+    """The machine at hand; device: the GPU, where one is used."""
+    return Machine(platform.machine(), platform.system(), _native.isas()[-1], _cpu(),
+                   usable_cores(), None if device is None else _gpu(device))
+
+
+def _gpu(device: "torch.device") -> Gpu:
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(device)
+    return Gpu(torch.cuda.get_device_name(device), (major, minor), torch.version.cuda,
+               torch.backends.cudnn.version())
 
 
 def bf16_is_capped() -> bool:
@@ -47,6 +78,8 @@ def bf16_is_capped() -> bool:
 
 def pytorch_has_bf16() -> bool:
     """Whether PyTorch computes convolutions in bf16 on this CPU, and not only imitates it."""
+    import torch
+
     # torch.cpu.get_capabilities came after 2.11; without it nothing is known.
     told = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(told.get("avx512_bf16") or told.get("amx_bf16")) and not bf16_is_capped()

@@ -15,6 +15,8 @@ REDUCTIONS = ("mean", "max")
 RESIZE_RULES = ("bilinear_half_pixel",)
 CHANNEL_RULES = ("rgb",)
 
+STRIDES = (4, 8, 16)  # of the three scales: a feature map's side is the input's by these
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,7 @@ def everything(folder: Path) -> dict[str, Any]:
     def run_build() -> dict[str, Any]:
         with scrd_fast.build_engine(model, engine, device="cpu", precision="fp32", buckets=(1,),
                                     limits=Limits(score_error=1e-3), images=IMAGES) as built:
-            fidelity = built.manifest.fidelity
-        return {name: value for name, value in fidelity.items() if name != "candidates"}
+            return asdict(built.manifest.fidelity.report)
 
     def run_score() -> list[bytes]:
         with scrd_fast.load_engine(engine, verify=True) as loaded:

@@ -4,38 +4,37 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from scrd_fast.backends.source import Source
+from scrd_fast.machine import Machine
 from scrd_fast.progress import Progress, silent
 from scrd_fast.spec import ScoringSpec
 
 if TYPE_CHECKING:
-    import onnx
     import torch
 
     from scrd_fast.backends.runner import Runner
-    from scrd_fast.backends.tensorrt.plan import TensorRtOptions
-    from scrd_fast.graph.quantize import Quantisation
+    from scrd_fast.backends.tensorrt.plan import PlanTies, TensorRtOptions
 
 
 @dataclass(frozen=True)
 class CompileRequest:
     """A network to compile, and how.
 
-    proto: what graph.portable.build_graph gives. buckets: batch sizes rising from 1. mode:
-    "latency" (one stream, all cores) or "throughput" (several streams, where the backend has
-    them). device: the GPU, with its index, for a backend that runs on one. quantisation: for int8
-    and fp8. options: of TensorRT's plans. compiled: members of an engine file, by name, which spare
-    the compilation. progress: called with (done, total, what).
+    source: the portable graph, and its quantisation for int8 and fp8. buckets: batch sizes rising
+    from 1. mode: "latency" (one stream, all cores) or "throughput" (several streams, where the
+    backend has them). device: the GPU, with its index, for a backend that runs on one. options: of
+    TensorRT's plans. compiled: members of an engine file, by name, which spare the compilation.
+    progress: called with (done, total, what).
     """
 
-    proto: "onnx.ModelProto"
+    source: Source
     spec: ScoringSpec
     precision: str
     buckets: tuple[int, ...]
     mode: str = "latency"
     device: "torch.device | None" = None
-    quantisation: "Quantisation | None" = None
     options: "TensorRtOptions | None" = None
     compiled: Mapping[str, bytes] = field(default_factory=dict)
     progress: Progress = silent
@@ -70,24 +69,19 @@ class Backend(ABC):
     def compile(self, request: CompileRequest) -> "Runner":
         """Raises BackendUnavailable, EngineBuildError, EngineFileError, DeviceMemoryError."""
 
-    def stored_options(
-        self, path: str | Path, fingerprint: Mapping[str, Any]
-    ) -> "TensorRtOptions | None":
-        """The options that an engine file was built with; raises EngineFileError."""
-        return None
-
-    def check_compiled(  # noqa: B027 - most files hold nothing compiled
-        self, path: str | Path, fingerprint: Mapping[str, Any], digests: Mapping[str, str],
-        device: "torch.device | None", *, trust: bool,
+    def check_compiled(  # noqa: B027 - most files hold nothing that is tied to a machine
+        self, path: str | Path, built_on: Machine, plan: "PlanTies | None",
+        digests: Mapping[str, str], device: "torch.device | None", *, trust: bool,
     ) -> None:
         """Raise EngineFileError unless what an engine file holds compiled may and can run here.
 
-        digests: SHA-256 of the file's members; trust: also run what this user did not build.
+        built_on, plan: of its manifest; digests: SHA-256 of its members; trust: also run what this
+        user did not build.
         """
 
-    def ties(self, version: str, options: "TensorRtOptions | None") -> dict[str, Any]:
+    def ties(self, version: str, options: "TensorRtOptions | None") -> "PlanTies | None":
         """What a compiled network is tied to besides the machine, for the manifest."""
-        return {}
+        return None
 
     def remember(self, compiled: Mapping[str, bytes]) -> None:  # noqa: B027 - as above
         """Note members as built by this user; raises OutputError."""

@@ -28,9 +28,8 @@ from scrd_fast.kernels.anomaly_map import combine_distances, cosine_distances, t
 from scrd_fast.kernels.preprocess import preprocess_into
 from scrd_fast.ops.implementations import check_device
 from scrd_fast.ops.preprocess import check_images
-from scrd_fast.reference.anomaly_map import STRIDES
 from scrd_fast.reference.preprocess import FULL_SCALE
-from scrd_fast.spec import ScoringSpec
+from scrd_fast.spec import STRIDES, ScoringSpec
 
 # Enqueues the network and its tail on the current stream: normalised pixels (n, 3, S, S) -> float32
 # scores (n,), NaN where something is not finite, maps (n, S, S) and scale weights (n, 3).

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -12,9 +13,12 @@ from typing import Any
 from scrd_fast.backends.backend import Backend, CompileRequest
 from scrd_fast.backends.runner import Runner, native_runner
 from scrd_fast.errors import BackendUnavailable
-from scrd_fast.graph.portable import network_graph
-from scrd_fast.graph.quantize import KINDS, quantise
+from scrd_fast.graph.stored import join_network, split_network
 from scrd_fast.machine import bf16_is_capped
+from scrd_fast.precisions import QUANTISED
+
+# Members of an engine file: the graph that it compiles, without weights, and where those are.
+GRAPH, PLACES = "openvino.onnx", "openvino.json"
 
 
 def _load_library() -> None:
@@ -48,6 +52,7 @@ def _extension() -> ModuleType:
 class _OpenVino(Backend):
     name = "openvino"
     searches_layers = True
+    members = (GRAPH, PLACES)
 
     def missing(self) -> str | None:
         if not find_spec("openvino"):
@@ -63,22 +68,17 @@ class _OpenVino(Backend):
         return [p for p in ("int8", "bf16") if p.upper() in offered] + ["fp32"]
 
     def compile(self, request: CompileRequest) -> Runner:
-        """For this CPU.
+        """For this CPU, from what an engine file has stored, which needs neither ONNX nor PyTorch,
+        or else from the portable graph.
 
-        fp32: up to the distances. bf16: up to the features, which are handed out in bf16 and never
-        copied; computing float32 distances of them in the graph takes 2 % more
-        (docs/performance.md). int8: as bf16 (fp32 where the CPU has none), with the network's
-        convolutions quantised. In throughput mode the streams take single images: batches would
-        keep streams waiting.
+        In throughput mode the streams take single images: batches would keep streams waiting.
         """
+        stored = request.compiled if set(self.members) <= set(request.compiled) else _store(request)
         bf16 = request.precision != "fp32" and "bf16" in self.precisions()
-        network = network_graph(request.proto, request.spec, features=bf16)
-        if request.precision in KINDS:
-            assert request.quantisation is not None
-            network = quantise(network, request.precision, request.quantisation, base="fp32")
         throughput = request.mode == "throughput"
         native = _extension().OpenVinoRunner(
-            network.SerializeToString(), "bf16" if bf16 else "f32",
+            join_network(stored[GRAPH], stored[PLACES], request.source.network),
+            "bf16" if bf16 else "f32",
             [1] if throughput else list(request.buckets), throughput)
 
         def precision_used() -> dict[str, Any]:
@@ -90,8 +90,26 @@ class _OpenVino(Backend):
                     groups["tail"][computed] += 1
             return {group: dict(counts) for group, counts in groups.items()}
 
-        return native_runner(self.name, _extension().version(), native, request.spec,
-                             precision_used)
+        runner = native_runner(self.name, _extension().version(), native, request.spec,
+                               precision_used)
+        return replace(runner, compiled={name: stored[name] for name in self.members})
+
+
+def _store(request: CompileRequest) -> dict[str, bytes]:
+    """The members for a network.
+
+    fp32: up to the distances. Else up to the features, which are handed out in bf16 where the CPU
+    has it and are never copied; computing float32 distances of them in the graph takes 2 % more
+    (docs/performance.md). int8: with the network's convolutions quantised.
+    """
+    from scrd_fast.graph.portable import network_graph
+    from scrd_fast.graph.quantize import quantise
+
+    source, precision = request.source, request.precision
+    network = network_graph(source.proto, request.spec, features=precision != "fp32")
+    if precision in QUANTISED:
+        network = quantise(network, precision, source.quantisation, base="fp32")
+    return dict(zip((GRAPH, PLACES), split_network(network, source.network), strict=True))
 
 
 BACKEND = _OpenVino()

@@ -5,10 +5,12 @@ Importing this loads no runtime: the command line names the backends in its help
 
 import re
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from scrd_fast.backends.backend import Backend, CompileRequest
-from scrd_fast.errors import BackendUnavailable, expect
+from scrd_fast.errors import PYTORCH_MISSING, BackendUnavailable, expect
+from scrd_fast.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 # "auto" takes the first that can run.
 BACKENDS = ("tensorrt", "torch_cuda", "openvino", "torch_eager")
 MODES = ("latency", "throughput")
-PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
 
 
 def backend_of(name: str) -> Backend:
@@ -52,8 +53,10 @@ def choose_backend(backend: str, device: str | None) -> str:
     wants_gpu = device is not None and device.startswith("cuda")
     if backend == "auto":
         on_gpu = wants_gpu or (device is None and cuda_missing(None) is None)
-        # PyTorch is never missing, so there is one.
-        backend = next(each.name for each in _of_kind(on_gpu) if each.missing() is None)
+        usable = [each.name for each in _of_kind(on_gpu) if each.missing() is None]
+        if not usable:
+            raise BackendUnavailable(f"backend: {_of_kind(on_gpu)[-1].missing()}")
+        backend = usable[0]
     chosen = backend_of(backend)
     expect(device is None or wants_gpu == chosen.on_gpu, "device",
            f"{'a GPU' if chosen.on_gpu else 'cpu'} with backend {backend!r}", repr(device))
@@ -73,6 +76,8 @@ def _of_kind(on_gpu: bool) -> list[Backend]:
 
 def cuda_missing(device: str | None) -> str | None:
     """Why a GPU cannot be used through PyTorch, and what to do; None where it can."""
+    if not find_spec("torch"):
+        return PYTORCH_MISSING
     import torch
 
     from scrd_fast.ops.implementations import no_triton

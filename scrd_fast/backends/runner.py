@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from scrd_fast import _native
 from scrd_fast.errors import BackendUnavailable
-from scrd_fast.ops.anomaly_map import native_tail
-from scrd_fast.ops.preprocess import as_arrays
+from scrd_fast.ops.image_arrays import as_arrays
+from scrd_fast.ops.native_tail import native_tail
 from scrd_fast.spec import ScoringSpec
 
 Scores = tuple[NDArray[np.float32], NDArray[np.float32] | None, NDArray[np.float32]]

@@ -1,16 +1,19 @@
 """PyTorch and Triton on an NVIDIA GPU: the network in cuDNN's convolutions, the rest in ours."""
 
 import warnings
-
-import onnx
-import torch
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from scrd_fast.backends.backend import Backend, CompileRequest
 from scrd_fast.backends.runner import Runner, one_stream
-from scrd_fast.backends.torch_network import TorchNetwork
-from scrd_fast.graph.portable import network_graph
-from scrd_fast.graph.tensors import DTYPES
+from scrd_fast.errors import PYTORCH_MISSING
 from scrd_fast.spec import ScoringSpec
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+    from scrd_fast.backends.torch_network import TorchNetwork
 
 
 class _TorchCuda(Backend):
@@ -18,24 +21,30 @@ class _TorchCuda(Backend):
     on_gpu = True
 
     def missing(self) -> str | None:
-        return None
+        return None if find_spec("torch") else PYTORCH_MISSING
 
     def precisions(self) -> list[str]:
+        import torch
+
         # bf16 is as fast as fp16, and coarser.
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return ["fp16", "bf16", "fp32"] if bf16 else ["fp16", "fp32"]
 
     def compile(self, request: CompileRequest) -> Runner:
         """The network is captured, a CUDA graph per bucket."""
+        import torch
         import triton
 
         from scrd_fast.backends.cuda import CapturedNetwork, cuda_runner, no_room, with_tail
+        from scrd_fast.graph.portable import network_graph
+        from scrd_fast.graph.tensors import DTYPES
+        from scrd_fast.torch_state import own_state
 
         one_stream(self.name, request.mode)
         spec, precision, device = request.spec, request.precision, request.device
         assert device is not None
-        graph = network_graph(request.proto, spec, features=True)
-        with torch.inference_mode(False):  # its weights and buffers outlive the caller's mode
+        graph = network_graph(request.source.proto, spec, features=True)
+        with own_state():  # its weights and buffers outlive the caller's inference mode
             try:
                 network = _network(graph, spec, precision, device)
             except torch.cuda.OutOfMemoryError as error:
@@ -48,10 +57,14 @@ class _TorchCuda(Backend):
 
 
 def _network(
-    graph: onnx.ModelProto, spec: ScoringSpec, precision: str, device: torch.device
-) -> TorchNetwork:
+    graph: "onnx.ModelProto", spec: ScoringSpec, precision: str, device: "torch.device"
+) -> "TorchNetwork":
     """The network with bias, residual sum and ReLU inside cuDNN's convolutions, where it has such
     ones: in half precision."""
+    import torch
+
+    from scrd_fast.backends.torch_network import TorchNetwork
+
     if precision != "fp32":
         fused = TorchNetwork(graph, precision, device=device, fuse=True)
         if (reason := _unusable(fused, spec.input_size, device)) is None:
@@ -61,8 +74,12 @@ def _network(
     return TorchNetwork(graph, precision, device=device)
 
 
-def _unusable(fused: TorchNetwork, side: int, device: torch.device) -> str | None:
+def _unusable(fused: "TorchNetwork", side: int, device: "torch.device") -> str | None:
     """Why a fused network cannot be taken, or None where it can."""
+    import torch
+
+    from scrd_fast.graph.tensors import DTYPES
+
     pixels = torch.full((1, 3, side, side), float("nan"), dtype=DTYPES[fused.precision],
                         device=device)
     try:

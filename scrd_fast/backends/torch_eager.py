@@ -1,14 +1,10 @@
 """Plain PyTorch: runs the portable graph node by node, where no other runtime is installed."""
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from importlib.util import find_spec
 
-from scrd_fast import _native
 from scrd_fast.backends.backend import Backend, CompileRequest
 from scrd_fast.backends.runner import Runner, native_runner, one_stream
-from scrd_fast.backends.torch_network import TorchNetwork
-from scrd_fast.graph.portable import network_graph
+from scrd_fast.errors import PYTORCH_MISSING
 from scrd_fast.machine import pytorch_has_bf16
 
 
@@ -16,16 +12,26 @@ class _TorchEager(Backend):
     name = "torch_eager"
 
     def missing(self) -> str | None:
-        return None
+        return None if find_spec("torch") else PYTORCH_MISSING
 
     def precisions(self) -> list[str]:
         return ["bf16", "fp32"] if pytorch_has_bf16() else ["fp32"]
 
     def compile(self, request: CompileRequest) -> Runner:
         """PyTorch shares out the cores itself, so it has one stream."""
+        import numpy as np
+        import torch
+        from numpy.typing import NDArray
+
+        from scrd_fast import _native
+        from scrd_fast.backends.torch_network import TorchNetwork
+        from scrd_fast.graph.portable import network_graph
+        from scrd_fast.torch_state import own_state
+
         one_stream(self.name, request.mode)
         spec = request.spec
-        network = TorchNetwork(network_graph(request.proto, spec), request.precision)
+        with own_state():
+            network = TorchNetwork(network_graph(request.source.proto, spec), request.precision)
 
         def run(pixels: NDArray[np.float32]) -> list[NDArray[np.float32]]:
             """(N, 3, S, S) -> three distances (N, h_k, w_k) and scale weights (N, 3)."""

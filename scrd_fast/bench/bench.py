@@ -8,26 +8,28 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
-import torch
 
+from scrd_fast import _native
 from scrd_fast.backends.registry import gpu_of, native_precisions
 from scrd_fast.bench.timing import cpu_limits, percentiles, random_images, repeated
 from scrd_fast.engine.engine import Engine
-from scrd_fast.engine.engine_file import NETWORK, read_engine_file
 from scrd_fast.engine.load import load_engine
+from scrd_fast.engine.manifest import Manifest, Work
 from scrd_fast.errors import ScrdError, expect
-from scrd_fast.graph.portable import network_graph
-from scrd_fast.graph.quantize import KINDS, QUANTISATION, SHORTCUT, Quantisation
-from scrd_fast.machine import fingerprint
+from scrd_fast.machine import this_machine
 from scrd_fast.progress import Progress, silent
+
+if TYPE_CHECKING:
+    import torch
 
 BATCHES = (1, 8, 32)
 LOADS = (0.25, 0.5, 0.75, 0.9)
@@ -92,80 +94,46 @@ class Bench:
         return asdict(self)
 
 
-def environment(device: torch.device | None = None) -> dict[str, Any]:
+def environment(device: "torch.device | None" = None) -> dict[str, Any]:
     """The machine and its libraries; busy: whether other work ran on it at that moment."""
     listed = Path("/proc/cpuinfo")
     found = re.search(r"^flags\s*: (.*)$", listed.read_text(), re.M) if listed.exists() else None
     flags = set(found[1].split()) if found else set()
-    here = fingerprint(device)
+    here = this_machine(device)
     load = os.getloadavg()[0]
-    return here | {
+    return asdict(here) | {
         "cpu_flags": sorted(f for f in flags if f.startswith(("avx", "amx", "fma"))),
         "load_average": load,
-        "busy": load > BUSY * here["cores"],
-        "threads": torch.get_num_threads(),
+        "busy": load > BUSY * here.cores,
+        "threads": _native.threads(),
         "python": platform.python_version(),
-        "torch": str(torch.__version__),
+        "torch": version("torch") if find_spec("torch") else None,
     }
-
-
-def operations(
-    network: onnx.ModelProto, precision: str, quantisation: Quantisation | None = None, *,
-    base: str = "fp32",
-) -> dict[str, float]:
-    """Of a network's convolutions for one image, by the precision that they compute in on a CPU; a
-    multiplication and an addition are two. network: what graph.portable.network_graph gives with
-    its features; base: of what 8 bits leave out."""
-    inferred = onnx.shape_inference.infer_shapes(network).graph
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
-              for v in [*inferred.value_info, *inferred.output]}
-    weights = {w.name: w.dims for w in network.graph.initializer}
-    left_out = (SHORTCUT, *(quantisation.keep if quantisation else ()))
-    base = base if precision in KINDS else precision
-    counts: dict[str, float] = {}
-    for node in network.graph.node:
-        if node.op_type == "Conv":
-            kind = base if node.name.startswith(left_out) else precision
-            _, _, height, width = shapes[node.output[0]]
-            counts[kind] = counts.get(kind, 0.0) + 2.0 * height * width * float(
-                np.prod(weights[node.input[1]]))
-    return counts
 
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
-@dataclass(frozen=True)
-class Work:
-    """What an engine on a CPU has to do for one image: operations by precision, and the bytes of
-    the weights."""
+def limit_of(manifest: Manifest, rates: Mapping[str, float | None]) -> Limit | None:
+    """What an engine on a CPU takes at least at the rates of `timing.cpu_limits`; None where one
+    that counts is not known, or the engine file does not say what the network has to do."""
+    work, copy = manifest.work, rates["copy"]
+    if work is None or copy is None:
+        return None
+    base = "bf16" if "bf16" in native_precisions(manifest.backend) else "fp32"
+    operations = {manifest.precision: work.operations}
+    if work.left_out:
+        operations[base] = operations.get(base, 0.0) + work.left_out
+    if any(rates[kind] is None for kind in operations):
+        return None
+    arithmetic = sum(count / (rates[kind] or 1.0) for kind, count in operations.items())
+    nbytes = weight_bytes(manifest, work)
+    return Limit(operations, arithmetic * 1e3, nbytes, nbytes / copy * 1e3)
 
-    operations: dict[str, float]
-    weight_bytes: float
 
-    @staticmethod
-    def of(path: str | os.PathLike[str]) -> "Work":
-        """Of an engine file. Raises EngineFileError."""
-        manifest, members = read_engine_file(path)
-        quantisation = (Quantisation.from_bytes(members[QUANTISATION])
-                        if QUANTISATION in members else None)
-        network = network_graph(onnx.load_from_string(members[NETWORK]), manifest.scoring_spec(),
-                                features=True)
-        numbers = sum(float(np.prod(w.dims)) for w in network.graph.initializer)
-        half = "bf16" in native_precisions(manifest.backend)
-        return Work(operations(network, manifest.precision, quantisation,
-                               base="bf16" if half else "fp32"),
-                    numbers * _BYTES[manifest.precision])
-
-    def limit(self, rates: dict[str, float | None]) -> Limit | None:
-        """What it takes at least at the rates of `timing.cpu_limits`; None where one that counts
-        is not known."""
-        copy = rates["copy"]
-        if copy is None or any(rates[kind] is None for kind in self.operations):
-            return None
-        arithmetic = sum(count / (rates[kind] or 1.0) for kind, count in self.operations.items())
-        return Limit(self.operations, arithmetic * 1e3, self.weight_bytes,
-                     self.weight_bytes / copy * 1e3)
+def weight_bytes(manifest: Manifest, work: Work) -> float:
+    """That the weights of an engine take where they are read."""
+    return work.weights * _BYTES[manifest.precision]
 
 
 def _start(path: Path, device: str | None, trust: bool, side: int) -> dict[str, float]:
@@ -227,7 +195,7 @@ def bench(
         where = environment(place)
         progress(0, total, "starting a process")
         start = _start(file, device, trust, spec.input_size)
-        rates, limit = ({}, None) if place is not None else _limit_of(file)
+        rates, limit = ({}, None) if place is not None else _limit_here(manifest)
         rows: list[dict[str, Any]] = []
         for i, batch in enumerate(BATCHES):
             progress(1 + i, total, f"batches of {batch}")
@@ -247,13 +215,13 @@ def bench(
             loads.append({"load": load, "images_per_s": load * capacity, **figures})
     return Bench(
         engine={"path": str(file), "backend": manifest.backend, "precision": manifest.precision,
-                "buckets": list(manifest.buckets), **manifest.model,
+                "buckets": list(manifest.buckets), **asdict(manifest.model),
                 "input_size": spec.input_size},
         environment=where, start=start, batches=rows, loads=loads, rates=rates, limit=limit)
 
 
-def _limit_of(path: Path) -> tuple[dict[str, float | None], Limit | None]:
+def _limit_here(manifest: Manifest) -> tuple[dict[str, float | None], Limit | None]:
     """The CPU's rates, and the limit that they set for an engine."""
-    work = Work.of(path)
-    rates = cpu_limits(work.weight_bytes)
-    return rates, work.limit(rates)
+    work = manifest.work
+    rates = cpu_limits(*(() if work is None else [weight_bytes(manifest, work)]))
+    return rates, limit_of(manifest, rates)

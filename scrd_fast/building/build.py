@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +22,35 @@ from scrd_fast.backends.registry import (
     native_precisions,
 )
 from scrd_fast.backends.runner import Runner
+from scrd_fast.backends.source import Source
 from scrd_fast.backends.tensorrt.plan import TensorRtOptions
 from scrd_fast.bench.timing import random_images, scoring, time_in_turn
 from scrd_fast.building.judge import Judge
 from scrd_fast.building.ranges import BiasCorrection, measure_ranges, range_pixels
-from scrd_fast.building.search import Search, search
+from scrd_fast.building.record import record
+from scrd_fast.building.search import search
+from scrd_fast.building.work import count_work
 from scrd_fast.data.images import is_paths, read_images
 from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.engine_file import (
     GOLDEN,
-    LARGEST_BATCH,
-    MOST_BUCKETS,
     NETWORK,
-    Manifest,
-    are_buckets,
     listing,
     read_engine_file,
     write_engine_file,
 )
-from scrd_fast.engine.golden import check_same_scores, record
+from scrd_fast.engine.golden import check_same_scores
+from scrd_fast.engine.manifest import (
+    LARGEST_BATCH,
+    MOST_BUCKETS,
+    Attempt,
+    Fidelity,
+    Manifest,
+    Model,
+    SearchRecord,
+    are_buckets,
+)
 from scrd_fast.errors import (
     DeviceMemoryError,
     EngineBuildError,
@@ -52,11 +61,13 @@ from scrd_fast.errors import (
 )
 from scrd_fast.files import as_path, atomic_write, check_writable
 from scrd_fast.graph.portable import build_graph
-from scrd_fast.graph.quantize import BASE, KEEP, KINDS, QUANTISATION, Quantisation
-from scrd_fast.machine import fingerprint
+from scrd_fast.graph.quantize import BASE, KEEP, Quantisation
+from scrd_fast.graph.stored import QUANTISATION
+from scrd_fast.machine import this_machine
 from scrd_fast.metrics.agreement import LIMITS, Limits, Report, broken_limits
 from scrd_fast.metrics.decisions import Decisions
 from scrd_fast.model.checkpoint import load_checkpoint
+from scrd_fast.precisions import QUANTISED
 from scrd_fast.progress import Progress, silent
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.torch_state import own_state
@@ -83,7 +94,7 @@ class _Candidate:
     runner: Runner
     report: Report
     quantisation: Quantisation | None = None
-    search: Search | None = None
+    search: SearchRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -109,17 +120,16 @@ class _Builder:
     def try_precision(self, precision: str) -> _Candidate:
         """A runner with its figures; raises FidelityError where there is none that has any."""
         quantisation, found = None, None
-        if precision in KINDS:
+        if precision in QUANTISED:
             pixels = range_pixels(self.judge.spec, self.images)
             ranges = measure_ranges(self.proto, self.judge.spec, pixels, progress=self.progress)
             quantisation = Quantisation(ranges, KEEP if self.keep is None else self.keep)
             correction = BiasCorrection(self.proto, self.judge.spec, pixels)
             if precision == "int8" and backend_of(self.backend).searches_layers and (
                     self.keep is None):
-                found = search(self.backend, self.proto, self.judge, quantisation, correction,
-                               self.allowed(precision), deadline=self.deadline,
-                               progress=self.progress)
-                quantisation = found.quantisation
+                quantisation, found = search(
+                    self.backend, self.proto, self.judge, quantisation, correction,
+                    self.allowed(precision), deadline=self.deadline, progress=self.progress)
             else:
                 quantisation = correction.correct(quantisation, precision)
         self.progress(0, 1, f"compiling {self.backend} {precision}")
@@ -129,11 +139,12 @@ class _Builder:
 
     def _compiled(self, precision: str, quantisation: Quantisation | None) -> Runner:
         place = gpu_of(self.backend, self.device)
+        source = Source.of(self.proto, quantisation)
 
         def make(buckets: tuple[int, ...]) -> Runner:
             return make_runner(self.backend, CompileRequest(
-                self.proto, self.judge.spec, precision, buckets, device=place,
-                quantisation=quantisation, options=self.options, progress=self.progress))
+                source, self.judge.spec, precision, buckets, device=place,
+                options=self.options, progress=self.progress))
 
         on_gpu = place is not None
         runner = make(self.buckets or (GPU_BUCKETS if on_gpu else (1, BATCH)))
@@ -151,60 +162,69 @@ class _Builder:
             try:
                 return self.judge.report(scorer, few=few)
             except NotFiniteError as error:
-                base = BASE if precision in KINDS else precision
+                base = BASE if precision in QUANTISED else precision
                 pixels = self.judge.probe(few).pixels
                 layer = first_nonfinite(self.proto, self.judge.spec, pixels, base)
                 where = f", first in layer {layer!r}" if layer else ""
                 raise FidelityError(f"{precision}: values that are not finite{where}") from error
 
-    def fastest(self, precisions: Sequence[str]) -> tuple[_Candidate, list[dict[str, Any]]]:
-        """Of those that keep the limits, and a row per precision: what became of it.
+    def fastest(self, precisions: Sequence[str]) -> tuple[_Candidate, list[Attempt]]:
+        """Of those that keep the limits, and what became of each precision.
 
         Beyond the budget none is tried any more, unless none has kept the limits yet.
         """
         best: _Candidate | None = None
-        table: list[dict[str, Any]] = []
+        attempts: dict[str, Attempt] = {}
         for precision in precisions:
-            row: dict[str, Any] = {"precision": precision, "ms": None, "why_not": None}
-            table.append(row)
             if best is not None and time.monotonic() > self.deadline:
-                row["why_not"] = f"not tried: the budget of {self.budget:g} s is spent"
+                attempts[precision] = Attempt(
+                    precision, why_not=f"not tried: the budget of {self.budget:g} s is spent")
                 continue
-            try:
-                made = self.try_precision(precision)
-            except FidelityError as error:
-                row["why_not"] = str(error)
+            made = self._attempt(precision, only=len(precisions) == 1)
+            if isinstance(made, Attempt):
+                attempts[precision] = made
                 continue
-            except (DeviceMemoryError, EngineBuildError, NotFiniteError) as error:
-                if len(precisions) == 1:
-                    raise
-                row["why_not"] = f"{precision}: {error}"
-                continue
-            row |= made.report.to_dict()
-            if broken := broken_limits(made.report, self.allowed(precision)):
-                row["why_not"] = f"{precision}: " + "; ".join(broken)
-                del made  # a GPU's memory is for the next one
-                continue
-            with ExitStack() as stack:  # in turn with the best so far
-                calls = {each.precision: scoring(stack.enter_context(
-                    closing(each.runner.scorer()))) for each in (best, made) if each is not None}
-                ms = time_in_turn(calls, random_images(self.judge.spec.input_size))
-            for each in table:
-                each["ms"] = ms.get(each["precision"], each["ms"])
+            attempts[precision] = Attempt(precision, report=made.report)
+            ms = self._time(*(each for each in (best, made) if each is not None))
+            for name, figure in ms.items():
+                attempts[name] = replace(attempts[name], ms=figure)
             if best is None or ms[precision] < ms[best.precision]:
                 best = made
-            del made
+            del made  # a GPU's memory is for the next one
         if best is None:
-            raise FidelityError("no precision keeps the fidelity limits: "
-                                + " | ".join(row["why_not"] for row in table))
-        return best, table
+            raise FidelityError("no precision keeps the fidelity limits: " + " | ".join(
+                each.why_not or "" for each in attempts.values()))
+        return best, list(attempts.values())
+
+    def _attempt(self, precision: str, *, only: bool) -> _Candidate | Attempt:
+        """A candidate that keeps the limits, or why there is none; only: no other will be tried,
+        so errors that are none of fidelity are raised."""
+        try:
+            made = self.try_precision(precision)
+        except FidelityError as error:
+            return Attempt(precision, why_not=str(error))
+        except (DeviceMemoryError, EngineBuildError, NotFiniteError) as error:
+            if only:
+                raise
+            return Attempt(precision, why_not=f"{precision}: {error}")
+        if broken := broken_limits(made.report, self.allowed(precision)):
+            return Attempt(precision, report=made.report,
+                           why_not=f"{precision}: " + "; ".join(broken))
+        return made
+
+    def _time(self, *candidates: _Candidate) -> dict[str, float]:
+        """Milliseconds per image of each precision, in turn."""
+        with ExitStack() as stack:
+            calls = {each.precision: scoring(stack.enter_context(closing(each.runner.scorer())))
+                     for each in candidates}
+            return time_in_turn(calls, random_images(self.judge.spec.input_size))
 
 
 def _tried(backend: str, device: str | None, images: Any) -> list[str]:
     """The precisions of "auto": the quick ones to build first, fastest first."""
     offered = native_precisions(backend, device)
     quantised = ["int8"] if images is not None and "int8" in offered else []
-    return [p for p in offered if p not in KINDS] + quantised
+    return [p for p in offered if p not in QUANTISED] + quantised
 
 
 @own_state()
@@ -257,7 +277,7 @@ def build_engine(
     probe_images = read_images(images) if is_paths(images) else images
     proto = build_graph(loaded.model, loaded.spec)
 
-    expect(probe_images is not None or precision not in KINDS, "images",
+    expect(probe_images is not None or precision not in QUANTISED, "images",
            f"normal images to calibrate {precision} on", "none")
     expect(budget > 0, "budget", "seconds above 0", budget)
     builder = _Builder(
@@ -265,28 +285,29 @@ def build_engine(
         None if keep is None else tuple(keep), budget, progress,
         Judge(loaded, probe_images, progress), time.monotonic() + budget)
     try:
-        best, table = builder.fastest(
+        best, attempts = builder.fastest(
             [precision] if precision != "auto" else _tried(name, device, probe_images))
     except FidelityError as error:
         raise FidelityError(f"{path}: {error}") from error
-    runner, report = best.runner, best.report
+    runner = best.runner
 
     golden = record(loaded, runner, progress)
+    spec = loaded.spec
     manifest = Manifest(
-        spec=loaded.spec.to_dict(),
-        model={"backbone": loaded.config.backbone, "teacher": loaded.config.teacher},
+        spec=spec,
+        model=Model(loaded.config.backbone, loaded.config.teacher),
         backend=name,
         precision=best.precision,
         precision_used=runner.precision_used(),
         buckets=runner.buckets,
-        fingerprint=fingerprint(gpu_of(name, device))
-        | backend_of(name).ties(runner.version, tensorrt),
-        versions={"torch": str(torch.__version__), "onnx": onnx.__version__,
-                  name: runner.version},
-        fidelity={"precision": best.precision,
-                  "probe": "images" if images is not None else "golden",
-                  "limits": asdict(builder.allowed(best.precision)), "candidates": table,
-                  "search": best.search and best.search.to_dict(), **report.to_dict()},
+        machine=this_machine(gpu_of(name, device)),
+        versions=library_versions(name, runner),
+        fidelity=Fidelity(
+            probe="images" if images is not None else "golden", report=best.report,
+            limits=builder.allowed(best.precision), candidates=tuple(attempts),
+            search=best.search),
+        work=count_work(proto, spec, best.quantisation),
+        plan=backend_of(name).ties(runner.version, tensorrt),
         calibration=_calibration_of(target, golden, best.precision),
     )
     members = {NETWORK: proto.SerializeToString(), GOLDEN: golden}
@@ -296,7 +317,12 @@ def build_engine(
     return _current.use(Engine(written, runner, target, device=device))
 
 
-def _calibration_of(path: Path, golden: bytes, precision: str) -> dict[str, Any] | None:
+def library_versions(backend: str, runner: Runner) -> dict[str, str]:
+    """Of what an engine was built with, for its manifest."""
+    return {"torch": str(torch.__version__), "onnx": onnx.__version__, backend: runner.version}
+
+
+def _calibration_of(path: Path, golden: bytes, precision: str) -> Decisions | None:
     """The calibration of the engine file that a new one is about to replace, where it holds for the
     new one, too, else None, with a warning where there was one."""
     try:
@@ -306,7 +332,6 @@ def _calibration_of(path: Path, golden: bytes, precision: str) -> dict[str, Any]
     except EngineFileError:  # nothing there, or nothing that anybody could have used
         return None
     try:
-        Decisions.from_dict(old.calibration)
         check_same_scores(members.get(GOLDEN, b""), golden, (old.precision, precision))
     except (EngineFileError, FidelityError) as error:
         warnings.warn(f"{path}: the calibration of the engine that was there is dropped: {error};"

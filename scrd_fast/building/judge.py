@@ -18,6 +18,7 @@ from scrd_fast.ops.preprocess import to_pixels
 from scrd_fast.progress import Progress
 from scrd_fast.spec import ScoringSpec
 
+Maps = NDArray[np.float32]
 FEW = 24
 BATCH = 8
 
@@ -78,20 +79,20 @@ class Judge:
         self.spec, self._model, self._images = checkpoint.spec, checkpoint.model, images
         self._progress = progress
         self._probes: dict[bool, Probe] = {}
-        self._references: dict[bool, tuple[Tensor, Tensor]] = {}
+        self._references: dict[bool, tuple[Maps, Maps]] = {}
 
     def probe(self, few: bool) -> Probe:
         if few not in self._probes:
             self._probes[few] = make_probe(self.spec, self._images, FEW if few else JUDGED_FROM)
         return self._probes[few]
 
-    def _reference(self, few: bool) -> tuple[Tensor, Tensor]:
+    def _reference(self, few: bool) -> tuple[Maps, Maps]:
         """Scores (N,) and maps (N, S, S)."""
         if few not in self._references:
             self._references[few] = self._by_reference(few)
         return self._references[few]
 
-    def _by_reference(self, few: bool) -> tuple[Tensor, Tensor]:
+    def _by_reference(self, few: bool) -> tuple[Maps, Maps]:
         pixels = self.probe(few).pixels
         scores: list[Tensor] = []
         maps: list[Tensor] = []
@@ -101,7 +102,7 @@ class Judge:
             assert result.map is not None
             scores.append(result.score(self.spec))
             maps.append(result.map)
-        return torch.cat(scores), torch.cat(maps)
+        return torch.cat(scores).numpy(), torch.cat(maps).numpy()
 
     def report(self, scorer: Scorer, *, few: bool) -> Report:
         """Figures of a scorer; few: on a few images, which show the largest error but not ranks.
@@ -111,6 +112,5 @@ class Judge:
         for batch in probe.pixels.split(BATCH):
             self._progress(BATCH * len(parts), len(probe.pixels), "checking against the reference")
             parts.append(scorer.submit(batch.permute(0, 2, 3, 1).numpy(), True).get()[:2])
-        scores, maps = (torch.from_numpy(np.concatenate(column))
-                        for column in zip(*parts, strict=True))
+        scores, maps = (np.concatenate(column) for column in zip(*parts, strict=True))
         return compare(probe.labels, scores, maps, *reference)

@@ -3,19 +3,16 @@
 import os
 from dataclasses import replace
 
-import onnx
-import torch
-
 from scrd_fast.backends.registry import backend_of, choose_backend, gpu_of
-from scrd_fast.building.build import write_built
+from scrd_fast.building.build import library_versions, write_built
 from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.engine_file import GOLDEN, NETWORK
 from scrd_fast.engine.golden import renew, replay
 from scrd_fast.engine.load import compile_file, read_runnable
 from scrd_fast.files import as_path, check_writable
-from scrd_fast.graph.quantize import QUANTISATION
-from scrd_fast.machine import fingerprint
+from scrd_fast.graph.stored import QUANTISATION
+from scrd_fast.machine import this_machine
 from scrd_fast.progress import Progress, silent
 from scrd_fast.torch_state import own_state
 
@@ -37,15 +34,14 @@ def rebuild_engine(
     check_writable(target, "out")
     manifest, members = read_runnable(path)
     backend = backend_of(manifest.backend)
-    options = backend.stored_options(path, manifest.fingerprint)
+    options = None if manifest.plan is None else manifest.plan.options
     choose_backend(manifest.backend, device)
     place = gpu_of(manifest.backend, device)
     runner = compile_file(path, manifest, members, device=place, progress=progress)
     manifest = replace(
         manifest, buckets=runner.buckets, precision_used=runner.precision_used(),
-        fingerprint=fingerprint(place) | backend.ties(runner.version, options),
-        versions={"torch": str(torch.__version__), "onnx": onnx.__version__,
-                  manifest.backend: runner.version})
+        machine=this_machine(place), plan=backend.ties(runner.version, options),
+        versions=library_versions(manifest.backend, runner))
     engine = Engine(manifest, runner, target, device=device)
     try:
         replay(engine, members[GOLDEN], alike=False, whole=True, progress=progress)

@@ -10,16 +10,17 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import onnx
 
 from scrd_fast.backends.backend import CompileRequest
 from scrd_fast.backends.registry import make_runner
+from scrd_fast.backends.source import Source
 from scrd_fast.bench.timing import random_images, scoring, time_in_turn
 from scrd_fast.building.judge import Judge
 from scrd_fast.building.ranges import BiasCorrection
+from scrd_fast.engine.manifest import SearchRecord, SearchTry
 from scrd_fast.errors import FidelityError, NotFiniteError
 from scrd_fast.graph.portable import network_graph
 from scrd_fast.graph.quantize import (
@@ -33,30 +34,6 @@ from scrd_fast.progress import Progress
 _BLOCK = re.compile(r"network/(bottleneck|(teacher|student)\.layer\d\.\d+)\.")
 
 
-@dataclass(frozen=True)
-class Try:
-    """One candidate: what it keeps unquantised, its milliseconds per image, its figures."""
-
-    keep: tuple[str, ...]
-    ms: float
-    figures: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Search:
-    """What was found. sensitivities: largest relative score error by block, that block quantised
-    alone, empty where nothing had to be kept; tries: in their order."""
-
-    quantisation: Quantisation
-    sensitivities: dict[str, float]
-    tries: tuple[Try, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The record, without the ranges."""
-        return {"keep": list(self.quantisation.keep), "sensitivities": self.sensitivities,
-                "tries": [asdict(each) for each in self.tries]}
-
-
 def blocks(proto: onnx.ModelProto) -> list[str]:
     """Beginnings of the names of what is kept or quantised together: residual blocks, and the
     bottleneck."""
@@ -67,8 +44,9 @@ def blocks(proto: onnx.ModelProto) -> list[str]:
 def search(
     backend: str, proto: onnx.ModelProto, judge: Judge, quantisation: Quantisation,
     correction: BiasCorrection, limits: Limits, *, deadline: float, progress: Progress,
-) -> Search:
-    """The quantisation with the fewest kept blocks that keeps the limits in int8.
+) -> tuple[Quantisation, SearchRecord]:
+    """The quantisation with the fewest kept blocks that keeps the limits in int8, and how it was
+    found.
 
     backend: which compiles the candidates. quantisation: its ranges; nothing else of it is looked
     at. deadline: of time.monotonic, after which the search ends with what it has. Raises
@@ -90,12 +68,12 @@ class _Searcher:
         self.proto, self.judge, self.base = proto, judge, quantisation
         self.correction = correction
         self.limits, self.deadline, self.progress = limits, deadline, progress
-        self.tries: list[Try] = []
+        self.tries: list[SearchTry] = []
         # By the number of kept blocks.
         self.tried: dict[int, Quantisation] = {}
         self.broken: dict[int, list[str]] = {}
 
-    def run(self) -> Search:
+    def run(self) -> tuple[Quantisation, SearchRecord]:
         if self._keeps(0, []):
             return self._found(0, {})
         names = blocks(network_graph(self.proto, self.judge.spec, features=True))
@@ -120,8 +98,11 @@ class _Searcher:
                 break
         return self._found(high, errors)
 
-    def _found(self, count: int, errors: dict[str, float]) -> Search:
-        return Search(self.tried[count], errors, tuple(self.tries))
+    def _found(
+        self, count: int, errors: dict[str, float]
+    ) -> tuple[Quantisation, SearchRecord]:
+        found = self.tried[count]
+        return found, SearchRecord(found.keep, errors, tuple(self.tries))
 
     def _keeping(self, keep: Sequence[str]) -> Quantisation:
         return replace(self.base, keep=(STEM, *keep))
@@ -132,7 +113,7 @@ class _Searcher:
         chosen = self.correction.correct(self._keeping(order[:count]), "int8")
         report, ms = self._report(chosen, few=False)
         self.tried[count] = chosen
-        self.tries.append(Try(chosen.keep, ms, report.to_dict()))
+        self.tries.append(SearchTry(chosen.keep, ms, report))
         self.broken[count] = broken_limits(report, self.limits)
         return not self.broken[count]
 
@@ -141,7 +122,7 @@ class _Searcher:
             raise _TimeIsUpError(f"int8: no time left after {len(self.tries)} tries")
         spec = self.judge.spec
         runner = make_runner(self.backend, CompileRequest(
-            self.proto, spec, "int8", (1,), quantisation=chosen))
+            Source.of(self.proto, chosen), spec, "int8", (1,)))
         with closing(runner.scorer()) as scorer:
             try:
                 report = self.judge.report(scorer, few=few)

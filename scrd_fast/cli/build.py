@@ -75,14 +75,14 @@ def build(
         typer.echo(f"{engine.path}: compiled again for this machine, and gives its golden images'"
                    " scores")
         return
-    fidelity = engine.manifest.fidelity
+    fidelity, report_of = engine.manifest.fidelity, engine.manifest.fidelity.report
     typer.echo(f"{engine.path}: {engine.manifest.backend} {engine.manifest.precision},"
-               f" score error {fidelity['score_error']:.1e}, map error"
-               f" {fidelity['map_error']:.1e} against the reference")
-    for row in fidelity["candidates"]:
-        ms = "" if row["ms"] is None else f"{row['ms']:.2f} ms"
-        why = row["why_not"] or f"keeps the limits, score error {row['score_error']:.1e}"
-        typer.echo(f"  {row['precision']:<5} {ms:>10}  {why}")
+               f" score error {report_of.score_error:.1e}, map error"
+               f" {report_of.map_error:.1e} against the reference")
+    for row in fidelity.candidates:
+        ms = "" if row.ms is None else f"{row.ms:.2f} ms"
+        kept = "" if row.report is None else f", score error {row.report.score_error:.1e}"
+        typer.echo(f"  {row.precision:<5} {ms:>10}  {row.why_not or f'keeps the limits{kept}'}")
     if engine.decisions is not None:
         typer.echo("  calibration kept: the model is the same, and so are the scores")
     if report is not None:

@@ -1,5 +1,6 @@
 """Scoring images, and what scores mean."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -68,7 +69,7 @@ def calibrate(
                f"{'' if decisions.target is None else f' {decisions.target:g}'}),"
                f" from {len(decisions.normal_scores)} normal images")
     for name, value in decisions.report.items():
-        if name == "images":
+        if isinstance(value, Mapping):
             typer.echo(f"  on {value['normal']} normal and {value['anomalous']} anomalous images"
                        " that did not choose it:")
         else:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from scrd_fast.backends.runner import PendingScores, Runner
 from scrd_fast.engine import current as _current
-from scrd_fast.engine.engine_file import Manifest, manifest_digest
+from scrd_fast.engine.engine_file import manifest_digest
+from scrd_fast.engine.manifest import Manifest
 from scrd_fast.engine.stream import Scored, stream
 from scrd_fast.errors import (
     BackendUnavailable,
@@ -25,7 +26,7 @@ from scrd_fast.errors import (
 )
 from scrd_fast.files import as_path, is_path
 from scrd_fast.metrics.decisions import Decisions
-from scrd_fast.ops.preprocess import check_range
+from scrd_fast.ops.image_arrays import check_range
 
 _LATE = "result: expected scores within {} s, got none yet"
 
@@ -116,10 +117,9 @@ class Engine:
     def __init__(self, manifest: Manifest, runner: Runner, path: Path, *, mode: str = "latency",
                  device: str | None = None) -> None:
         self.manifest = manifest
-        self.spec = manifest.scoring_spec()
+        self.spec = manifest.spec
         #: How scores are read; None until `scrd_fast.calibrate` was run.
-        self.decisions = (None if manifest.calibration is None
-                          else Decisions.from_dict(manifest.calibration))
+        self.decisions = manifest.calibration
         self.path = path
         self._again = (str(path.absolute()), mode, device)
         self.version = runner.version  #: of the library that runs it
@@ -130,7 +130,7 @@ class Engine:
 
     def __repr__(self) -> str:
         m = self.manifest
-        return f"Engine({self.path}, {m.model['backbone']}, {m.backend}, {m.precision})"
+        return f"Engine({self.path}, {m.model.backbone}, {m.backend}, {m.precision})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         from scrd_fast.engine.load import reopen_engine

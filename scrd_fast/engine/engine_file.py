@@ -12,56 +12,18 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from scrd_fast.errors import EngineFileError, InputError, expect
+from scrd_fast.engine.manifest import Manifest, read_manifest
+from scrd_fast.errors import EngineFileError, InputError
 from scrd_fast.files import as_path, atomic_write
-from scrd_fast.spec import ScoringSpec, from_mapping
 
-FORMAT = 1
 NETWORK, GOLDEN = "network.onnx", "golden.safetensors"
 _MANIFEST, _DIGEST = "manifest.json", "manifest.sha256"
 _COMMENT_LENGTH = 64
-LARGEST_BATCH = 1024
-MOST_BUCKETS = 16  # each is compiled on its own
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an engine file says of itself.
-
-    spec: the ScoringSpec as JSON; model: backbone and teacher; backend and precision: as built;
-    precision_used: counts of layers per group and precision, read from the compiled graph;
-    buckets: batch sizes, a batch is cut into the largest that fit; fingerprint: the machine it
-    was built on; versions: of the libraries used; fidelity: figures, limits and the size of the
-    probe set; calibration: of decisions, None before it was done.
-    """
-
-    spec: dict[str, Any]
-    model: dict[str, Any]
-    backend: str
-    precision: str
-    precision_used: dict[str, Any]
-    buckets: tuple[int, ...]
-    fingerprint: dict[str, Any]
-    versions: dict[str, str]
-    fidelity: dict[str, Any]
-    calibration: dict[str, Any] | None = None
-    members: dict[str, str] = field(default_factory=dict)
-    format: int = FORMAT
-
-    def scoring_spec(self) -> ScoringSpec:
-        return ScoringSpec.from_dict(self.spec)
-
-
-def are_buckets(value: Any) -> bool:
-    """Whether these are batch sizes rising from 1, few enough."""
-    return (isinstance(value, tuple | list) and all(type(b) is int for b in value)
-            and list(value[:1]) == [1] and list(value) == sorted(set(value))
-            and value[-1] <= LARGEST_BATCH and len(value) <= MOST_BUCKETS)
 
 
 def _sha256(data: bytes) -> str:
@@ -145,24 +107,11 @@ def _read_manifest(path: Path, text: bytes, digest: bytes) -> Manifest:
     if not text or _sha256(text).encode() != digest:
         raise EngineFileError(f"{path}: {_MANIFEST} is missing or does not match its digest")
     try:
-        values = json.loads(text)
-        found = values.get("format") if isinstance(values, dict) else None
-        if found != FORMAT:
-            raise EngineFileError(
-                f"{path}: expected engine format {FORMAT}, got {found!r};"
-                " a newer scrd_fast may have written it: upgrade, or build it again"
-            )
-        manifest = from_mapping(Manifest, values, "manifest")
-        manifest.scoring_spec()
-        for name in ("model", "precision_used", "fingerprint", "versions", "fidelity"):
-            expect(isinstance(getattr(manifest, name), dict), f"manifest.{name}", "a JSON object",
-                   type(getattr(manifest, name)).__name__)
-        digests = manifest.members
-        texts = isinstance(digests, dict) and all(isinstance(d, str) for d in digests.values())
-        expect(texts, "manifest.members", "digests by name", digests)
-    except (json.JSONDecodeError, UnicodeDecodeError, InputError) as error:
+        return read_manifest(json.loads(text))
+    except EngineFileError as error:
+        raise EngineFileError(f"{path}: {error}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, InputError) as error:
         raise EngineFileError(f"{path}: {_MANIFEST} does not fit: {error}") from error
-    return manifest
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -3,39 +3,32 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-
-import onnx
-import torch
-from google.protobuf.message import DecodeError
+from typing import TYPE_CHECKING
 
 from scrd_fast.backends.backend import CompileRequest, build_again
 from scrd_fast.backends.registry import (
     BACKENDS,
-    PRECISIONS,
     backend_of,
     choose_backend,
     gpu_of,
     make_runner,
 )
 from scrd_fast.backends.runner import Runner
+from scrd_fast.backends.source import Source
 from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine import Engine
-from scrd_fast.engine.engine_file import (
-    GOLDEN,
-    NETWORK,
-    Manifest,
-    are_buckets,
-    manifest_digest,
-    read_engine_file,
-)
+from scrd_fast.engine.engine_file import GOLDEN, NETWORK, manifest_digest, read_engine_file
 from scrd_fast.engine.golden import replay
-from scrd_fast.errors import EngineFileError, InputError, ScrdError
+from scrd_fast.engine.manifest import Manifest, are_buckets
+from scrd_fast.errors import EngineFileError, ScrdError, saying_which_extra
 from scrd_fast.files import as_path
-from scrd_fast.graph.quantize import KINDS, QUANTISATION, Quantisation, check_shifts
-from scrd_fast.machine import fingerprint
-from scrd_fast.metrics.decisions import Decisions
+from scrd_fast.graph.stored import QUANTISATION
+from scrd_fast.machine import this_machine
+from scrd_fast.precisions import PRECISIONS
 from scrd_fast.progress import Progress, silent
-from scrd_fast.torch_state import own_state
+
+if TYPE_CHECKING:
+    import torch
 
 
 def load_engine(
@@ -61,7 +54,6 @@ def load_engine(
     return _current.use(engine)
 
 
-@own_state()
 def open_engine(
     path: str | os.PathLike[str], mode: str = "latency", device: str | None = None,
     trust: bool = False,
@@ -71,9 +63,10 @@ def open_engine(
     manifest, members = read_runnable(path)
     backend = backend_of(choose_backend(manifest.backend, device))
     place = gpu_of(manifest.backend, device)
-    backend.check_compiled(path, manifest.fingerprint, manifest.members, place, trust=trust)
+    backend.check_compiled(path, manifest.machine, manifest.plan, manifest.members, place,
+                           trust=trust)
     runner = compile_file(path, manifest, members, mode=mode, device=place, compiled={
-        name: members[name] for name in backend.members})
+        name: members[name] for name in backend.members if name in members})
     return Engine(manifest, runner, path, mode=mode, device=device), members[GOLDEN]
 
 
@@ -102,57 +95,25 @@ def read_runnable(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, byt
     if not are_buckets(manifest.buckets):
         raise EngineFileError(f"{path}: expected buckets of integers that rise from 1, got"
                               f" {manifest.buckets}")
-    if manifest.calibration is not None:
-        try:
-            Decisions.from_dict(manifest.calibration)
-        except EngineFileError as error:
-            raise EngineFileError(f"{path}: {error}") from error
     return manifest, members
-
-
-def _check_whole(proto: onnx.ModelProto) -> None:
-    """Raise EngineFileError or ValidationError unless the graph is one of plain, complete nodes
-    with its weights in it."""
-    kinds = onnx.AttributeProto
-    attributes = [a for node in proto.graph.node for a in node.attribute]
-    if proto.functions or proto.graph.sparse_initializer or any(
-            a.type in (kinds.GRAPH, kinds.GRAPHS, kinds.TENSORS, kinds.SPARSE_TENSOR,
-                       kinds.SPARSE_TENSORS) for a in attributes):
-        raise EngineFileError(f"{NETWORK}: expected plain nodes, got functions, graphs in nodes or"
-                              " sparse tensors")
-    tensors = [*proto.graph.initializer, *(a.t for a in attributes if a.HasField("t"))]
-    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in tensors):
-        raise EngineFileError(f"{NETWORK}: expected all weights inside the file, got a reference"
-                              " to another one")
-    context = type(onnx.checker.DEFAULT_CONTEXT)()
-    context.ir_version = proto.ir_version
-    context.opset_imports = {opset.domain: opset.version for opset in proto.opset_import}
-    for node in proto.graph.node:
-        onnx.checker.check_node(node, context)
 
 
 def compile_file(
     path: Path, manifest: Manifest, members: Mapping[str, bytes], *, mode: str = "latency",
-    device: torch.device | None = None, compiled: Mapping[str, bytes] | None = None,
+    device: "torch.device | None" = None, compiled: Mapping[str, bytes] | None = None,
     progress: Progress = silent,
 ) -> Runner:
     """The network of an engine file, compiled; mode, device, compiled, progress: as in
     CompileRequest. Raises EngineFileError and what the backend raises."""
     backend = backend_of(manifest.backend)
-    quantisation = None
+    request = CompileRequest(
+        Source(members[NETWORK], members.get(QUANTISATION)), manifest.spec, manifest.precision,
+        manifest.buckets, mode, device, None if manifest.plan is None else manifest.plan.options,
+        compiled or {}, progress)
     try:
-        proto = onnx.load_model_from_string(members[NETWORK])
-        _check_whole(proto)
-        if manifest.precision in KINDS:
-            quantisation = Quantisation.from_bytes(members.get(QUANTISATION, b""))
-            try:
-                check_shifts(proto, quantisation)
-            except InputError as error:
-                raise EngineFileError(f"{QUANTISATION}: {error}") from error
-        return make_runner(manifest.backend, CompileRequest(
-            proto, manifest.scoring_spec(), manifest.precision, manifest.buckets, mode, device,
-            quantisation, backend.stored_options(path, manifest.fingerprint), compiled or {},
-            progress))
+        # Files of format 1 hold nothing that OpenVINO could compile as it is.
+        with saying_which_extra(f"{path}: to compile its portable graph"):
+            return make_runner(manifest.backend, request)
     except EngineFileError as error:
         told = str(error)
         again = build_again(path) if any(name in told for name in backend.members) else ""
@@ -160,14 +121,12 @@ def compile_file(
     except ScrdError:
         raise
     # RuntimeError is what OpenVINO throws, the others what reading somebody's graph meets.
-    except (AttributeError, DecodeError, IndexError, KeyError, RuntimeError, TypeError, ValueError,
-            onnx.checker.ValidationError) as error:
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()
         raise EngineFileError(f"{path}: {NETWORK} cannot be compiled:"
                               f" {reason[-1] if reason else type(error).__name__}") from error
 
 
-@own_state()
 def verify_engine(
     path: str | os.PathLike[str], *, trust: bool = False, progress: Progress = silent
 ) -> dict[str, float]:
@@ -185,6 +144,5 @@ def verify_engine(
 def _alike(engine: Engine, device: str | None = None) -> bool:
     """Whether this machine is like the one that built the engine."""
     manifest = engine.manifest
-    here = fingerprint(gpu_of(manifest.backend, device))
     return (engine.version == manifest.versions.get(manifest.backend)
-            and all(manifest.fingerprint.get(name) == value for name, value in here.items()))
+            and manifest.machine == this_machine(gpu_of(manifest.backend, device)))

@@ -23,10 +23,9 @@ from scrd_fast.metrics.decisions import (
     labelled,
 )
 from scrd_fast.progress import Progress, silent
-from scrd_fast.torch_state import own_state
 
 
-@own_state()
+@np.errstate(all="warn", under="ignore")  # a caller may have made all of them errors
 def calibrate(
     path: str | os.PathLike[str], normals: Any, *, anomalous: Any = None, fpr: float | None = None,
     rule: str | None = None, target: float | None = None, seed: int = 0,
@@ -66,11 +65,11 @@ def calibrate(
     if manifest.members != engine.manifest.members:
         raise EngineFileError(f"{path}: was written anew while its images were scored; calibrate"
                               " it again")
-    write_engine_file(path, replace(manifest, calibration=decisions.to_dict()), members)
+    write_engine_file(path, replace(manifest, calibration=decisions), members)
     return decisions
 
 
-@own_state()
+@np.errstate(all="warn", under="ignore")  # a caller may have made all of them errors
 def monitor(
     engine: Engine, recent: Any, *, alpha: float = 0.01, progress: Progress = silent
 ) -> Drift:

@@ -20,9 +20,9 @@ from torch import nn
 
 from scrd_fast.model.resnet import BasicBlock, BottleneckBlock
 from scrd_fast.model.scrd import SCRD
-from scrd_fast.reference.anomaly_map import COSINE_EPS, STRIDES, upsample_blur_matrix
+from scrd_fast.reference.anomaly_map import COSINE_EPS, upsample_blur_matrix
 from scrd_fast.reference.preprocess import FULL_SCALE
-from scrd_fast.spec import ScoringSpec
+from scrd_fast.spec import STRIDES, ScoringSpec
 
 OPSET = 18
 NETWORK_INPUT = "network_input"

@@ -26,10 +26,10 @@ from scrd_fast.graph.precision import (
     is_network,
     replace_nodes,
 )
+from scrd_fast.graph.stored import QUANTISATION
 from scrd_fast.graph.tensors import DTYPES, to_proto, to_tensor
+from scrd_fast.precisions import QUANTISED
 
-QUANTISATION = "quantisation.json"
-KINDS = ("int8", "fp8")
 BASE = "fp16"  # of what is not quantised
 # What stays in the base precision. The stem: runtimes with float8 convolutions have none of three
 # channels, and it is some 4 % of the arithmetic of a ResNet-18. The teacher's first stage: what it
@@ -43,6 +43,8 @@ SHORTCUT = "network/bottleneck.blocks.0.shortcut"
 _TYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 LARGEST = {"int8": 127.0, "fp8": 448.0}
 _QDQ_OPSET = 19  # the first with float8 and with scales in half precision
+
+
 @dataclass(frozen=True)
 class Ranges:
     """Of each tensor that can be quantised: largest, its greatest magnitude; clipped, the one
@@ -255,7 +257,7 @@ def quantise(
     "fp8" (float8 e4m3fn); base: "fp32", "fp16" or "bf16", of what is not quantised. Raises
     InputError, FidelityError that names a weight which does not fit into the base.
     """
-    expect(kind in KINDS, "kind", f"one of {KINDS}", repr(kind))
+    expect(kind in QUANTISED, "kind", f"one of {QUANTISED}", repr(kind))
     expect(base in DTYPES, "base", f"one of {tuple(DTYPES)}", repr(base))
     made = onnx.ModelProto()
     made.CopyFrom(graph)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from scrd_fast.metrics.ranking import auroc, rank_correlation
 
@@ -63,14 +62,19 @@ class Report:
     auroc_change: float | None
     flipped: float
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
-
-def relative_error(value: Tensor, reference: Tensor) -> float:
+def relative_error(value: Any, reference: Any) -> float:
     """max|a - b| / max|b|."""
-    scale = float(reference.abs().max())
-    return float((value - reference).abs().max()) / (scale if scale > 0 else 1.0)
+    value, reference = np.asarray(value), np.asarray(reference)
+    scale = float(np.abs(reference).max())
+    return float(np.abs(value - reference).max()) / (scale if scale > 0 else 1.0)
+
+
+def map_error(maps: Any, reference: Any) -> float:
+    """max|a - b| / (max b - min b) of maps (N, S, S), all together."""
+    maps, reference = np.asarray(maps), np.asarray(reference)
+    spread = float(reference.max() - reference.min())
+    return float(np.abs(maps - reference).max()) / (spread if spread > 0 else 1.0)
 
 
 def flipped(scores: Any, reference: Any, normal: Any) -> float:
@@ -89,17 +93,15 @@ def flipped(scores: Any, reference: Any, normal: Any) -> float:
 
 
 def compare(
-    labels: NDArray[np.int64] | None, scores: Tensor, maps: Tensor, reference_scores: Tensor,
-    reference_maps: Tensor,
+    labels: NDArray[np.int64] | None, scores: Any, maps: Any, reference_scores: Any,
+    reference_maps: Any,
 ) -> Report:
     """Figures of scores (N,) and maps (N, S, S) against the reference's.
 
     labels: (N,), 0 = normal, 1 = anomalous, -1 = neither; None where they are not known.
     """
     n = len(scores)
-    spread = float(reference_maps.max() - reference_maps.min())
-    map_error = float((maps - reference_maps).abs().max()) / (spread if spread > 0 else 1.0)
-    a, b = scores.double().numpy(), reference_scores.double().numpy()
+    a, b = np.asarray(scores, np.float64), np.asarray(reference_scores, np.float64)
     normal = b if labels is None else b[labels == 0]
     rank = area = change = None
     if n >= JUDGED_FROM:
@@ -110,7 +112,7 @@ def compare(
             change = abs(area - auroc(labels[known], b[known]))
     return Report(
         images=n,
-        map_error=map_error,
+        map_error=map_error(maps, reference_maps),
         score_error=relative_error(scores, reference_scores),
         rank_correlation=rank,
         auroc=area,

@@ -7,14 +7,15 @@ where its score lies above `Decisions.threshold`, whichever rule has set that.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scrd_fast.errors import EngineFileError, NotFiniteError, expect
+from scrd_fast.errors import NotFiniteError, expect
+from scrd_fast.metrics.two_samples import ks_p_value
 
 Array = NDArray[Any]
 RULES = ("conformal", "f1", "sensitivity", "specificity")
@@ -28,9 +29,9 @@ _WEIGHT_STEP = 1e-3  # scale weights that differ by less are the same: rounding 
 class Decisions:
     """How scores are read.
 
-    normal_scores: of the held-out normal images, rising; scale_weights: of the same images, three
-    per image, in any order. rule, target: how `threshold` was chosen; for "conformal", target is
-    the largest share of normal images that may be called anomalous. report: with labels, the
+    normal_scores: of the held-out normal images, rising, finite; scale_weights: of the same images,
+    three per image, in any order. rule, target: how `threshold` was chosen; for "conformal", target
+    is the largest share of normal images that may be called anomalous. report: with labels, the
     figures on images that did not choose the threshold, each (value, low, high) with a 95 %
     bootstrap interval.
     """
@@ -40,7 +41,20 @@ class Decisions:
     rule: str
     target: float | None
     threshold: float
-    report: dict[str, Any] = field(default_factory=dict)
+    report: Mapping[str, tuple[float, float, float] | Mapping[str, int]] = field(
+        default_factory=dict)
+
+    def __post_init__(self) -> None:
+        scores, weights = self._normal, np.asarray(self.scale_weights, np.float32)
+        expect(scores.ndim == 1 and len(scores) > 0 and bool(np.isfinite(scores).all())
+               and bool((np.diff(scores) >= 0).all()), "calibration.normal_scores",
+               "rising finite scores", "others")
+        expect(weights.shape == (len(scores), 3) and bool(np.isfinite(weights).all()),
+               "calibration.scale_weights", "three finite weights per score", "others")
+        expect(self.rule in RULES, "calibration.rule", f"one of {RULES}", repr(self.rule))
+        # NaN and what float32 cannot hold are not.
+        expect(abs(self.threshold) < 1e30, "calibration.threshold", "a finite number",
+               self.threshold)
 
     @cached_property
     def _normal(self) -> NDArray[np.float32]:
@@ -61,29 +75,6 @@ class Decisions:
     def anomalous(self, scores: Array) -> NDArray[np.bool_]:
         """Whether scores (N,) lie above the threshold; False where a score is NaN."""
         return np.asarray(scores, np.float32) > np.float32(self.threshold)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> "Decisions":
-        """Raises EngineFileError for anything that `to_dict` has not made."""
-        try:
-            read = Decisions(**{**values, "normal_scores": tuple(values["normal_scores"]),
-                                "scale_weights": tuple(map(tuple, values["scale_weights"]))})
-            scores = np.asarray(read.normal_scores, np.float32)
-            weights = np.asarray(read.scale_weights, np.float32)
-            good = (scores.ndim == 1 and len(scores) > 0 and np.isfinite(scores).all()
-                    and (np.diff(scores) >= 0).all() and weights.shape == (len(scores), 3)
-                    and np.isfinite(weights).all() and read.rule in RULES
-                    and abs(read.threshold) < 1e30  # NaN and what float32 cannot hold are not
-                    and isinstance(read.report, dict))
-        except (KeyError, OverflowError, TypeError, ValueError) as error:
-            raise EngineFileError(f"manifest.calibration does not fit: {error}") from error
-        if not good:
-            raise EngineFileError("manifest.calibration: expected rising finite scores, three"
-                                  " weights per score, a rule and a finite threshold, got others")
-        return read
 
 
 def normals_needed(rate: float) -> int:
@@ -206,7 +197,7 @@ def _report(rng: np.random.Generator, healthy: Array, sick: Array,
     many = _rates(healthy[rows], sick[columns], np.array(threshold)) | {
         "auroc": ((drawn[0] @ pairs) * drawn[1]).sum(1) / (n * m)}
     return {"images": {"normal": n, "anomalous": m}} | {
-        name: [float(value), *np.quantile(many[name], [0.025, 0.975]).tolist()]
+        name: (float(value), *np.quantile(many[name], [0.025, 0.975]).tolist())
         for name, value in once.items()}
 
 
@@ -230,8 +221,6 @@ def drift(decisions: Decisions, scores: Array, weights: Array, *, alpha: float =
     alpha: the chance of a false alarm where nothing has changed. More anomalies among the recent
     images than before are a change, too. Raises InputError.
     """
-    from scipy.stats import ks_2samp
-
     expect(0 < alpha < 1, "alpha", "a share between 0 and 1", alpha)
     scores, weights = _checked(scores, weights, "recent")
     expect(len(scores) >= FEWEST_RECENT, "recent", f"at least {FEWEST_RECENT} images", len(scores))
@@ -241,7 +230,7 @@ def drift(decisions: Decisions, scores: Array, weights: Array, *, alpha: float =
         rounded = [np.round(part.astype(np.float64) / _WEIGHT_STEP) for part in (before, now)]
         if len(np.unique(np.concatenate(rounded))) > 1:  # a model that does not weight has none
             pairs[f"scale weight {k + 1}"] = (rounded[0], rounded[1])
-    p_values = {name: float(ks_2samp(*pair).pvalue) for name, pair in pairs.items()}
+    p_values = {name: ks_p_value(*pair) for name, pair in pairs.items()}
     level = alpha / len(p_values)
     return Drift(len(scores), p_values, level,
                  tuple(name for name, p in p_values.items() if p < level))

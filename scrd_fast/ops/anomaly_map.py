@@ -1,12 +1,10 @@
 """The anomaly map of teacher and student features; the maths is in reference."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from scrd_fast import _native
 from scrd_fast.errors import NotFiniteError, expect, fail
 from scrd_fast.ops.implementations import (
     as_array,
@@ -17,13 +15,13 @@ from scrd_fast.ops.implementations import (
     not_native,
     not_triton,
 )
+from scrd_fast.ops.native_tail import native_tail
 from scrd_fast.reference.anomaly_map import (
-    STRIDES,
     AnomalyMap,
     combine_distances,
     cosine_distance,
 )
-from scrd_fast.spec import ScoringSpec
+from scrd_fast.spec import STRIDES, ScoringSpec
 
 GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _FEATURE_DTYPES = (*GPU_DTYPES, torch.float64)
@@ -95,14 +93,6 @@ def check_weights(scale_weights: Tensor, weighting: str) -> None:
             i = int((~fits).nonzero()[0])
             expect(False, "scale_weights", "three weights from 0 that sum to 1",
                    f"{', '.join(f'{v:f}' for v in w[i].tolist())} for image {i}")
-
-
-@lru_cache(maxsize=64)
-def native_tail(spec: ScoringSpec) -> _native.Tail:
-    """The C++ object that turns three distances into map and scores by `spec`."""
-    side = spec.input_size
-    return _native.Tail(side, [side // stride for stride in STRIDES], float(spec.blur_sigma),
-                        spec.weighting == "scale")
 
 
 def _on_gpu(

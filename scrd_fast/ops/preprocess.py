@@ -1,6 +1,5 @@
 """From images as they come to the normalised network input; the maths is in reference."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,72 +8,23 @@ import torch
 from torch import Tensor
 
 from scrd_fast import _native
-from scrd_fast.errors import NotFiniteError, expect, fail
-from scrd_fast.ops.implementations import (
-    as_array,
-    check_device,
-    check_tensor,
-    choose,
-    not_native,
-    not_triton,
-)
+from scrd_fast.errors import NotFiniteError, expect
+from scrd_fast.ops.image_arrays import DTYPES, as_arrays, check_kind, check_range, is_list
+from scrd_fast.ops.implementations import check_device, choose, not_native, not_triton
 from scrd_fast.reference.preprocess import FULL_SCALE, checked_pixels, normalise
 from scrd_fast.spec import ScoringSpec
 
-OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Floats may lie this far outside [0, 1], as rounding resamplers leave them.
-RANGE_SLACK = 1e-3
-_DTYPES = "dtype uint8, uint16 or float32"
+OUTPUTDTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _BATCH = "uint8, uint16 or float (N, H, W) or (N, H, W, 3)"
-
-
-def _check_kind(value: Any, name: str) -> None:
-    """Raise InputError for arrays and tensors whose memory is not one value per element."""
-    if isinstance(value, np.ma.MaskedArray):
-        fail(name, "an array without a mask", "a masked array; fill it first")
-    if isinstance(value, Tensor):
-        check_tensor(value, name)
-
-
-def check_range(images: Any, name: str, *, batch: bool = True) -> None:
-    """Raise InputError where float images leave [0, 1], or their memory is not one value per pixel.
-
-    images: as `preprocess` takes them, or with batch=False one image. What is no float32 or
-    float64 is left to other checks, and so are values that are not finite. Tensors on a GPU are
-    not looked at, which would wait for it.
-    """
-    if _is_list(images):
-        for i, image in enumerate(images):
-            check_range(image, f"{name}[{i}]", batch=False)
-        return
-    _check_kind(images, name)
-    if isinstance(images, Tensor):
-        if images.is_cuda or images.dtype not in (torch.float32, torch.float64):
-            return
-        images = images.detach()
-    elif not isinstance(images, np.ndarray) or images.dtype.kind != "f":
-        return
-    if 0 in images.shape:
-        return
-    # As float32, in which the network computes: what is infinite there is not finite.
-    low, high = (float(np.float32(float(end))) for end in (images.min(), images.max()))
-    inside = low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK
-    if not inside and math.isfinite(low) and math.isfinite(high):
-        if batch and len(images) > 1:
-            for i, image in enumerate(images):
-                check_range(image, f"{name}[{i}]", batch=False)
-        dtype = str(images.dtype).removeprefix("torch.")
-        fail(name, f"{dtype} in [0, 1]", f"values from {low:g} to {high:g}; pass integers as uint8"
-             " or uint16, or divide by the largest value that the format can hold")
 
 
 def _as_tensor(value: Any, name: str) -> Tensor:
     """A tensor view of an array or tensor of an accepted dtype."""
-    _check_kind(value, name)
+    check_kind(value, name)
     if isinstance(value, np.ndarray):
         dtype = value.dtype.newbyteorder("=")
         accepted = dtype in (np.uint8, np.uint16, np.float32, np.float64)
-        expect(accepted, name, _DTYPES, value.dtype)
+        expect(accepted, name, DTYPES, value.dtype)
         native = value if value.dtype.isnative else value.astype(dtype)
         readable = native if native.flags.writeable else native.copy()
         contiguous = np.ascontiguousarray(readable)
@@ -82,7 +32,7 @@ def _as_tensor(value: Any, name: str) -> Tensor:
         backwards = any(stride < 0 for stride in contiguous.strides)
         return torch.from_numpy(contiguous.copy() if backwards else contiguous)
     expect(isinstance(value, Tensor), name, "an array or a tensor", type(value).__name__)
-    expect(value.dtype in FULL_SCALE, name, _DTYPES, value.dtype)
+    expect(value.dtype in FULL_SCALE, name, DTYPES, value.dtype)
     return value
 
 
@@ -93,11 +43,6 @@ def _check_finite(images: Tensor, name: str, wait: bool = True) -> None:
             where = tuple(int(i) for i in bad.nonzero()[0])
             raise NotFiniteError(
                 f"{name}: expected finite values, got {float(images[where])} at index {where}")
-
-
-def _is_list(images: Any) -> bool:
-    return isinstance(images, Sequence) and not isinstance(
-        images, str | bytes | bytearray | memoryview)
 
 
 def check_images(
@@ -117,7 +62,7 @@ def check_images(
         expect(all(shape), name, "images of at least one pixel", shape)
         _check_finite(tensor, name, wait)
         return tensor
-    expect(_is_list(images), name, f"{_BATCH}, or a list of images", type(images).__name__)
+    expect(is_list(images), name, f"{_BATCH}, or a list of images", type(images).__name__)
     expect(len(images) > 0, name, "at least one image", "an empty list")
     tensors = []
     for i, image in enumerate(images):
@@ -140,24 +85,6 @@ def to_pixels(images: Any, spec: ScoringSpec) -> Tensor:
     checked = check_images(images)
     check_range(images, "images")
     return checked_pixels(checked, spec)
-
-
-def as_arrays(images: Any, name: str) -> Any:
-    """The images for C++, which checks them: arrays and tensors as arrays of the same memory.
-
-    Copied are only tensors of another device and arrays in another byte order.
-    """
-    def array(value: Any, name: str) -> Any:
-        if isinstance(value, np.ndarray):
-            return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
-        if isinstance(value, Tensor):
-            expect(value.dtype in FULL_SCALE, name, _DTYPES, value.dtype)
-            return as_array(value.cpu())
-        return value
-
-    if _is_list(images):
-        return [array(image, f"{name}[{i}]") for i, image in enumerate(images)]
-    return array(images, name)
 
 
 def _check_one_device(parts: Sequence[Any]) -> None:
@@ -198,8 +125,8 @@ def preprocess(
     "reference"; None takes the first that can run. Raises InputError that names the image that
     does not fit, NotFiniteError where a value is not finite as float32, and BackendUnavailable.
     """
-    expect(dtype in OUTPUT_DTYPES, "dtype", f"one of {[str(d) for d in OUTPUT_DTYPES]}", dtype)
-    parts = images if _is_list(images) else [images]
+    expect(dtype in OUTPUTDTYPES, "dtype", f"one of {[str(d) for d in OUTPUTDTYPES]}", dtype)
+    parts = images if is_list(images) else [images]
     _check_one_device(parts)
     # A tensor of another dtype fits no implementation; the checks say so.
     tensors = [p for p in parts if isinstance(p, Tensor) and p.dtype in FULL_SCALE]

@@ -23,7 +23,6 @@ from torch import Tensor
 from scrd_fast.spec import ScoringSpec
 
 COSINE_EPS = 1e-8
-STRIDES = (4, 8, 16)
 
 
 class AnomalyMap(NamedTuple):

@@ -5,14 +5,17 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from scrd_fast.engine.engine_file import Manifest, read_engine_file
-from scrd_fast.errors import BackendUnavailable, EngineFileError
+from scrd_fast.engine.engine_file import read_engine_file
+from scrd_fast.engine.manifest import Manifest
+from scrd_fast.errors import BackendUnavailable
 from scrd_fast.files import atomic_write
+from scrd_fast.metrics.agreement import Report
 
 _FIGURES = ("score_error", "map_error", "rank_correlation", "auroc_change", "flipped")
 _STYLE = ("body{font:15px sans-serif;margin:2em;max-width:60em}td,th{padding:.2em .8em;"
@@ -26,11 +29,7 @@ def write_build_report(engine: str | os.PathLike[str], out: str | os.PathLike[st
     Raises EngineFileError, OutputError, BackendUnavailable where matplotlib is not installed.
     """
     check_matplotlib()
-    try:
-        text = _page(read_engine_file(engine)[0], str(engine))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise EngineFileError(f"{engine}: its manifest tells nothing of a build ({error!r})"
-                              ) from error
+    text = _page(read_engine_file(engine)[0], str(engine))
     with atomic_write(out) as temporary:
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
@@ -54,27 +53,30 @@ def private_matplotlib(folder: Path) -> Iterator[None]:
 
 def _page(manifest: Manifest, name: str) -> str:
     fidelity = manifest.fidelity
-    limits = ", ".join(f"{k} {v:g}" for k, v in fidelity["limits"].items() if v is not None)
+    limits = ", ".join(f"{k} {v:g}" for k, v in asdict(fidelity.limits).items() if v is not None)
     parts = [f"<h1>{html.escape(name)}</h1>",
-             f"<p>{html.escape(manifest.model['backbone'])}, {html.escape(manifest.backend)}"
+             f"<p>{html.escape(manifest.model.backbone)}, {html.escape(manifest.backend)}"
              f" {html.escape(manifest.precision)}; limits: {html.escape(limits)}; probe set:"
-             f" {html.escape(str(fidelity['probe']))}, {html.escape(str(fidelity['images']))}"
-             f" images; built on {html.escape(str(manifest.fingerprint.get('cpu', '')))}</p>",
+             f" {html.escape(fidelity.probe)}, {fidelity.report.images}"
+             f" images; built on {html.escape(manifest.machine.cpu)}</p>",
              "<h2>Precisions</h2>",
              _table(("precision", "ms per image", *_FIGURES, "not taken because"),
-                    [((row["precision"], row["ms"], *(row.get(f) for f in _FIGURES),
-                       row["why_not"] or ""), row["precision"] == manifest.precision)
-                     for row in fidelity["candidates"]])]
-    search = fidelity["search"]
-    if search:
+                    [((row.precision, row.ms, *_figures(row.report), row.why_not or ""),
+                      row.precision == manifest.precision) for row in fidelity.candidates])]
+    search = fidelity.search
+    if search is not None:
         parts += ["<h2>Search for the layers that stay out of int8</h2>",
                   _table(("kept", "ms per image", *_FIGURES, "last kept"),
-                         [((len(t["keep"]), t["ms"], *(t["figures"][f] for f in _FIGURES),
-                            t["keep"][-1].removeprefix("network/")),
-                           t["keep"] == search["keep"]) for t in search["tries"]])]
+                         [((len(t.keep), t.ms, *_figures(t.report),
+                            t.keep[-1].removeprefix("network/")),
+                           t.keep == search.keep) for t in search.tries])]
     parts += ["<h2>Score error against latency</h2>", _plot(manifest)]
     return (f"<!doctype html><meta charset=utf-8><title>{html.escape(name)}</title>"
             f"<style>{_STYLE}</style>" + "\n".join(parts) + "\n")
+
+
+def _figures(report: Report | None) -> list[float | None]:
+    return [None if report is None else getattr(report, name) for name in _FIGURES]
 
 
 def _table(header: Sequence[str], rows: Iterable[tuple[Sequence[Any], bool]]) -> str:
@@ -94,10 +96,11 @@ def _plot(manifest: Manifest) -> str:
     """The points as SVG."""
     from matplotlib.figure import Figure
 
-    precisions = [(row["ms"], row["score_error"], row["precision"])
-                  for row in manifest.fidelity["candidates"] if row["ms"] is not None]
-    tries = [(t["ms"], t["figures"]["score_error"], str(len(t["keep"])))
-             for t in (manifest.fidelity["search"] or {"tries": []})["tries"]]
+    fidelity = manifest.fidelity
+    precisions = [(row.ms, row.report.score_error, row.precision)
+                  for row in fidelity.candidates if row.ms is not None and row.report is not None]
+    tries = [(t.ms, t.report.score_error, str(len(t.keep)))
+             for t in (() if fidelity.search is None else fidelity.search.tries)]
     panels = [("precisions that keep the limits", precisions, "log"),
               ("int8, by the number of names kept", tries, "linear")]
     shown = [panel for panel in panels if panel[1]]
@@ -112,6 +115,6 @@ def _plot(manifest: Manifest) -> str:
                  ylabel="largest relative score error")
         axes.margins(0.18, 0.15)
         axes.grid(alpha=0.3)
-    text = StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    drawn = StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    return drawn.getvalue()[drawn.getvalue().index("<svg") :]

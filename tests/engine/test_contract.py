@@ -13,12 +13,14 @@ import torch
 import scrd_fast
 from scrd_fast.backends.backend import CompileRequest
 from scrd_fast.backends.registry import make_runner, native_precisions
+from scrd_fast.backends.source import Source
 from scrd_fast.building.ranges import measure_ranges, range_pixels
 from scrd_fast.graph.portable import build_graph
-from scrd_fast.graph.quantize import KINDS, Quantisation
+from scrd_fast.graph.quantize import Quantisation
 from scrd_fast.metrics.agreement import LIMITS, broken_limits, compare
 from scrd_fast.model.checkpoint import save_checkpoint
 from scrd_fast.model.reference import score_images
+from scrd_fast.precisions import QUANTISED
 from tests.engine.conftest import needs_tensorrt
 from tests.gpu import ON_GPU
 
@@ -115,11 +117,11 @@ def test_the_scorer_itself(trained, images, judged, batch):
     proto, precision = build_graph(checkpoint.model, checkpoint.spec), native_precisions(
         "openvino")[0]
     quantisation = None
-    if precision in KINDS:
+    if precision in QUANTISED:
         pixels = range_pixels(checkpoint.spec, normals)
         quantisation = Quantisation(measure_ranges(proto, checkpoint.spec, pixels), KEEP)
     runner = make_runner("openvino", CompileRequest(
-        proto, checkpoint.spec, precision, (1, 8), quantisation=quantisation))
+        Source.of(proto, quantisation), checkpoint.spec, precision, (1, 8)))
     with closing(runner.scorer()) as scorer:
         parts = [scorer.submit(images[i : i + batch], True).get()
                  for i in range(0, len(images), batch)]

@@ -2,11 +2,12 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
-from scrd_fast.errors import EngineFileError, InputError, NotFiniteError
+from scrd_fast.errors import InputError, NotFiniteError
 from scrd_fast.metrics.decisions import (
     Decisions,
     conformal,
@@ -14,6 +15,7 @@ from scrd_fast.metrics.decisions import (
     labelled,
     normals_needed,
 )
+from scrd_fast.records import read_record
 
 
 def weights_of(n: int, seed: int = 0) -> np.ndarray:
@@ -105,12 +107,12 @@ def test_intervals_cover_the_truth():
 
 def test_through_json():
     decisions = labelled(normal_scores(50), weights_of(50), normal_scores(40, 1), "f1")
-    text = json.dumps(decisions.to_dict())
-    read = Decisions.from_dict(json.loads(text))
+    text = json.dumps(asdict(decisions))
+    read = read_record(Decisions, json.loads(text), "calibration")
     scores = normal_scores(500, 2)
     np.testing.assert_array_equal(read.p_values(scores), decisions.p_values(scores))
     np.testing.assert_array_equal(read.anomalous(scores), decisions.anomalous(scores))
-    assert json.dumps(read.to_dict()) == text
+    assert json.dumps(asdict(read)) == text
     assert read == decisions
 
 
@@ -121,9 +123,9 @@ def test_through_json():
     {"threshold": 10**400}, {"normal_scores": [1, 10**400]}, {"normal_scores": 3},
     {"report": 3}, {"more": 1}])
 def test_calibrations_that_are_none(change):
-    values = conformal(np.float32([1, 2]), weights_of(2), 0.5).to_dict()
-    with pytest.raises(EngineFileError, match=r"^manifest\.calibration"):
-        Decisions.from_dict(values | change)
+    values = asdict(conformal(np.float32([1, 2]), weights_of(2), 0.5))
+    with pytest.raises(InputError, match=r"^calibration"):
+        read_record(Decisions, values | change, "calibration")
 
 
 @pytest.mark.parametrize(("call", "error", "message"), [

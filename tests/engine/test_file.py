@@ -5,23 +5,49 @@ import json
 import os
 import re
 import zipfile
-from dataclasses import asdict, replace
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from scrd_fast.engine.engine_file import FORMAT, Manifest, read_engine_file, write_engine_file
+from scrd_fast.backends.tensorrt.plan import PlanTies, TensorRtOptions
+from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
+from scrd_fast.engine.manifest import (
+    FORMAT,
+    Attempt,
+    Fidelity,
+    Manifest,
+    Model,
+    SearchRecord,
+    SearchTry,
+    Work,
+)
 from scrd_fast.errors import EngineFileError, OutputError
+from scrd_fast.machine import Gpu, Machine
+from scrd_fast.metrics.agreement import Limits, Report
+from scrd_fast.metrics.decisions import Decisions
 from scrd_fast.spec import ScoringSpec
 
 MEMBERS = {"network.onnx": bytes(range(40)), "golden.safetensors": b"golden"}
+REPORT = Report(images=24, map_error=1e-7, score_error=2e-7, rank_correlation=None, auroc=None,
+                auroc_change=None, flipped=0.0)
+TRIES = (SearchTry(("a.", "b."), 1.5, replace(REPORT, rank_correlation=0.999)),)
 MANIFEST = Manifest(
-    spec=json.loads(json.dumps(ScoringSpec(input_size=64).to_dict())),
-    model={"backbone": "resnet18", "teacher": "random"},
+    spec=ScoringSpec(input_size=64), model=Model("resnet18", "random"),
     backend="torch", precision="fp32", precision_used={"conv": {"fp32": 3}},
-    buckets=(1, 4, 16), fingerprint={"cpu": "µ"}, versions={"torch": "2"},
-    fidelity={"map_error": 1e-7},
+    buckets=(1, 4, 16), machine=Machine("x86_64", "Linux", "avx2", "µ", 2), versions={"torch": "2"},
+    fidelity=Fidelity(
+        "golden", REPORT, Limits(map_error=1e-4), (Attempt("fp32", 1.5, REPORT),
+                                                   Attempt("int8", why_not="too coarse")),
+        SearchRecord(("a.",), {"a.": 0.5}, TRIES)),
+    work=Work(2e9, 0.0, 1e7),
 )
+ON_A_GPU = replace(
+    MANIFEST, machine=replace(MANIFEST.machine, gpu=Gpu("H100", (9, 0), "13.0", 91000)),
+    plan=PlanTies("10.16.1", None, TensorRtOptions(workspace_gb=1.5)))
+CALIBRATION = Decisions((0.5, 1.0), ((0.2, 0.3, 0.5),) * 2, "f1", None, 0.75, {
+    "images": {"normal": 2, "anomalous": 3}, "auroc": (0.9, 0.8, 1.0)})
 
 
 def digest(data: bytes) -> str:
@@ -68,16 +94,15 @@ def path(tmp_path) -> Path:
     return write_engine_file(tmp_path / "model.scrd", MANIFEST, MEMBERS)
 
 
-@pytest.mark.parametrize("calibration", [None, {"threshold": 0.25, "images": 100}])
+@pytest.mark.parametrize("manifest", [MANIFEST, ON_A_GPU, replace(
+    MANIFEST, calibration=CALIBRATION, work=None)], ids=["a CPU's", "a GPU's", "calibrated"])
 @pytest.mark.parametrize("members", [MEMBERS, {"only": b""}, {"large": os.urandom(3 << 20)}],
                          ids=["two", "an empty one", "larger than a block"])
-def test_round_trip(tmp_path, members, calibration):
-    manifest = replace(MANIFEST, calibration=calibration)
+def test_round_trip(tmp_path, members, manifest):
     path = write_engine_file(tmp_path / "new" / "model.scrd", manifest, members)
     got, contents = read_engine_file(str(path))
     assert contents == members
     assert got == replace(manifest, members={n: digest(d) for n, d in members.items()})
-    assert got.scoring_spec() == ScoringSpec(input_size=64)
     assert os.listdir(path.parent) == ["model.scrd"]
 
 
@@ -131,14 +156,14 @@ def test_bytes_after_the_end_are_found(path, extra):
 @pytest.mark.parametrize("version", [FORMAT + 1, 0, 99])
 def test_another_format_version(tmp_path, version):
     path = write_engine_file(tmp_path / "model.scrd", replace(MANIFEST, format=version), MEMBERS)
-    refused(path, f"expected engine format {FORMAT}, got {version}; .*upgrade, or build it again")
+    refused(path, f"expected engine format {FORMAT} or older, got {version}; .*upgrade, or build")
 
 
-@pytest.mark.parametrize("version", [None, "1", [1]])
+@pytest.mark.parametrize("version", [None, "1", [1], True, 1.0])
 def test_a_format_that_is_no_number(tmp_path, version):
     values = listed(asdict(MANIFEST)) | {"format": version}
     path = craft(tmp_path / "x.scrd", [*with_digest(values), *MEMBERS.items()])
-    refused(path, f"expected engine format {FORMAT}, got ")
+    refused(path, f"expected engine format {FORMAT} or older, got ")
 
 
 def test_unlisted_member(tmp_path):
@@ -189,11 +214,55 @@ UNFIT = {
     "a missing field": {k: v for k, v in FIELDS.items() if k != "backend"},
     "an empty spec": FIELDS | {"spec": {}},
     "no spec": FIELDS | {"spec": None},
-    "a wrong spec": FIELDS | {"spec": MANIFEST.spec | {"input_size": 65}},
+    "a wrong spec": FIELDS | {"spec": FIELDS["spec"] | {"input_size": 65}},
     "members in a list": FIELDS | {"members": list(MEMBERS)},
     "no members": FIELDS | {"members": None},
     "members without digests": FIELDS | {"members": dict.fromkeys(MEMBERS, 1)},
 }
+
+
+def leaves(value, place=()):
+    """The places of all values of JSON, those that hold others included."""
+    yield place
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(
+        value, list) else ()
+    for name, each in pairs:
+        yield from leaves(each, (*place, name))
+
+
+def test_a_value_of_another_type_is_named_wherever_it_is(tmp_path):
+    """Every field down to the leaves, of every manifest above."""
+    for manifest in (ON_A_GPU, replace(MANIFEST, calibration=CALIBRATION)):
+        whole = json.loads(json.dumps(listed(asdict(manifest))))
+        for place in leaves(whole):
+            if not place or place == ("format",):
+                continue
+            values = json.loads(json.dumps(whole))
+            *path, last = place
+            inside = values
+            for name in path:
+                inside = inside[name]
+            # No field is a list of true and a list: JSON has no such thing anywhere here.
+            inside[last] = [True, []]
+            file = craft(tmp_path / "x.scrd", [*with_digest(values), *MEMBERS.items()])
+            refused(file, re.escape("manifest." + str(place[0])))
+
+
+def test_no_field_of_the_manifest_is_of_any_type():
+    """Typed to the leaves: what is not spelled out would not be checked."""
+    seen = set()
+
+    def walk(kind):
+        assert kind is not Any
+        if is_dataclass(kind) and kind not in seen:
+            seen.add(kind)
+            for each in get_type_hints(kind).values():
+                walk(each)
+        for argument in get_args(kind):
+            walk(argument)
+
+    walk(Manifest)
+    assert {Manifest, Report, Decisions, PlanTies, TensorRtOptions, Gpu} <= seen
 
 
 @pytest.mark.parametrize("case", UNFIT)

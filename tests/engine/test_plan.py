@@ -3,7 +3,7 @@
 import hashlib
 import re
 import stat
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,15 +12,16 @@ import scrd_fast
 from scrd_fast.backends.registry import backend_of, choose_backend
 from scrd_fast.backends.tensorrt.plan import (
     PLAN,
+    PlanTies,
     TensorRtOptions,
     check_plan,
     is_own_plan,
     plan_differences,
-    plan_fingerprint,
     remember_plan,
 )
 from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
 from scrd_fast.errors import BackendUnavailable, EngineFileError, InputError
+from scrd_fast.machine import Gpu
 
 BYTES = b"a plan"
 DIGEST = hashlib.sha256(BYTES).hexdigest()
@@ -33,9 +34,8 @@ def own_record(tmp_path, monkeypatch) -> Path:
     return tmp_path / "state" / "scrd_fast" / "built-plans"
 
 
-def built(options: TensorRtOptions | None = None, version: str = "10.16.1.11") -> dict:
-    return {"compute_capability": [9, 0], "gpu": "H100",
-            "plan": plan_fingerprint(version, options or TensorRtOptions())}
+GPU = Gpu("H100", (9, 0), "13.0", 91000)
+PLAN_TIES = PlanTies.here("10.16.1.11", TensorRtOptions())
 
 
 @pytest.fixture
@@ -43,7 +43,8 @@ def planned(small_file, tmp_path):
     """An engine file with a plan in it, and its manifest."""
     path = tmp_path / "m.scrd"
     manifest, members = read_engine_file(small_file)
-    manifest = replace(manifest, backend="tensorrt", fingerprint=manifest.fingerprint | built())
+    manifest = replace(manifest, backend="tensorrt", plan=PLAN_TIES,
+                       machine=replace(manifest.machine, gpu=GPU))
     write_engine_file(path, manifest, {**members, PLAN: BYTES})
     return path, read_engine_file(path)[0]
 
@@ -61,10 +62,10 @@ def test_a_plan_of_somebody_else_is_refused(planned):
     path, manifest = planned
     here = ("10.16.1.11", (9, 0))
     with pytest.raises(EngineFileError, match=r"refused: its TensorRT plan is code .*trust=True"):
-        check_plan(path, manifest.fingerprint, manifest.members, *here, trust=False)
-    check_plan(path, manifest.fingerprint, manifest.members, *here, trust=True)
+        check_plan(path, GPU, PLAN_TIES, manifest.members, *here, trust=False)
+    check_plan(path, GPU, PLAN_TIES, manifest.members, *here, trust=True)
     remember_plan(DIGEST)
-    check_plan(path, manifest.fingerprint, manifest.members, *here, trust=False)
+    check_plan(path, GPU, PLAN_TIES, manifest.members, *here, trust=False)
 
 
 @pytest.mark.parametrize(("version", "capability", "options", "difference"), [
@@ -80,45 +81,33 @@ def test_a_plan_of_somebody_else_is_refused(planned):
     ("10.16.1.11", (7, 5), {"hardware_compatible": True}, "this GPU has 7.5"),
 ])
 def test_what_a_plan_is_tied_to(version, capability, options, difference, planned):
-    fingerprint = built(TensorRtOptions(**options))
-    found = plan_differences(fingerprint, version, capability)
+    plan = PlanTies.here("10.16.1.11", TensorRtOptions(**options))
+    found = plan_differences(GPU, plan, version, capability)
     assert len(found) == (difference is not None)
     if difference is None:
         return
     assert difference in found[0]
     path, manifest = planned
     with pytest.raises(EngineFileError, match=re.escape(difference)) as caught:
-        check_plan(path, fingerprint, manifest.members, version, capability, trust=True)
+        check_plan(path, GPU, plan, manifest.members, version, capability, trust=True)
     assert "scrd-fast build --from" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("broken", [
-    {}, {"plan": 3}, {"plan": {}}, built() | {"compute_capability": "9"},
-    built() | {"plan": {"tensorrt": "ten", "options": asdict(TensorRtOptions())}},
-    built() | {"plan": {"tensorrt": "10.16", "options": {"magic": 1}}}])
-def test_a_fingerprint_that_tells_nothing(planned, broken):
+@pytest.mark.parametrize(("gpu", "plan", "message"), [
+    (None, PLAN_TIES, "its manifest does not tell what its plan was built for"),
+    (GPU, None, "its manifest does not tell what its plan was built for"),
+    (GPU, replace(PLAN_TIES, tensorrt="ten"), r"manifest\.plan\.tensorrt is no version")])
+def test_a_manifest_that_tells_nothing_of_its_plan(planned, gpu, plan, message):
     path, manifest = planned
-    with pytest.raises(EngineFileError, match=r"manifest\.fingerprint does not tell"):
-        check_plan(path, broken, manifest.members, "10.16.1.11", (9, 0), trust=True)
-
-
-@pytest.mark.parametrize("plan", [3, {}, {"options": 3}, {"options": {"magic": 1}},
-                                  {"options": {"level": "high"}},
-                                  {"options": {"workspace_gb": []}}])
-def test_options_that_are_none(planned, plan):
-    """They are read before it is asked whether TensorRT is there."""
-    path, manifest = planned
-    _, members = read_engine_file(path)
-    write_engine_file(path, replace(manifest, fingerprint=built() | {"plan": plan}), members)
-    with pytest.raises(EngineFileError, match=r"does not tell how its plan was built .* checkp"):
-        scrd_fast.rebuild_engine(path)
+    with pytest.raises(EngineFileError, match=message):
+        check_plan(path, gpu, plan, manifest.members, "10.16.1.11", (9, 0), trust=True)
 
 
 def test_a_file_without_its_plan(planned):
-    path, manifest = planned
+    path, _ = planned
     with pytest.raises(EngineFileError, match=f"expected a member {PLAN}, got none"):
-        check_plan(path, manifest.fingerprint, {}, "10.16.1.11", (9, 0), trust=True)
+        check_plan(path, GPU, PLAN_TIES, {}, "10.16.1.11", (9, 0), trust=True)
 
 
 @pytest.mark.parametrize(("options", "message"), [

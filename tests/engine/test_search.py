@@ -1,7 +1,7 @@
 """int8 whose layers were searched for, and auto, which never takes what breaks the limits."""
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -10,6 +10,7 @@ from onnx import numpy_helper
 
 import scrd_fast
 from scrd_fast.backends.registry import native_precisions
+from scrd_fast.backends.source import Source
 from scrd_fast.building import build as building
 from scrd_fast.building.judge import Judge
 from scrd_fast.building.ranges import BiasCorrection, measure_ranges, range_pixels
@@ -18,7 +19,7 @@ from scrd_fast.engine.engine_file import read_engine_file
 from scrd_fast.errors import FidelityError, InputError
 from scrd_fast.graph.portable import build_graph
 from scrd_fast.graph.quantize import QUANTISATION, STEM, Quantisation
-from scrd_fast.metrics.agreement import LIMITS, Limits, Report, broken_limits
+from scrd_fast.metrics.agreement import LIMITS, Limits, broken_limits
 from scrd_fast.model.checkpoint import save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
@@ -65,13 +66,13 @@ def test_blocks(backbone, teacher, student):
 
 def test_as_few_blocks_as_keep_the_limits(start):
     """The tries end with the fewest that do; one fewer, or as many as were tried, does not."""
-    none_kept = run(start, Limits(rank_correlation=0.9)).tries[0].figures["score_error"]
+    none_kept = run(start, Limits(rank_correlation=0.9))[1].tries[0].report.score_error
     limits = Limits(rank_correlation=0.9, score_error=0.6 * none_kept)
     told = []
-    found = run(start, limits, progress=lambda *step: told.append(step[2]))
-    figures = {len(each.keep): each.figures for each in found.tries}
-    good = {n for n, f in figures.items() if not broken_limits(Report(**f), limits)}
-    kept = found.quantisation.keep
+    quantisation, found = run(start, limits, progress=lambda *step: told.append(step[2]))
+    figures = {len(each.keep): each.report for each in found.tries}
+    good = {n for n, report in figures.items() if not broken_limits(report, limits)}
+    kept = quantisation.keep
     assert kept[0] == STEM
     assert len(kept) == min(good) > 1
     assert len(kept) - 1 in figures
@@ -79,11 +80,11 @@ def test_as_few_blocks_as_keep_the_limits(start):
     assert list(kept[1:]) == order[: len(kept) - 1]
     assert any("is off by" in text for text in told)
     assert all(each.ms > 0 for each in found.tries)
-    assert found.to_dict()["keep"] == list(kept)
+    assert found.keep == kept
 
 
 def test_limits_that_hold_at_once_and_never(start):
-    assert run(start, Limits(rank_correlation=0.9)).quantisation.keep == (STEM,)
+    assert run(start, Limits(rank_correlation=0.9))[0].keep == (STEM,)
     with pytest.raises(FidelityError, match=r"^int8: score_error: expected <= 1e-09, got .*every"):
         run(start, Limits(score_error=1e-9))
     with pytest.raises(FidelityError, match=r"^int8: no time left after 0 tries"):
@@ -101,25 +102,25 @@ def test_an_engine_in_int8(trained, trained_path, tmp_path):
         scores = engine.score(normals[:9]).scores
         fidelity = engine.manifest.fidelity
         used = engine.manifest.precision_used["convolutions"]
-    assert fidelity["limits"] == asdict(limits)
-    assert fidelity["flipped"] <= limits.flipped
-    assert fidelity["rank_correlation"] >= limits.rank_correlation
-    assert fidelity["search"]["keep"][0] == STEM
+    assert fidelity.limits == limits
+    assert fidelity.report.flipped <= limits.flipped
+    assert fidelity.report.rank_correlation >= limits.rank_correlation
+    assert fidelity.search.keep[0] == STEM
     # OpenVINO names the type of a layer's input: "i8" where the CPU has int8 tiles (AMX).
     assert used.get("u8", 0) + used.get("i8", 0) >= 3
     manifest, members = read_engine_file(path)
-    assert Quantisation.from_bytes(members[QUANTISATION]).keep == tuple(fidelity["search"]["keep"])
+    assert Quantisation.from_bytes(members[QUANTISATION]).keep == fidelity.search.keep
     with scrd_fast.load_engine(path, verify=True) as engine:
         np.testing.assert_array_equal(engine.score(normals[:9]).scores, scores)
     with scrd_fast.rebuild_engine(path, tmp_path / "again.scrd") as engine:
         np.testing.assert_array_equal(engine.score(normals[:9]).scores, scores)
     # What a search found can be given, and is judged all the same.
-    keep = manifest.fidelity["search"]["keep"]
+    keep = manifest.fidelity.search.keep
     with scrd_fast.build_engine(trained_path, tmp_path / "kept.scrd", backend="openvino",
                                 precision="int8", images=normals, keep=keep,
                                 limits=limits) as engine:
         np.testing.assert_array_equal(engine.score(normals[:9]).scores, scores)
-        assert engine.manifest.fidelity["search"] is None
+        assert engine.manifest.fidelity.search is None
     with pytest.raises(InputError, match=r"^keep: expected beginnings"):
         scrd_fast.build_engine(trained_path, path, backend="openvino", precision="int8",
                                images=normals, keep=["teacher"])
@@ -146,8 +147,11 @@ def test_auto_never_takes_what_breaks_the_limits(trained, trained_path, tmp_path
     make = building.make_runner
 
     def bad(backend, request):
-        proto = spoilt(request.proto) if request.precision in planted else request.proto
-        return make(backend, replace(request, proto=proto))
+        source = request.source
+        if request.precision in planted:
+            source = Source.of(spoilt(source.proto), source.quantisation
+                               if request.precision == "int8" else None)
+        return make(backend, replace(request, source=source))
 
     monkeypatch.setattr(building, "make_runner", bad)
     out = tmp_path / "m.scrd"
@@ -166,13 +170,13 @@ def test_auto_never_takes_what_breaks_the_limits(trained, trained_path, tmp_path
     with build() as engine:
         manifest = engine.manifest
     assert manifest.precision not in planted
-    table = {row["precision"]: row for row in manifest.fidelity["candidates"]}
+    table = {row.precision: row for row in manifest.fidelity.candidates}
     assert table.keys() == set(native_precisions("openvino"))
     for precision, row in table.items():
-        assert (row["why_not"] is None) == (row["ms"] is not None), row
+        assert (row.why_not is None) == (row.ms is not None), row
         if precision in planted:
-            assert "expected" in row["why_not"]
-    times = {p: row["ms"] for p, row in table.items() if row["ms"] is not None}
+            assert "expected" in row.why_not
+    times = {p: row.ms for p, row in table.items() if row.ms is not None}
     assert times[manifest.precision] == min(times.values())
 
 
@@ -180,9 +184,9 @@ def test_a_spent_budget(trained, trained_path, tmp_path):
     """What comes first is built all the same; nothing else is tried."""
     with scrd_fast.build_engine(trained_path, tmp_path / "m.scrd", backend="openvino",
                                 images=trained[1], budget=1e-3) as engine:
-        rows = engine.manifest.fidelity["candidates"]
-    assert [row["precision"] for row in rows][-1] == "int8"
-    assert rows[-1]["why_not"] == "not tried: the budget of 0.001 s is spent"
+        rows = engine.manifest.fidelity.candidates
+    assert rows[-1].precision == "int8"
+    assert rows[-1].why_not == "not tried: the budget of 0.001 s is spent"
     with pytest.raises(InputError, match=r"^budget: expected seconds above 0"):
         scrd_fast.build_engine(trained_path, tmp_path / "m.scrd", budget=0)
 
@@ -203,12 +207,12 @@ def test_int8_of_a_wide_resnet(tmp_path, capsys):
                     **options, **demo.TRAIN | {"batch_size": 12})
     with scrd_fast.build_engine(tmp_path / "model.safetensors", backend="openvino",
                                 precision="int8", images=held) as engine:
-        found, report = engine.manifest.fidelity["search"], engine.manifest.fidelity
+        found, report = engine.manifest.fidelity.search, engine.manifest.fidelity.report
     with capsys.disabled():
-        print(f"\nkept: {found['keep']}; " + "; ".join(
-            f"{len(t['keep'])} kept: {t['ms']:.1f} ms, {t['figures']['flipped']:.2%} flipped"
-            for t in found["tries"]))
-    assert report["flipped"] <= LIMITS["int8"].flipped
-    assert report["rank_correlation"] >= LIMITS["int8"].rank_correlation
-    assert report["auroc_change"] <= LIMITS["int8"].auroc_change
-    assert len(found["keep"]) <= 8, "most of the network is quantised"
+        print(f"\nkept: {found.keep}; " + "; ".join(
+            f"{len(t.keep)} kept: {t.ms:.1f} ms, {t.report.flipped:.2%} flipped"
+            for t in found.tries))
+    assert report.flipped <= LIMITS["int8"].flipped
+    assert report.rank_correlation >= LIMITS["int8"].rank_correlation
+    assert report.auroc_change <= LIMITS["int8"].auroc_change
+    assert len(found.keep) <= 8, "most of the network is quantised"

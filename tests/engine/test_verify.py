@@ -40,6 +40,8 @@ def planted(built, folder, *, network=None, golden=None, **manifest):
     if network is not None:
         proto = onnx.load_model_from_string(members[NETWORK])
         network(proto)
+        changed = {name: data for name, data in changed.items()
+                   if not name.startswith("openvino.")}  # made again from the graph
         changed[NETWORK] = proto.SerializeToString()
     if golden is not None:
         changed[GOLDEN] = save(load(members[GOLDEN]) | golden)
@@ -82,11 +84,11 @@ def test_a_flipped_bit_of_an_exponent(built, tmp_path, weight, index, bit):
 
 
 @pytest.mark.parametrize("change", [
-    {"std": [0.229, 0.224, 0.226]}, {"mean": [0.485, 0.456, 0.4065]}, {"blur_sigma": 1.6},
-    {"mean": [0.406, 0.456, 0.485], "std": [0.225, 0.224, 0.229]}, {"weighting": "none"},
+    {"std": (0.229, 0.224, 0.226)}, {"mean": (0.485, 0.456, 0.4065)}, {"blur_sigma": 1.6},
+    {"mean": (0.406, 0.456, 0.485), "std": (0.225, 0.224, 0.229)}, {"weighting": "none"},
     {"reduction": "mean"}])
 def test_a_changed_constant(built, tmp_path, change):
-    refused(planted(built, tmp_path, spec=built[0].spec | change))
+    refused(planted(built, tmp_path, spec=replace(built[0].spec, **change)))
 
 
 def test_swapped_channels(built, tmp_path):
@@ -123,19 +125,19 @@ def test_another_resize_rule(built, tmp_path, monkeypatch, rule):
 
 def test_another_machine_is_held_to_the_limits(built, tmp_path):
     """There an engine need not repeat itself to the last bits, but nearly."""
-    elsewhere = built[0].fingerprint | {"cpu": "another"}
+    elsewhere = replace(built[0].machine, cpu="another")
     drift = {"built_scores": load(built[1][GOLDEN])["built_scores"] * np.float32(1 + 5e-5)}
-    scrd_fast.verify_engine(planted(built, tmp_path, fingerprint=elsewhere, golden=drift))
+    scrd_fast.verify_engine(planted(built, tmp_path, machine=elsewhere, golden=drift))
     refused(planted(built, tmp_path, golden=drift))
-    swapped = built[0].spec | {"mean": [0.406, 0.456, 0.485], "std": [0.225, 0.224, 0.229]}
-    refused(planted(built, tmp_path, fingerprint=elsewhere, spec=swapped))
+    swapped = replace(built[0].spec, mean=(0.406, 0.456, 0.485), std=(0.225, 0.224, 0.229))
+    refused(planted(built, tmp_path, machine=elsewhere, spec=swapped))
 
 
 def test_an_engine_compiled_again_is_held_to_itself(built, tmp_path):
     """Not to what it gave on the machine that first built it."""
     there = load(built[1][GOLDEN])["built_scores"] * np.float32(1 + 5e-5)
     path = planted(built, tmp_path, golden={"built_scores": there},
-                   fingerprint=built[0].fingerprint | {"cpu": "another"})
+                   machine=replace(built[0].machine, cpu="another"))
     scrd_fast.rebuild_engine(path).close()
     assert scrd_fast.verify_engine(path)["score_change"] <= 1e-6
 
@@ -151,17 +153,3 @@ def test_golden_images_that_are_none(built, tmp_path, golden):
     path = write_engine_file(tmp_path / "m.scrd", old, members | {GOLDEN: golden})
     with pytest.raises(EngineFileError, match=r"m\.scrd: its golden images cannot be read"):
         scrd_fast.verify_engine(path)
-
-
-@pytest.mark.parametrize("fidelity", [{}, {"limits": 3}, {"limits": {"flipped": "much"}},
-                                      {"limits": {"magic": 1}}])
-def test_limits_that_are_none(built, tmp_path, fidelity):
-    path = planted(built, tmp_path, fidelity=fidelity)
-    with pytest.raises(EngineFileError, match=r"m\.scrd: its golden images cannot be read"):
-        scrd_fast.verify_engine(path)
-
-
-@pytest.mark.parametrize("name", ["model", "versions", "fingerprint", "fidelity"])
-def test_a_manifest_of_other_types(built, tmp_path, name):
-    with pytest.raises(EngineFileError, match=rf"manifest\.{name}: expected a JSON object"):
-        scrd_fast.verify_engine(planted(built, tmp_path, **{name: 3}))

@@ -8,7 +8,9 @@ import pytest
 
 import scrd_fast
 from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
+from scrd_fast.engine.manifest import Attempt, SearchRecord, SearchTry
 from scrd_fast.errors import EngineFileError, OutputError
+from scrd_fast.metrics.agreement import Report
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.report.build_report import write_build_report
@@ -17,8 +19,8 @@ from scrd_fast.spec import ScoringSpec
 pytest.importorskip("openvino", reason="builds for OpenVINO")
 pytest.importorskip("matplotlib", reason="needs the report extra")
 
-FIGURES = {"images": 207, "map_error": 0.02, "score_error": 0.01, "rank_correlation": 0.9998,
-           "auroc": 0.9, "auroc_change": 0.0, "flipped": 0.002}
+FIGURES = Report(images=207, map_error=0.02, score_error=0.01, rank_correlation=0.9998, auroc=0.9,
+                 auroc_change=0.0, flipped=0.002)
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +49,12 @@ def test_a_page_of_a_plain_build(engine_file, tmp_path):
 def test_a_page_of_a_search(engine_file, tmp_path):
     """Every try is a row and a point; the chosen rows are marked, and texts are escaped."""
     manifest, members = read_engine_file(engine_file)
-    keep = ["network/teacher.conv1", "network/teacher.layer1.0."]
-    tries = [{"keep": keep[:n], "ms": 3.0 + n, "figures": FIGURES} for n in (1, 2)]
-    rows = [{"precision": "bf16", "ms": None, "why_not": "bf16: <b>flipped</b>"},
-            {"precision": "fp32", "ms": 9.0, "why_not": None, **FIGURES},
-            {"precision": "int8", "ms": 4.0, "why_not": None, **FIGURES}]
-    changed = replace(manifest, precision="int8", fidelity=manifest.fidelity | {
-        "candidates": rows, "search": {"keep": keep, "sensitivities": {}, "tries": tries}})
+    keep = ("network/teacher.conv1", "network/teacher.layer1.0.")
+    tries = tuple(SearchTry(keep[:n], 3.0 + n, FIGURES) for n in (1, 2))
+    rows = (Attempt("bf16", why_not="bf16: <b>flipped</b>"), Attempt("fp32", 9.0, FIGURES),
+            Attempt("int8", 4.0, FIGURES))
+    changed = replace(manifest, precision="int8", fidelity=replace(
+        manifest.fidelity, candidates=rows, search=SearchRecord(keep, {}, tries)))
     path = write_engine_file(tmp_path / "m.scrd", changed, members)
     write_build_report(path, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()

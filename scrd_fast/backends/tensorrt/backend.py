@@ -7,18 +7,19 @@ from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scrd_fast.backends.backend import Backend, CompileRequest, build_again
 from scrd_fast.backends.tensorrt.plan import (
     PLAN,
+    PlanTies,
     TensorRtOptions,
     check_plan,
-    plan_fingerprint,
     remember_plan,
-    stored_options,
 )
 from scrd_fast.errors import EngineBuildError, EngineFileError
+from scrd_fast.machine import Machine
+from scrd_fast.precisions import QUANTISED
 
 if TYPE_CHECKING:
     import torch
@@ -65,22 +66,23 @@ class _TensorRt(Backend):
         from scrd_fast.backends.tensorrt.build import build_plan
         from scrd_fast.backends.tensorrt.network import PlanNetwork
         from scrd_fast.graph.precision import explicit_graph, precision_counts, scoring_graph
-        from scrd_fast.graph.quantize import KINDS, quantise
+        from scrd_fast.graph.quantize import quantise
+        from scrd_fast.torch_state import own_state
 
         one_stream(self.name, request.mode)
         spec, device, options = request.spec, request.device, request.options or TensorRtOptions()
         assert device is not None
-        if request.precision in KINDS:
-            assert request.quantisation is not None
-            graph = quantise(scoring_graph(request.proto, spec), request.precision,
-                             request.quantisation)
+        source = request.source
+        if request.precision in QUANTISED:
+            graph = quantise(scoring_graph(source.proto, spec), request.precision,
+                             source.quantisation)
         else:
-            graph = explicit_graph(request.proto, spec, request.precision)
+            graph = explicit_graph(source.proto, spec, request.precision)
         plan = request.compiled.get(PLAN)
         loaded = plan or build_plan(graph, spec, request.buckets, options, device,
                                     request.progress)
         try:
-            with torch.inference_mode(False):
+            with own_state():
                 network = PlanNetwork(loaded, graph, spec, device, options)
                 captured = CapturedNetwork(network.run, spec, request.buckets, device,
                                            torch.float32, channels_last=False)
@@ -93,25 +95,21 @@ class _TensorRt(Backend):
             cuda_runner(self.name, str(trt.__version__), captured, lambda: counts),
             compiled={PLAN: loaded}, layers=network.layers)
 
-    def stored_options(
-        self, path: str | Path, fingerprint: Mapping[str, Any]
-    ) -> TensorRtOptions:
-        return stored_options(path, fingerprint)
-
     def check_compiled(
-        self, path: str | Path, fingerprint: Mapping[str, Any], digests: Mapping[str, str],
-        device: "torch.device | None", *, trust: bool,
+        self, path: str | Path, built_on: Machine, plan: PlanTies | None,
+        digests: Mapping[str, str], device: "torch.device | None", *, trust: bool,
     ) -> None:
         import torch
 
-        check_plan(path, fingerprint, digests, import_module("tensorrt").__version__,
+        gpu = built_on.gpu
+        check_plan(path, gpu, plan, digests, import_module("tensorrt").__version__,
                    torch.cuda.get_device_capability(device), trust=trust)
-        if (built := fingerprint["gpu"]) != (here := torch.cuda.get_device_name(device)):
-            warnings.warn(f"{path}: its TensorRT plan was built on another GPU, {built}, and may be"
-                          f" slower on this {here}{build_again(path)}", stacklevel=5)
+        if gpu is not None and gpu.name != (here := torch.cuda.get_device_name(device)):
+            warnings.warn(f"{path}: its TensorRT plan was built on another GPU, {gpu.name}, and may"
+                          f" be slower on this {here}{build_again(path)}", stacklevel=5)
 
-    def ties(self, version: str, options: TensorRtOptions | None) -> dict[str, Any]:
-        return {"plan": plan_fingerprint(version, options or TensorRtOptions())}
+    def ties(self, version: str, options: TensorRtOptions | None) -> PlanTies:
+        return PlanTies.here(version, options or TensorRtOptions())
 
     def remember(self, compiled: Mapping[str, bytes]) -> None:
         remember_plan(hashlib.sha256(compiled[PLAN]).hexdigest())

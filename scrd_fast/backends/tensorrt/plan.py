@@ -9,12 +9,12 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scrd_fast.backends.backend import build_again
 from scrd_fast.errors import EngineFileError, OutputError, expect
+from scrd_fast.machine import Gpu
 
 PLAN = "tensorrt.plan"
 
@@ -48,63 +48,64 @@ class TensorRtOptions:
                "'onnx' with hardware_compatible", self.tail)
 
 
-def plan_fingerprint(version: str, options: TensorRtOptions) -> dict[str, Any]:
-    """What a plan is tied to besides the GPU; `version` is TensorRT's."""
-    driver = Path("/proc/driver/nvidia/version")
-    found = re.search(r"\d+\.\d+(\.\d+)?", driver.read_text()) if driver.exists() else None
-    return {"tensorrt": version, "driver": found.group() if found else None,
-            "options": asdict(options)}
+@dataclass(frozen=True)
+class PlanTies:
+    """What a plan is tied to besides the GPU: TensorRT's version, and how it was built; driver: its
+    version there, for whoever reads the manifest."""
+
+    tensorrt: str
+    driver: str | None
+    options: TensorRtOptions
+
+    @staticmethod
+    def here(version: str, options: TensorRtOptions) -> "PlanTies":
+        """Of a plan that TensorRT of that version builds on this machine."""
+        driver = Path("/proc/driver/nvidia/version")
+        found = re.search(r"\d+\.\d+(\.\d+)?", driver.read_text()) if driver.exists() else None
+        return PlanTies(version, found.group() if found else None, options)
 
 
 def plan_differences(
-    fingerprint: Mapping[str, Any], version: str, capability: tuple[int, int]
+    gpu: Gpu, plan: PlanTies, version: str, capability: tuple[int, int]
 ) -> list[str]:
     """How this machine differs from the one that a plan was built on, as far as it matters.
 
-    fingerprint: of the engine file; version: of the TensorRT here; capability: of the GPU here.
+    gpu, plan: of the engine file; version: of the TensorRT here; capability: of the GPU here.
     """
-    plan = fingerprint["plan"]
-    built, options = str(plan["tensorrt"]), TensorRtOptions(**plan["options"])
+    built, options = plan.tensorrt, plan.options
     differences = []
     ours, theirs = (tuple(int(part) for part in v.split(".")[:2]) for v in (version, built))
     later = options.version_compatible and ours[0] == theirs[0] and ours >= theirs
     if version != built and not later:
         differences.append(f"it was built by TensorRT {built}, this is {version}")
-    major, minor = fingerprint["compute_capability"]
+    major, minor = gpu.compute_capability
     anywhere = options.hardware_compatible and min(capability, (major, minor)) >= (8, 0)
     if capability != (major, minor) and not anywhere:
         differences.append(f"it was built for compute capability {major}.{minor}"
-                           f" ({fingerprint['gpu']}), this GPU has"
-                           f" {capability[0]}.{capability[1]}")
+                           f" ({gpu.name}), this GPU has {capability[0]}.{capability[1]}")
     return differences
 
 
-def stored_options(path: str | Path, fingerprint: Mapping[str, Any]) -> TensorRtOptions:
-    """How the plan of an engine file was built; raises EngineFileError."""
-    try:
-        return TensorRtOptions(**fingerprint["plan"]["options"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise EngineFileError(f"{path}: manifest.fingerprint does not tell how its plan was built"
-                              f" ({error}); build it again from its checkpoint") from error
-
-
 def check_plan(
-    path: str | Path, fingerprint: Mapping[str, Any], digests: Mapping[str, str], version: str,
-    capability: tuple[int, int], *, trust: bool,
+    path: str | Path, gpu: Gpu | None, plan: PlanTies | None, digests: Mapping[str, str],
+    version: str, capability: tuple[int, int], *, trust: bool,
 ) -> None:
     """Raise EngineFileError unless the file's plan may and can run here.
 
-    digests: SHA-256 of the file's members. version, capability: of the TensorRT and the GPU here.
-    trust: also run a plan that this user did not build; a plan is code.
+    gpu, plan: of the manifest; digests: SHA-256 of the file's members. version, capability: of the
+    TensorRT and the GPU here. trust: also run a plan that this user did not build; a plan is code.
     """
     again = build_again(path)
     if PLAN not in digests:
         raise EngineFileError(f"{path}: expected a member {PLAN}, got none{again}")
+    if gpu is None or plan is None:
+        raise EngineFileError(f"{path}: its manifest does not tell what its plan was built for;"
+                              " build it again from its checkpoint")
     try:
-        differences = plan_differences(fingerprint, version, capability)
-    except (KeyError, TypeError, ValueError) as error:
-        raise EngineFileError(f"{path}: manifest.fingerprint does not tell what its plan was built"
-                              f" for ({error}); build it again from its checkpoint") from error
+        differences = plan_differences(gpu, plan, version, capability)
+    except ValueError as error:
+        raise EngineFileError(f"{path}: manifest.plan.tensorrt is no version ({error}); build it"
+                              " again from its checkpoint") from error
     if differences:
         raise EngineFileError(f"{path}: its TensorRT plan does not fit this machine:"
                               f" {'; '.join(differences)}{again}")

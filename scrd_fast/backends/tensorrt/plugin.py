@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 from scrd_fast.errors import BackendUnavailable, expect
 from scrd_fast.kernels.anomaly_map import DISTANCE_CONFIGS, plugin_distances_kernel
 from scrd_fast.ops.implementations import interpreted
-from scrd_fast.reference.anomaly_map import STRIDES
+from scrd_fast.spec import STRIDES
 
 NAMESPACE = "scrd_fast"
 TENSORS = 9  # three teacher and three student maps, three distances

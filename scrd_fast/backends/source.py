@@ -1,0 +1,62 @@
+"""What a backend compiles: the portable graph, parsed only where somebody needs to look into it."""
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from scrd_fast.errors import EngineFileError, InputError
+from scrd_fast.graph.stored import QUANTISATION, check_plain
+
+if TYPE_CHECKING:
+    import onnx
+
+    from scrd_fast.graph.quantize import Quantisation
+
+
+class Source:
+    """A portable graph as its bytes, and how to quantise it, as an engine file has both.
+
+    Reading `proto` and `quantisation` needs ONNX and PyTorch, and raises EngineFileError where they
+    are not what they should be.
+    """
+
+    def __init__(self, network: bytes, quantisation: bytes | None = None) -> None:
+        self.network = network
+        self._quantisation = quantisation
+
+    @classmethod
+    def of(cls, proto: "onnx.ModelProto", quantisation: "Quantisation | None" = None) -> "Source":
+        """From what graph.portable.build_graph gives."""
+        made = cls(proto.SerializeToString(),
+                   None if quantisation is None else quantisation.to_bytes())
+        made.__dict__ |= {"proto": proto, "quantisation": quantisation}  # nothing to parse
+        return made
+
+    @cached_property
+    def proto(self) -> "onnx.ModelProto":
+        """The graph, checked to be one of plain, complete nodes with its weights in it."""
+        import onnx
+        from google.protobuf.message import DecodeError
+
+        check_plain(self.network)
+        try:
+            proto = onnx.load_model_from_string(self.network)
+            context = type(onnx.checker.DEFAULT_CONTEXT)()
+            context.ir_version = proto.ir_version
+            context.opset_imports = {each.domain: each.version for each in proto.opset_import}
+            for node in proto.graph.node:
+                onnx.checker.check_node(node, context)
+        except (DecodeError, onnx.checker.ValidationError) as error:
+            raise EngineFileError(str(error).strip().splitlines()[-1]) from error
+        return proto
+
+    @cached_property
+    def quantisation(self) -> "Quantisation":
+        """Of int8 and fp8."""
+        from scrd_fast.graph.quantize import Quantisation, check_shifts
+
+        read = Quantisation.from_bytes(self._quantisation or b"")
+        try:
+            check_shifts(self.proto, read)
+        except InputError as error:
+            raise EngineFileError(f"{QUANTISATION}: {error}") from error
+        return read

@@ -1,0 +1,70 @@
+"""Engine files of the version before: recorded ones, which today's code still reads."""
+
+import lzma
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import scrd_fast
+from scrd_fast.engine.engine_file import read_engine_file
+from scrd_fast.engine.manifest import FORMAT
+from tests.engine.conftest import organs
+
+pytest.importorskip("openvino")
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(scope="module", params=["fp32", "int8"])
+def old(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("old") / f"{request.param}.scrd"
+    path.write_bytes(lzma.decompress((GOLDEN / f"engine_format1_{request.param}.scrd.xz")
+                                     .read_bytes()))
+    return path
+
+
+def test_it_is_read_as_one_of_today(old):
+    manifest, members = read_engine_file(old)
+    assert manifest.format == FORMAT
+    assert manifest.precision == old.stem
+    assert manifest.model.backbone == "resnet18"
+    assert manifest.machine.cpu_capability == "avx512"
+    assert manifest.fidelity.report.images == (24 if old.stem == "fp32" else 31)
+    assert [each.precision for each in manifest.fidelity.candidates] == [old.stem]
+    assert len(manifest.calibration.normal_scores) == 30
+    assert manifest.work is None
+    assert not any(name.startswith("openvino") for name in members)
+
+
+def test_it_scores_as_it_did(old):
+    """The golden images in it hold the scores of the version that wrote it."""
+    whole = scrd_fast.verify_engine(old) if old.stem == "fp32" else None
+    with scrd_fast.load_engine(old) as engine:
+        result = engine.score(organs(40, 64)[:4])
+        assert result.p_values.shape == (4,)
+    # What the version that wrote them gave for the same images, on a CPU with AVX-512 and VNNI.
+    recorded = {"fp32": [0.5335374, 0.5395444, 0.51359993, 0.5316437],
+                "int8": [0.5349307, 0.5373093, 0.5125344, 0.53104067]}[old.stem]
+    # Eight bits are other bits on CPUs without VNNI.
+    np.testing.assert_allclose(result.scores, recorded, rtol=1e-4 if whole else 2e-2)
+
+
+def test_compiled_again_it_scores_without_onnx(old, tmp_path):
+    again = tmp_path / "again.scrd"
+    with scrd_fast.load_engine(old) as engine:
+        before = engine.score(organs(40, 64)[:4]).scores
+    if old.stem == "fp32":  # int8's golden images are those of a CPU with VNNI
+        scrd_fast.rebuild_engine(old, again).close()
+        assert read_engine_file(again)[0].format == FORMAT
+        with scrd_fast.load_engine(again) as engine:
+            np.testing.assert_array_equal(engine.score(organs(40, 64)[:4]).scores, before)
+    done = subprocess.run([sys.executable, "-m", "tests.without_training", "info", str(old)],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-m", "tests.without_training", "bench", str(old)],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "to compile its portable graph: expected onnx, got none" in done.stderr
