@@ -27,11 +27,9 @@ if __name__ == "__main__":  # not in spawned processes, which import this file
     with ThreadPoolExecutor(4) as threads:
         by_threads = list(threads.map(score, paths))
     # submit() returns at once, result() waits. It takes pixels; a stream hands out those it read.
-    images = [item.image for item in engine.stream(paths, maps=False)]
-    pending = [engine.submit([image], maps=False) for image in images]
+    pending = [engine.submit([item.image], maps=False) for item in engine.stream(paths)]
     by_submit = [float(each.result().scores[0]) for each in pending]
-    # A pickled engine is the name of its file: each process loads it again, once. They must be
-    # spawned, not forked: the threads of an engine do not survive a fork.
+    # A pickled engine is its file's name: each process loads it once. Spawn them, never fork.
     with multiprocessing.get_context("spawn").Pool(2, use, (engine,)) as processes:
         by_processes = processes.map(score, paths)
     for row in zip(paths, by_threads, by_submit, by_processes, strict=True):
