@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all check csrc-test csrc-tsan bench gpu-check bench-compare readme-table clean
+.PHONY: demo test test-all check csrc-test csrc-tsan bench gpu-check bench-compare benchmarks-page clean
 
 demo: $(VENV)/.demo
 	$(BIN)/scrd-fast demo --out $(OUT)
@@ -38,8 +38,8 @@ bench: $(VENV)/.bench
 bench-compare: $(VENV)/.test
 	$(BIN)/python -m benchmarks.report --compare "$(BASE)"
 
-readme-table: $(VENV)/.test
-	$(BIN)/python -m benchmarks.report --readme
+benchmarks-page: $(VENV)/.test
+	$(BIN)/python -m benchmarks.report --page
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; use make PYTHON=...")'

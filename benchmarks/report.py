@@ -2,7 +2,7 @@
 
     python -m benchmarks.report RAW.json      stores what `pytest --benchmark-json` wrote; writes
                                               build/benchmarks.html and .md
-    python -m benchmarks.report --readme      puts the newest result's table into README.md
+    python -m benchmarks.report --page        puts the newest table into docs/benchmarks.md
     python -m benchmarks.report --compare C   says which ratios moved since commit C by more than
                                               the noise between runs of one commit
 
@@ -24,8 +24,8 @@ from benchmarks.results import MARKS, figures, history, kept, store, stored, tab
 from scrd_fast.files import atomic_write
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
-BEGIN, END = "<!-- benchmarks: make readme-table -->", "<!-- end of benchmarks -->"
+PAGE = ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- benchmarks: make benchmarks-page -->", "<!-- end of benchmarks -->"
 _STYLE = ("body{font:15px sans-serif;margin:2em;max-width:80em}td,th{padding:.2em .8em;"
           "text-align:right}td:first-child,th:first-child{text-align:left}"
           "tr.missed{color:#b00;font-weight:bold}tr:nth-child(even){background:#f3f3f3}")
@@ -132,8 +132,8 @@ def web_page(raw: dict[str, Any], result: dict[str, Any]) -> str:
             f"{_html(comparisons(result))}\n{svg(raw, past)}\n{more}\n")
 
 
-def readme_table() -> str:
-    """The newest stored result of a CPU, between the lines that mark it in README.md."""
+def page_table() -> str:
+    """The newest stored result of a CPU, between the lines that mark it in the page."""
     of_cpus = [result for result in history() if "gpu" not in result["environment"]]
     if not of_cpus:
         raise SystemExit("benchmarks/results: expected a stored result of a CPU, got none; run make"
@@ -142,10 +142,10 @@ def readme_table() -> str:
     return f"{BEGIN}\n{_markdown(comparisons(newest, short=True))}\n{_where(newest)}\n{END}"
 
 
-def with_table(readme: str) -> str:
-    """README.md with the newest table."""
-    begin, end = readme.index(BEGIN), readme.index(END) + len(END)
-    return readme[:begin] + readme_table() + readme[end:]
+def with_table(page: str) -> str:
+    """docs/benchmarks.md with the newest table."""
+    begin, end = page.index(BEGIN), page.index(END) + len(END)
+    return page[:begin] + page_table() + page[end:]
 
 
 def _ratios(runs: list[dict[str, Any]]) -> dict[tuple[str, str], list[float]]:
@@ -198,7 +198,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("raw", nargs="?", type=Path)
-    parser.add_argument("--readme", action="store_true")
+    parser.add_argument("--page", action="store_true")
     parser.add_argument("--compare", metavar="COMMIT")
     arguments = parser.parse_args()
     if arguments.compare:
@@ -212,8 +212,8 @@ def main() -> int:
         print(f"{arguments.compare} -> {newest}")
         print("\n".join(compare(arguments.compare, newest, runs))
               or "no ratio moved by more than the noise")
-    elif arguments.readme:
-        _write(README, with_table(README.read_text()))
+    elif arguments.page:
+        _write(PAGE, with_table(PAGE.read_text()))
     elif arguments.raw:
         raw = json.loads(arguments.raw.read_text())
         begun = raw["scrd_fast"]

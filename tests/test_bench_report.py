@@ -91,6 +91,6 @@ def test_at_most():
     assert results.kept({"ratio": 1.03, **wanted, "judged": False}) is None
 
 
-def test_the_readme_shows_the_newest_result():
-    readme = report.README.read_text()
-    assert report.with_table(readme) == readme, "run: make readme-table"
+def test_the_page_shows_the_newest_result():
+    page = report.PAGE.read_text()
+    assert report.with_table(page) == page, "run: make benchmarks-page"
