@@ -28,10 +28,11 @@ _INPUTS = {
 
 # Numbers of fields, from onnx.proto.
 _GRAPH, _OPSET, _TRAINING, _FUNCTIONS = 7, 8, 20, 25  # of a model
-_NODE, _INITIALIZER, _SPARSE = 1, 5, 15  # of a graph
+_NODE, _INITIALIZER, _GRAPH_INPUT, _SPARSE = 1, 5, 11, 15  # of a graph
 _INPUT, _OUTPUT, _OPERATOR, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # of a node
 _TENSOR, _FOREIGN = 5, (6, 10, 11, 14, 15, 22, 23)  # of an attribute: graphs, types, sparse tensors
-_EXTERNAL = (13, 14)  # of a tensor: where its values lie outside of the file
+_TENSOR_NAME, _EXTERNAL = 8, (13, 14)  # of a tensor; values that lie outside of the file
+_VALUE_NAME = 1  # of an input
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # kinds of fields
 
 
@@ -116,23 +117,33 @@ def _check_tensor(tensor: memoryview) -> None:
 
 
 def _check_nodes(model: bytes) -> None:
-    """Raise EngineFileError unless each node is one of a network's, with all of its inputs."""
+    """Raise EngineFileError unless the nodes are a network's, with all of their inputs, each of
+    which is a weight, the graph's input or what a node before gives. What compiles graphs takes
+    this for granted: it crashes on a node without inputs and goes round in a circle for ever."""
     fields = list(_fields(memoryview(model)))
     if not any(number == _OPSET for number, _ in fields):
         raise EngineFileError("expected a graph that names its operators' release, got none")
-    nodes = [part for of_model, graph in fields if of_model == _GRAPH
-             for number, part in _fields(graph) if number == _NODE]
-    for node in nodes:
-        parts = [(number, bytes(part)) for number, part in _fields(node)]
-        name = b"".join(part for number, part in parts if number == _OPERATOR).decode(
-            errors="replace")
-        inputs = [part for number, part in parts if number == _INPUT]
-        outputs = [part for number, part in parts if number == _OUTPUT]
-        wanted = _INPUTS.get(name, 0)
-        if (wanted == 0 or not inputs or not all(inputs) or len(inputs) != (wanted or len(inputs))
-                or len(outputs) != 1 or any(number == _DOMAIN and part for number, part in parts)):
-            raise EngineFileError(f"expected the nodes of a network, got {name!r} with"
+    parts = [part for number, graph in fields if number == _GRAPH for part in _fields(graph)]
+    known = {name for number, part in parts if number in (_INITIALIZER, _GRAPH_INPUT)
+             for name in _values(part, _TENSOR_NAME if number == _INITIALIZER else _VALUE_NAME)}
+    for number, node in parts:
+        if number != _NODE:
+            continue
+        operator = b"".join(_values(node, _OPERATOR)).decode(errors="replace")
+        inputs, outputs = _values(node, _INPUT), _values(node, _OUTPUT)
+        if operator not in _INPUTS or any(_values(node, _DOMAIN)) or len(outputs) != 1 or (
+                len(inputs) != (_INPUTS[operator] or max(len(inputs), 1))):
+            raise EngineFileError(f"expected the nodes of a network, got {operator!r} with"
                                   f" {len(inputs)} inputs and {len(outputs)} outputs")
+        if not known.issuperset(inputs) or outputs[0] in known:
+            raise EngineFileError(f"expected nodes in their order, got {operator!r} before what it"
+                                  " reads, or two that give the same")
+        known.add(outputs[0])
+
+
+def _values(message: memoryview, wanted: int) -> list[bytes]:
+    """Of the fields of that number."""
+    return [bytes(part) for number, part in _fields(message) if number == wanted]
 
 
 def _head(number: int, length: int) -> bytes:
