@@ -22,8 +22,8 @@ from scrd_fast.data.anomalies import NoiseConfig
 from scrd_fast.data.dataset import ImageSet
 from scrd_fast.errors import expect
 from scrd_fast.files import as_path, check_writable
+from scrd_fast.model.backbones import backbone_of
 from scrd_fast.model.checkpoint import FORMAT, write_tensors
-from scrd_fast.model.resnet import backbone_of
 from scrd_fast.model.scrd import Teacher
 from scrd_fast.progress import show_progress
 from scrd_fast.reference.preprocess import normalise
