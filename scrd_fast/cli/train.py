@@ -106,8 +106,8 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train on normal images only."""
-    from scrd_fast.data.anomalies import NoiseConfig
     from scrd_fast.data.dataset import labelled_folder
+    from scrd_fast.data.noise_config import NoiseConfig
     from scrd_fast.training.loop import train as run
     from scrd_fast.training.run import steps_done
 

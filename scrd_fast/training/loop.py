@@ -25,9 +25,10 @@ from scrd_fast.progress import show_progress
 from scrd_fast.spec import from_mapping
 from scrd_fast.torch_state import own_state
 from scrd_fast.training.batches import Batches
+from scrd_fast.training.config import TrainConfig
 from scrd_fast.training.evaluation import check_labels, labelled_validation, normal_validation
 from scrd_fast.training.run import Run
-from scrd_fast.training.trainer import Figures, TrainConfig, Trainer
+from scrd_fast.training.trainer import Figures, Trainer
 
 
 def _distributed() -> tuple[int, int, bool]:
