@@ -23,14 +23,24 @@ from tests.cli.commands import main, run
 VERBS = tuple(typer.main.get_command(cli.app).commands)
 
 
-def test_help_of_every_verb_has_an_example():
+def test_help_names_every_verb():
     from typer.testing import CliRunner
 
-    assert all(verb in CliRunner().invoke(cli.app, ["--help"]).output for verb in VERBS)
-    for verb in VERBS:
-        text = CliRunner().invoke(cli.app, [verb, "--help"]).output
-        assert "Example" in text
-        assert f"scrd-fast {verb}" in text
+    done = CliRunner().invoke(cli.app, ["--help"])
+    assert done.exit_code == 0
+    assert {"demo", "pretrain-teacher", "train", "convert", "build", "export", "info", "verify",
+            "bench", "score", "calibrate", "monitor"} == set(VERBS)
+    assert all(re.search(rf"^[^\w-]*{verb} ", done.output, re.MULTILINE) for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_has_an_example(verb):
+    from typer.testing import CliRunner
+
+    done = CliRunner().invoke(cli.app, [verb, "--help"])
+    assert done.exit_code == 0
+    assert "Example" in done.output
+    assert f"scrd-fast {verb}" in done.output
 
 
 def test_help_and_import_load_nothing_heavy():
@@ -38,6 +48,21 @@ def test_help_and_import_load_nothing_heavy():
             " 'openvino', 'onnx', 'sklearn'} & set(sys.modules); print(sorted(heavy))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no times of children")
+@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help")])
+def test_help_is_quick(arguments):
+    """Half a second of a CPU's time, which other work on the machine takes little from; PyTorch
+    alone would take more. The best of several, so that no disk or neighbour decides."""
+    def seconds():
+        before = os.times()
+        assert run(*arguments).returncode == 0
+        after = os.times()
+        return (after.children_user + after.children_system
+                - before.children_user - before.children_system)
+
+    assert any(seconds() < 0.5 for _ in range(5))
 
 
 def test_build_info_verify(folder):
