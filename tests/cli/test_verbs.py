@@ -200,6 +200,16 @@ def test_train_resumes_and_leaves_out_what_is_damaged(folder, tmp_path):
     assert "best at step" in done.output
 
 
+@pytest.mark.parametrize(("verb", "more"), [
+    ("train", ("--teacher", "random")), ("pretrain-teacher", ())])
+def test_a_warning_is_one_line(folder, tmp_path, verb, more, capfd):
+    assert main(verb, folder / "images", tmp_path / "m.safetensors", "--skip-bad", "--steps", 1,
+                "--input-size", 32, "--batch-size", 2, "--quiet", "--backbone", "resnet18",
+                "--noise-share", 0.5, *more) == 0
+    assert re.fullmatch(r"warning: data: 1 of 4 images cannot be used and are left out:"
+                        r" [^\n]*broken\.png[^\n]*\n", capfd.readouterr().err)
+
+
 def test_export(folder, tmp_path):
     done = run("export", folder / "model.safetensors", tmp_path / "model.onnx")
     assert done.returncode == 0, done.stderr
