@@ -12,8 +12,11 @@ Verb = Callable[..., None]
 
 @dataclass(frozen=True)
 class _Options:
-    """The fields of `default`, a dataclass, as options. Those of a dataclass inside of it have its
-    field's name before theirs, and its help as the title of a panel of their own."""
+    """The fields of `default`, a dataclass, as options.
+
+    Those of a dataclass inside of it have its field's name before theirs, and its help as the
+    title of a panel of their own.
+    """
 
     default: Any
     prefix: str
@@ -22,7 +25,7 @@ class _Options:
     helps: Mapping[str, str]
 
     def _inside(self) -> dict[str, "_Options"]:
-        """Of the dataclasses inside, by the field."""
+        """Map the fields that hold a dataclass to its options."""
         return {each.name: _Options(value, f"{self.prefix}{each.name}_", self._help(each), (), {})
                 for each in fields(self.default)
                 if is_dataclass(value := getattr(self.default, each.name))}

@@ -1,7 +1,6 @@
-"""TrainConfig and PretrainConfig: every default, and what each field is, for Python and the command
-line alike.
+"""TrainConfig and PretrainConfig: every default, and what each field is.
 
-Loads no PyTorch, so that `scrd-fast train --help` is quick.
+The command line makes its options of them. Loads no PyTorch: `scrd-fast train --help` is quick.
 """
 
 import math

@@ -161,8 +161,10 @@ def train(
 def _take_up(
     run: Run, process: _Process, resume: bool, tensorboard: str | os.PathLike[str] | None
 ) -> bool:
-    """Check where files shall go, and with `resume` take up what was done; False where nothing
-    was."""
+    """Check where files shall go, and with `resume` take up what was done.
+
+    Returns whether something was.
+    """
     if process.first:
         teacher = run.config.teacher
         inputs = [] if teacher in ("imagenet", "random") else [teacher]
@@ -182,8 +184,11 @@ def _take_up(
 
 @dataclass(frozen=True)
 class _Images:
-    """What a training sees: images, the indices of those that are trained on, and what it is
-    judged by. seen: count and digest of each set of images, by name."""
+    """What a training sees.
+
+    chosen: indices of the images that are trained on. judge: what the model is judged by. seen:
+    count and digest of each set of images, by name.
+    """
 
     images: ImageSet
     chosen: NDArray[np.int64]
