@@ -17,10 +17,12 @@ from benchmarks.peers import PublishedStep
 from benchmarks.size import BACKBONE, SIDE
 from benchmarks.timing import clock, record, record_limit, repeat, time_in_turn
 from scrd_fast.backends.registry import native_precisions
-from scrd_fast.data.anomalies import NoiseConfig, synthesise
+from scrd_fast.data.anomalies import synthesise
+from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.reference.preprocess import normalise
-from scrd_fast.training.trainer import TrainConfig, Trainer
+from scrd_fast.training.config import TrainConfig
+from scrd_fast.training.trainer import Trainer
 
 BATCH = 4
 ROUNDS = 5

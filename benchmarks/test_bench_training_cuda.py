@@ -21,12 +21,14 @@ from benchmarks.judge import judge
 from benchmarks.peers import PublishedStep
 from benchmarks.timing import record
 from scrd_fast.backends.cuda import exact_convolutions
-from scrd_fast.data.anomalies import NoiseConfig, draw_patches, synthesise
+from scrd_fast.data.anomalies import draw_patches, synthesise
+from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.ops.add_noise import add_noise
 from scrd_fast.reference.preprocess import normalise
+from scrd_fast.training.config import TrainConfig
 from scrd_fast.training.loop import using_device
-from scrd_fast.training.trainer import Figures, TrainConfig, Trainer
+from scrd_fast.training.trainer import Figures, Trainer
 from tests.gpu import ON_GPU
 
 BATCH, SIDE = 16, 256

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from scrd_fast.backends.tensorrt.plan import TensorRtOptions
     from scrd_fast.building.build import build_engine, export_onnx
     from scrd_fast.building.rebuild import rebuild_engine
-    from scrd_fast.data.anomalies import NoiseConfig
+    from scrd_fast.data.noise_config import NoiseConfig
     from scrd_fast.engine.current import score
     from scrd_fast.engine.engine import Engine, Result
     from scrd_fast.engine.load import load_engine, verify_engine
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from scrd_fast.metrics.agreement import Limits
     from scrd_fast.model.published_pickle import convert_published
     from scrd_fast.spec import ScoringSpec
+    from scrd_fast.training.config import PretrainConfig, TrainConfig
     from scrd_fast.training.loop import train
-    from scrd_fast.training.pretrain import PretrainConfig, pretrain_teacher
-    from scrd_fast.training.trainer import TrainConfig
+    from scrd_fast.training.pretrain import pretrain_teacher
 
 __version__ = "0.1.0"
 
@@ -41,15 +41,15 @@ _HOMES = {
     "verify_engine": "engine.load",
     "Engine": "engine.engine",
     "Limits": "metrics.agreement",
-    "NoiseConfig": "data.anomalies",
+    "NoiseConfig": "data.noise_config",
     "Result": "engine.engine",
     "Scored": "engine.stream",
     "ScrdError": "errors",
     "convert_published": "model.published_pickle",
     "ScoringSpec": "spec",
-    "TrainConfig": "training.trainer",
+    "TrainConfig": "training.config",
     "train": "training.loop",
-    "PretrainConfig": "training.pretrain",
+    "PretrainConfig": "training.config",
     "pretrain_teacher": "training.pretrain",
 }
 

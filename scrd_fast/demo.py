@@ -22,8 +22,8 @@ from rich.table import Table
 from scrd_fast.backends.registry import check_precision, choose_backend
 from scrd_fast.bench.timing import latency_ms
 from scrd_fast.building.build import build_engine
-from scrd_fast.data.anomalies import NoiseConfig
 from scrd_fast.data.demo_brain import SIZE, DemoImages, make_images
+from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.engine.load import load_engine
 from scrd_fast.evaluation.calibrate import calibrate
 from scrd_fast.files import atomic_write, check_writable
@@ -38,8 +38,9 @@ from scrd_fast.report.scores import table_rows, write_table
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.torch_state import own_state, seeded
 from scrd_fast.training.batches import autocast
+from scrd_fast.training.config import PretrainConfig
 from scrd_fast.training.loop import train
-from scrd_fast.training.pretrain import PretrainConfig, pretrain_teacher
+from scrd_fast.training.pretrain import pretrain_teacher
 from scrd_fast.training.run import state_path
 
 NOTE = ("The anatomy is real (MNI152 T1 template); the subjects are synthetic warps of that one"

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast.data.anomalies import NoiseConfig
+from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.metrics.agreement import Limits
 from scrd_fast.model.checkpoint import load_checkpoint, read_tensors
 from scrd_fast.model.scrd import SCRD, model_without_weights, new_model

@@ -17,13 +17,9 @@ app = typer.Typer(
 Trust = Annotated[bool, typer.Option(
     help="Also run a TensorRT plan that you did not build; a plan is code.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
-Backbone = Annotated[str, typer.Option(
-    help="resnet18, resnet34, resnet50 or wide_resnet50_2.")]
-InputSize = Annotated[int, typer.Option(help="Side of the network input, divisible by 32.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 SkipBad = Annotated[bool, typer.Option(
     "--skip-bad", help="Leave out images that cannot be used instead of stopping.")]
-Autocast = Annotated[str, typer.Option(help="fp32, or autocast to bf16 or fp16.")]
 Precision = Annotated[str, typer.Option(
     help="auto, fp32, bf16, fp16 (on a GPU), int8 or, with TensorRT, fp8 (8 bits with --images);"
          " auto is the fastest for which the fidelity limits hold, as measured here.")]

@@ -6,12 +6,24 @@ from typing import Annotated
 import typer
 
 from scrd_fast.backends.registry import BACKENDS
+from scrd_fast.backends.tensorrt.plan import TensorRtOptions
 from scrd_fast.cli.app import Precision, Quiet, Trust, app, example
+from scrd_fast.cli.options import options_of
 from scrd_fast.errors import expect
 from scrd_fast.progress import show_progress
 
+_TENSORRT_HELPS = {
+    "workspace_gb": "The most scratch memory of a layer; else all of the GPU's.",
+    "level": "0 builds fast, 5 builds the fastest plan.",
+    "version_compatible": "The plan also runs on later minor versions of TensorRT.",
+    "hardware_compatible": "The plan also runs on other GPUs, from Ampere on.",
+    "stripped": "A plan without weights; loading puts them back.",
+    "tail": "onnx, or plugin for the distances by our own kernel.",
+}
+
 
 @app.command(epilog=example("scrd-fast build model.safetensors --images normals/"))
+@options_of(TensorRtOptions, prefix="tensorrt_", panel="TensorRT", helps=_TENSORRT_HELPS)
 def build(
     checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint (.safetensors).")] = None,
     out: Annotated[Path | None, typer.Option(help="Engine file; beside it by default.")] = None,
@@ -28,20 +40,13 @@ def build(
     budget: Annotated[float, typer.Option(
         help="Seconds after which no further precision is tried and no further layer searched.",
     )] = 600.0,
-    workspace_gb: Annotated[float | None, typer.Option(
-        help="TensorRT: the most scratch memory of a layer.")] = None,
-    level: Annotated[int, typer.Option(
-        help="TensorRT: 0 builds fast, 5 builds the fastest plan.")] = 3,
-    stripped: Annotated[bool, typer.Option(
-        help="TensorRT: a plan without weights; loading puts them back.")] = False,
-    tail: Annotated[str, typer.Option(
-        help="TensorRT: onnx, or plugin for the distances by our own kernel.")] = "onnx",
+    *,
+    tensorrt: TensorRtOptions,
     report: Annotated[Path | None, typer.Option(
         help="HTML page to write: what was tried, with score error against latency.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Compile a checkpoint into one engine file for this machine."""
-    from scrd_fast.backends.tensorrt.plan import TensorRtOptions
     from scrd_fast.building.build import build_engine
     from scrd_fast.building.rebuild import rebuild_engine
     from scrd_fast.files import check_writable
@@ -69,8 +74,7 @@ def build(
             engine = build_engine(
                 checkpoint, out, backend=backend, precision=precision, device=device,
                 images=None if images is None else str(images), budget=budget, progress=shown,
-                tensorrt=TensorRtOptions(workspace_gb=workspace_gb, level=level,
-                                         stripped=stripped, tail=tail))
+                tensorrt=tensorrt)
     if again is not None:
         typer.echo(f"{engine.path}: compiled again for this machine, and gives its golden images'"
                    " scores")

@@ -4,7 +4,6 @@ The Philox generator of an image is keyed by (run seed, epoch, image index), so 
 process count or resumed run makes the same images.
 """
 
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,52 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.errors import expect
 from scrd_fast.ops.add_noise import add_noise
-from scrd_fast.ops.simplex_noise import check_octaves
-
-TEXTURES = ("per_sample", "shared")
-CHANNELS = ("independent", "shared")
-
-
-@dataclass(frozen=True)
-class NoiseConfig:
-    """The law of the noise patches; the defaults are the published ones.
-
-    strength: factor of the noise, in units of the [0, 1] pixel range.
-    min_side, max_share: a patch's height and width are each uniform integers in
-        [min_side, max_share * image side); the corner is uniform from 1 to the last that fits.
-    octaves, persistence, wavelength: of the simplex noise (see ops.simplex_noise).
-    texture: "per_sample": a noise seed per image and epoch; "shared": one for the whole run, as
-        the published code does.
-    channels: "independent": channel c reads the field at depth c, as published, which tints the
-        patch; "shared": the same noise in all channels, which fits images that are grey.
-    weakest: an image's strength is uniform in [weakest * strength, strength]; 1 as published.
-    """
-
-    strength: float = 0.2
-    min_side: int = 10
-    max_share: float = 0.125
-    octaves: int = 6
-    persistence: float = 0.6
-    wavelength: float = 32.0
-    texture: str = "per_sample"
-    channels: str = "independent"
-    weakest: float = 1.0
-
-    def __post_init__(self) -> None:
-        expect(self.strength > 0, "noise.strength", "a number above 0", self.strength)
-        expect(self.min_side >= 1, "noise.min_side", "at least 1 pixel", self.min_side)
-        expect(0 < self.max_share <= 1, "noise.max_share", "above 0, at most 1", self.max_share)
-        check_octaves(self.octaves, self.persistence, self.wavelength, "noise.")
-        expect(self.texture in TEXTURES, "noise.texture", f"one of {TEXTURES}", self.texture)
-        expect(self.channels in CHANNELS, "noise.channels", f"one of {CHANNELS}", self.channels)
-        expect(0 < self.weakest <= 1, "noise.weakest", "above 0, at most 1", self.weakest)
-
-    def scaled(self, factor: float) -> "NoiseConfig":
-        """The same law for images whose sides are `factor` times as long."""
-        return replace(self, min_side=max(1, round(self.min_side * factor)),
-                       wavelength=self.wavelength * factor)
 
 
 def image_generator(seed: int, epoch: int, index: int) -> np.random.Generator:

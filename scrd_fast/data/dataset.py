@@ -107,7 +107,8 @@ class ImageSet:
             advice = "" if skip_bad else "; leave them out with skip_bad=True (--skip-bad)"
             raise (DataError if self._files else InputError)(f"{text}: {listed}{advice}")
         if rank == 0:
-            warnings.warn(f"{text} and are left out: {listed}", stacklevel=4)
+            # 3: who had them checked, in this package: the command line shows it as one line.
+            warnings.warn(f"{text} and are left out: {listed}", stacklevel=3)
         self._images = self._some(kept)
 
     def _some(self, indices: NDArray[np.int64]) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from scrd_fast.errors import CheckpointError, InputError, OutputError, expect
 from scrd_fast.files import as_path, atomic_write
-from scrd_fast.model.resnet import backbone_of
+from scrd_fast.model.backbones import backbone_of
 from scrd_fast.model.scrd import SCRD, model_without_weights
 from scrd_fast.spec import ScoringSpec, from_mapping
 

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from scrd_fast.errors import CheckpointError
 from scrd_fast.files import as_path, check_writable
+from scrd_fast.model.backbones import BACKBONES
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, load_weights, save_checkpoint
 from scrd_fast.model.published import rename_published
-from scrd_fast.model.resnet import BACKBONES
 from scrd_fast.model.scrd import SCRD, model_without_weights
 from scrd_fast.spec import ScoringSpec
 

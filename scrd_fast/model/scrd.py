@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scrd_fast.model.resnet import backbone_of, conv3x3, init_weights, make_stage
+from scrd_fast.model.backbones import backbone_of
+from scrd_fast.model.resnet import conv3x3, init_weights, make_stage
 from scrd_fast.torch_state import own_state, seeded
 
 Scales = tuple[Tensor, Tensor, Tensor]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from scrd_fast.errors import BackendUnavailable, CheckpointError, expect
+from scrd_fast.errors import BackendUnavailable, CheckpointError
+from scrd_fast.model.backbones import backbone_of
 from scrd_fast.model.checkpoint import load_weights, read_tensors
 from scrd_fast.model.published import rename_resnet
-from scrd_fast.model.resnet import BACKBONES
 from scrd_fast.model.scrd import SCRD
 
 IMAGENET_DIGESTS = {"resnet18": "f37072fd", "resnet34": "b627a593", "resnet50": "0676ba61",
@@ -23,7 +23,7 @@ _IMAGENET_URL = "https://download.pytorch.org/models/"
 
 def imagenet_file_name(backbone: str) -> str:
     """Name of torchvision's IMAGENET1K_V1 file."""
-    expect(backbone in BACKBONES, "backbone", f"one of {sorted(BACKBONES)}", repr(backbone))
+    backbone_of(backbone)  # raises where there is none
     return f"{backbone}-{IMAGENET_DIGESTS[backbone]}.pth"
 
 

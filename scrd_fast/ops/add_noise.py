@@ -15,7 +15,7 @@ from scrd_fast.ops.implementations import (
     not_native,
     not_triton,
 )
-from scrd_fast.ops.simplex_noise import check_extent, check_octaves
+from scrd_fast.ops.octaves import check_extent, check_octaves
 from scrd_fast.reference import add_noise as reference
 
 GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)

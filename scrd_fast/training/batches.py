@@ -11,18 +11,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scrd_fast.data.anomalies import NoiseConfig, Patches, add_patches, draw_patches
+from scrd_fast.data.anomalies import Patches, add_patches, draw_patches
 from scrd_fast.data.dataset import ImageSet
-from scrd_fast.errors import expect
+from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.spec import ScoringSpec
+from scrd_fast.training.config import AUTOCAST, check_autocast
 
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """What a training precision computes in by autocast; None of fp32, which has none."""
+    check_autocast(precision)
+    name = AUTOCAST[precision]
+    return None if name is None else getattr(torch, name)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The autocast context of a training precision; fp32 switches it off."""
-    expect(precision in AUTOCAST, "precision", f"one of {sorted(AUTOCAST)}", repr(precision))
-    dtype = AUTOCAST[precision]
+    dtype = autocast_dtype(precision)
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 

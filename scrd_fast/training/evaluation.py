@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scrd_fast.data.anomalies import NoiseConfig, synthesise
+from scrd_fast.data.anomalies import synthesise
 from scrd_fast.data.dataset import ImageSet
+from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.errors import expect
 from scrd_fast.metrics.ranking import auroc
 from scrd_fast.model.reference import score_pixels

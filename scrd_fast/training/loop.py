@@ -6,14 +6,16 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from scrd_fast.data.dataset import ImageSet, split_validation
 from scrd_fast.errors import expect
@@ -21,13 +23,19 @@ from scrd_fast.files import as_path, check_writable
 from scrd_fast.model.checkpoint import Checkpoint
 from scrd_fast.model.scrd import model_without_weights, new_model
 from scrd_fast.model.teacher_weights import load_teacher
-from scrd_fast.progress import show_progress
+from scrd_fast.progress import Progress, show_progress
 from scrd_fast.spec import from_mapping
 from scrd_fast.torch_state import own_state
 from scrd_fast.training.batches import Batches
-from scrd_fast.training.evaluation import check_labels, labelled_validation, normal_validation
+from scrd_fast.training.config import TrainConfig
+from scrd_fast.training.evaluation import (
+    Validation,
+    check_labels,
+    labelled_validation,
+    normal_validation,
+)
 from scrd_fast.training.run import Run
-from scrd_fast.training.trainer import Figures, TrainConfig, Trainer
+from scrd_fast.training.trainer import Figures, Trainer
 
 
 def _distributed() -> tuple[int, int, bool]:
@@ -49,6 +57,25 @@ def leave_process_group() -> None:
     """
     gc.collect()
     dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class _Process:
+    """One process of a training: where it computes, and which of how many it is."""
+
+    device: torch.device
+    rank: int
+    world: int
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and shows."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Wait until all processes have come here."""
+        if self.world > 1:
+            dist.barrier()
 
 
 def _device(device: str | None, rank: int) -> torch.device:
@@ -115,103 +142,181 @@ def train(
     target = as_path(out, "out")
     rank, world, started = _distributed()
     try:
-        place = _device(device, rank)
-        with using_device(place):
-            return _train(Run(target, settings, world), data, validation, test, resume, skip_bad,
-                          progress, tensorboard, place, rank, world)
+        process = _Process(_device(device, rank), rank, world)
+        with using_device(process.device):
+            run = Run(target, settings, world)
+            resumed = _take_up(run, process, resume, tensorboard)
+            if not run.finished:
+                check = partial(ImageSet.check, skip_bad=skip_bad, progress=progress, rank=rank,
+                                world=world)
+                images = _look_at(settings, data, validation, test, check)
+                _train(run, images, process, resumed=resumed, progress=progress,
+                       tensorboard=tensorboard)
+            return run.result()
     finally:
         if started:
             leave_process_group()
 
 
-def _train(
-    run: Run, data: Any, validation: Any, test: tuple[Any, Any] | None, resume: bool,
-    skip_bad: bool, progress: bool, tensorboard: str | os.PathLike[str] | None,
-    device: torch.device, rank: int, world: int,
-) -> Checkpoint:
-    config, spec = run.config, run.config.spec()
-    if rank == 0:
-        teacher_file = [] if config.teacher in ("imagenet", "random") else [config.teacher]
-        check_writable(run.out, "out", inputs=teacher_file)
-        check_writable(run.path, "out", inputs=teacher_file)
+def _take_up(
+    run: Run, process: _Process, resume: bool, tensorboard: str | os.PathLike[str] | None
+) -> bool:
+    """Check where files shall go, and with `resume` take up what was done.
+
+    Returns whether something was.
+    """
+    if process.first:
+        teacher = run.config.teacher
+        inputs = [] if teacher in ("imagenet", "random") else [teacher]
+        check_writable(run.out, "out", inputs=inputs)
+        check_writable(run.path, "out", inputs=inputs)
         if tensorboard is not None:
             check_writable(tensorboard, "tensorboard", folder=True)
     resumed = resume and run.resume()
-    if rank == 0 and resumed:
+    if process.first and resumed:
         run.restore_best()
-    elif rank == 0 and resume:
+    elif process.first and resume:
+        # 4: the caller of train, which own_state wraps.
         warnings.warn(f"{run.out}: nothing to resume; begins with step 1", stacklevel=4)
-    if world > 1:
-        dist.barrier()
-    if run.finished:
-        return run.result()
+    process.wait()
+    return resumed
 
-    check = partial(ImageSet.check, skip_bad=skip_bad, progress=progress, rank=rank, world=world)
+
+@dataclass(frozen=True)
+class _Images:
+    """What a training sees.
+
+    chosen: indices of the images that are trained on. judge: what the model is judged by. seen:
+    count and digest of each set of images, by name.
+    """
+
+    images: ImageSet
+    chosen: NDArray[np.int64]
+    judge: Validation
+    seen: dict[str, dict[str, Any]]
+
+
+def _look_at(
+    config: TrainConfig, data: Any, validation: Any, test: tuple[Any, Any] | None,
+    check: Callable[[ImageSet], NDArray[np.int64]],
+) -> _Images:
+    """Check all images and set those apart that are held out; arguments as `train` has them."""
+    spec, noise, seed = config.spec(), config.noise, config.seed
     images = ImageSet(data)
     check(images)
-    seen = {"data": {"count": len(images), "digest": images.digest}}
+    seen, chosen = {"data": _identity(images)}, np.arange(len(images))
     if test is not None:
         held = ImageSet(test[0], "test")
         labels = check_labels(test[1], len(held))[check(held)]
         judge = labelled_validation(held, labels, spec)
-        seen["test"] = {"count": len(held), "digest": held.digest,
-                        "labels": hashlib.sha256(labels.tobytes()).hexdigest()}
+        digest = hashlib.sha256(labels.tobytes()).hexdigest()
+        seen["test"] = _identity(held) | {"labels": digest}
     elif validation is not None:
         held = ImageSet(validation, "validation")
         check(held)
-        judge = normal_validation(held, np.arange(len(held)), spec, config.noise, config.seed)
-        seen["validation"] = {"count": len(held), "digest": held.digest}
-    chosen = np.arange(len(images))
-    if test is None and validation is None:
-        chosen, held_out = split_validation(len(images), config.validation_share, config.seed)
-        judge = normal_validation(images, held_out, spec, config.noise, config.seed)
-
-    if resumed:
-        run.check_images(seen)
-        model = model_without_weights(config.backbone)
-        trainer = Trainer(config, model, device)
-        trainer.load_state(run.tensors(), str(run.path))
+        judge = normal_validation(held, np.arange(len(held)), spec, noise, seed)
+        seen["validation"] = _identity(held)
     else:
-        model = new_model(config.backbone, config.seed)
-        teacher = load_teacher(model, config.teacher)
-        trainer = Trainer(config, model, device)
-    start = run.step
-    batches = Batches(images, chosen, spec, config.noise, config.seed, config.batch_size,
-                      config.steps, start=start, rank=rank, world=world,
-                      ahead=device.type != "cpu", device=device)
-    unread: deque[Figures] = deque()
-    late = 1 if device.type == "cuda" else 0  # a GPU is given the next step before it is asked
-    writer = _tensorboard(tensorboard) if tensorboard is not None and rank == 0 else None
-    if rank == 0 and not resumed:
-        run.begin(teacher, seen)
-    began = time.perf_counter()
-    with show_progress("student", enabled=progress and rank == 0) as report, (
+        chosen, held_out = split_validation(len(images), config.validation_share, seed)
+        judge = normal_validation(images, held_out, spec, noise, seed)
+    return _Images(images, chosen, judge, seen)
+
+
+def _identity(images: ImageSet) -> dict[str, Any]:
+    """What a run that is resumed knows its images by."""
+    return {"count": len(images), "digest": images.digest}
+
+
+def _train(
+    run: Run, images: _Images, process: _Process, *, resumed: bool, progress: bool,
+    tensorboard: str | os.PathLike[str] | None,
+) -> None:
+    """Train from where the run is to its end."""
+    if resumed:
+        run.check_images(images.seen)
+        trainer = _resumed_trainer(run, process.device)
+    else:
+        trainer, teacher = _new_trainer(run.config, process.device)
+    writer = _tensorboard(tensorboard) if tensorboard is not None and process.first else None
+    if process.first and not resumed:
+        run.begin(teacher, images.seen)
+    with show_progress("student", enabled=progress and process.first) as report, (
             writer or nullcontext()) as scalars:
-        for step, (clean, noisy) in enumerate(batches, start=start):
-            unread.append(trainer.step(step, clean, noisy))
-            judged = (step + 1) % config.validate_every == 0 or step + 1 == config.steps
-            while len(unread) > (0 if judged else late):
-                figures = unread.popleft()
-                done = figures.step + 1
-                speed = (done - start) * config.batch_size * world / (time.perf_counter() - began)
-                shown: dict[str, Any] = {"loss": figures["loss"], "images_per_s": speed}
-                if config.weighting == "scale":
-                    shown["weights"] = " ".join(f"{w:.2f}" for w in figures["weights"])
-                if run.best is not None:
-                    shown["best"] = run.best
-                report(done, config.steps, "student", **shown)
-                if scalars is not None:
-                    _write_scalars(scalars, figures, speed)
-            if not judged:
-                continue
-            if rank == 0:
-                value = judge.auroc(model, spec)
-                if scalars is not None:
-                    scalars.add_scalar(run.figure, value, step + 1)
-                run.keep(trainer, {"step": step + 1, run.figure: value, **figures})
-            if world > 1:
-                dist.barrier()
-    return run.result()
+        _run_steps(run, trainer, images, process, _Teller(run, process, report, scalars))
+
+
+def _resumed_trainer(run: Run, device: torch.device) -> Trainer:
+    """Make the trainer that the run was left with."""
+    trainer = Trainer(run.config, model_without_weights(run.config.backbone), device)
+    trainer.load_state(run.tensors(), str(run.path))
+    return trainer
+
+
+def _new_trainer(config: TrainConfig, device: torch.device) -> tuple[Trainer, str]:
+    """Make the trainer of a new run; and where its teacher's weights came from."""
+    model = new_model(config.backbone, config.seed)
+    teacher = load_teacher(model, config.teacher)
+    return Trainer(config, model, device), teacher
+
+
+def _run_steps(
+    run: Run, trainer: Trainer, images: _Images, process: _Process, teller: "_Teller"
+) -> None:
+    """Take the steps that are left, and after some of them judge the model and keep what it is."""
+    config, spec = run.config, run.config.spec()
+    batches = Batches(images.images, images.chosen, spec, config.noise, config.seed,
+                      config.batch_size, config.steps, start=run.step, rank=process.rank,
+                      world=process.world, ahead=process.device.type != "cpu",
+                      device=process.device)
+    for step, (clean, noisy) in enumerate(batches, start=run.step):
+        figures = trainer.step(step, clean, noisy)
+        done = step + 1
+        judged = done % config.validate_every == 0 or done == config.steps
+        teller.add(figures, at_once=judged)
+        if not judged:
+            continue
+        if process.first:
+            value = images.judge.auroc(trainer.model, spec)
+            teller.tell_value(done, value)
+            run.keep(trainer, {"step": done, run.figure: value, **figures})
+        process.wait()
+
+
+class _Teller:
+    """Tells of the steps' figures, on the line of progress and to TensorBoard.
+
+    One step late where a GPU trains: it is given the next step before it is asked of the last.
+    """
+
+    def __init__(self, run: Run, process: _Process, report: Progress, scalars: Any) -> None:
+        self._run, self._process, self._report, self._scalars = run, process, report, scalars
+        self._late = 1 if process.device.type == "cuda" else 0
+        self._unread: deque[Figures] = deque()
+        self._start, self._began = run.step, time.perf_counter()
+
+    def add(self, figures: Figures, *, at_once: bool) -> None:
+        """Take the figures of a step; tell of them soon, or `at_once`."""
+        self._unread.append(figures)
+        while len(self._unread) > (0 if at_once else self._late):
+            self._tell(self._unread.popleft())
+
+    def _tell(self, figures: Figures) -> None:
+        config, done = self._run.config, figures.step + 1
+        images = (done - self._start) * config.batch_size * self._process.world
+        speed = images / (time.perf_counter() - self._began)
+        shown: dict[str, Any] = {"loss": figures["loss"], "images_per_s": speed}
+        if config.weighting == "scale":
+            shown["weights"] = " ".join(f"{w:.2f}" for w in figures["weights"])
+        if self._run.best is not None:
+            shown["best"] = self._run.best
+        self._report(done, config.steps, "student", **shown)
+        if self._scalars is not None:
+            _write_scalars(self._scalars, figures, speed)
+
+    def tell_value(self, done: int, value: float) -> None:
+        """Tell of the figure that the model is judged by, after `done` steps."""
+        if self._scalars is not None:
+            self._scalars.add_scalar(self._run.figure, value, done)
 
 
 def _tensorboard(folder: str | os.PathLike[str]) -> AbstractContextManager[Any]:

@@ -8,7 +8,7 @@ away afterwards. docs/method.md compares this with other tasks.
 
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,50 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scrd_fast.data.anomalies import NoiseConfig
 from scrd_fast.data.dataset import ImageSet
-from scrd_fast.errors import expect
+from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.files import as_path, check_writable
+from scrd_fast.model.backbones import backbone_of
 from scrd_fast.model.checkpoint import FORMAT, write_tensors
-from scrd_fast.model.resnet import backbone_of
 from scrd_fast.model.scrd import Teacher
 from scrd_fast.progress import show_progress
 from scrd_fast.reference.preprocess import normalise
-from scrd_fast.spec import ScoringSpec, from_mapping, is_whole
+from scrd_fast.spec import ScoringSpec, from_mapping
 from scrd_fast.torch_state import own_state, seeded
 from scrd_fast.training.batches import Batches, autocast
+from scrd_fast.training.config import PretrainConfig
 from scrd_fast.training.schedule import warmup_cosine
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """backbone, input_size: of the model to come; steps of batch_size images; coarse_steps: so
-    many of them, the first, run at half the input size with the noise's law halved, for a
-    quarter of the time; AdamW at learning_rate with a short warm-up and a cosine decay; threshold:
-    a pixel counts as moved where |noise| is larger, in [0, 1] pixels; noise: law of the patches."""
-
-    backbone: str = "resnet18"
-    input_size: int = 256
-    steps: int = 2000
-    coarse_steps: int = 0
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    threshold: float = 0.05
-    seed: int = 111
-    precision: str = "fp32"
-    noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(
-        strength=0.4, min_side=6, max_share=0.5, octaves=3, channels="shared", weakest=0.25))
-
-    def __post_init__(self) -> None:
-        backbone_of(self.backbone)
-        for name in ("steps", "batch_size"):
-            expect(is_whole(getattr(self, name), 1), name, "a positive integer",
-                   repr(getattr(self, name)))
-        expect(is_whole(self.seed, 0), "seed", "an integer from 0 to 2**63 - 1", repr(self.seed))
-        expect(is_whole(self.coarse_steps, 0) and self.coarse_steps <= self.steps, "coarse_steps",
-               f"from 0 to steps, {self.steps}", self.coarse_steps)
-        expect(self.coarse_steps == 0 or self.input_size % 64 == 0, "input_size",
-               "a multiple of 64 with coarse_steps", self.input_size)
 
 
 class _Heads(nn.Module):

@@ -27,8 +27,9 @@ from scrd_fast.model.checkpoint import (
 )
 from scrd_fast.model.scrd import SCRD, model_without_weights
 from scrd_fast.spec import from_mapping
+from scrd_fast.training.config import TrainConfig
 from scrd_fast.training.evaluation import FIGURES
-from scrd_fast.training.trainer import TrainConfig, Trainer
+from scrd_fast.training.trainer import Trainer
 
 _KIND = "training state"
 _BEST = "best."  # before the names of tensors of an earlier, better model

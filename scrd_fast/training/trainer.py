@@ -1,4 +1,4 @@
-"""What is trained, and one step of it: bottleneck, student and scale head against a frozen teacher.
+"""One step of training: bottleneck, student and scale head against a frozen teacher.
 
 One step (arXiv 2503.13828, section 3): the teacher sees the clean and the noisy images, the
 student rebuilds the teacher's clean features from the bottleneck, and the contrastive loss pulls
@@ -7,7 +7,6 @@ it to them and away from the noisy ones.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,84 +15,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scrd_fast.data.anomalies import NoiseConfig
-from scrd_fast.errors import CheckpointError, ScrdError, expect
+from scrd_fast.errors import CheckpointError, ScrdError
 from scrd_fast.model.checkpoint import load_weights
 from scrd_fast.model.resnet import fold_batchnorms
 from scrd_fast.model.scrd import SCRD, Scales, Teacher
 from scrd_fast.ops.contrastive_loss import ContrastiveLoss, contrastive_loss
 from scrd_fast.reference.preprocess import normalise
-from scrd_fast.spec import ScoringSpec, is_whole
-from scrd_fast.training.batches import AUTOCAST, autocast
+from scrd_fast.training.batches import autocast, autocast_dtype
+from scrd_fast.training.config import TrainConfig
 from scrd_fast.training.schedule import warmup_cosine
-
-SCHEDULES = ("constant", "cosine")
-SELECTIONS = ("validation", "published_test")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a model is trained; the defaults are the published ones but for what is said here.
-
-    backbone; teacher: "imagenet", "random" or a file (see model.teacher_weights).
-    input_size, weighting, blur_sigma, reduction: go into the ScoringSpec.
-    weight_barrier: strength of -mean(log(3 w)), which keeps the scale weights from collapsing
-        onto one scale; only used with weighting "scale".
-    steps, batch_size (per process), learning_rate, betas of Adam; schedule: "constant" as
-        published or "cosine" with a warm-up of 20 steps.
-    precision: "fp32", or autocast to "bf16" or "fp16".
-    noise: law of the synthetic anomalies. seed: of everything random.
-    published_batchnorm: also run the student on the noisy images, which only moves its
-        BatchNorm statistics.
-    validate_every: steps between validations, each of which also saves the state for resuming.
-    validation_share: of `data`, where no validation images are given.
-    selection: "validation" picks the best checkpoint by held-out normals against synthesised
-        anomalies; "published_test" by the labelled test set, as the published code does, which
-        makes the test figure optimistic.
-    """
-
-    backbone: str = "wide_resnet50_2"
-    teacher: str = "imagenet"
-    input_size: int = 256
-    weighting: str = "none"
-    weight_barrier: float = 0.1
-    blur_sigma: float = 4.0
-    reduction: str = "mean"
-    steps: int = 40_000
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    betas: tuple[float, float] = (0.5, 0.999)
-    schedule: str = "constant"
-    precision: str = "fp32"
-    noise: NoiseConfig = field(default_factory=NoiseConfig)
-    seed: int = 111
-    published_batchnorm: bool = False
-    validate_every: int = 500
-    validation_share: float = 0.1
-    selection: str = "validation"
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "validate_every"):
-            expect(is_whole(getattr(self, name), 1), name, "a positive integer",
-                   repr(getattr(self, name)))
-        expect(is_whole(self.seed, 0), "seed", "an integer from 0 to 2**63 - 1", repr(self.seed))
-        expect(0 < self.validation_share < 1, "validation_share", "above 0 and below 1",
-               self.validation_share)
-        expect(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}", repr(self.schedule))
-        expect(self.selection in SELECTIONS, "selection", f"one of {SELECTIONS}",
-               repr(self.selection))
-        expect(self.precision in AUTOCAST, "precision", f"one of {sorted(AUTOCAST)}",
-               repr(self.precision))
-        expect(self.weight_barrier >= 0, "weight_barrier", "at least 0", self.weight_barrier)
-        expect(isinstance(self.noise, NoiseConfig), "noise", "a NoiseConfig", self.noise)
-        self.spec()
-        # The bottleneck makes one pixel of 32: its BatchNorms would see a single value.
-        expect(self.batch_size > 1 or self.input_size > 32, "batch_size",
-               "at least 2 at an input_size of 32, or a larger input_size", self.batch_size)
-
-    def spec(self) -> ScoringSpec:
-        return ScoringSpec(input_size=self.input_size, weighting=self.weighting,
-                           blur_sigma=self.blur_sigma, reduction=self.reduction)
 
 
 class _StudentPass(nn.Module):
@@ -183,7 +113,7 @@ class Trainer:
     def _frozen_teacher(self) -> Teacher:
         """The model's teacher as the steps run it: its BatchNorms folded, its weights rounded to
         the precision of the autocast once, not in each step."""
-        dtype = AUTOCAST[self.config.precision]
+        dtype = autocast_dtype(self.config.precision)
         teacher = fold_batchnorms(self.model.teacher)
         if dtype is not None:
             teacher.to(dtype)

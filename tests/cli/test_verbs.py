@@ -23,14 +23,24 @@ from tests.cli.commands import main, run
 VERBS = tuple(typer.main.get_command(cli.app).commands)
 
 
-def test_help_of_every_verb_has_an_example():
+def test_help_names_every_verb():
     from typer.testing import CliRunner
 
-    assert all(verb in CliRunner().invoke(cli.app, ["--help"]).output for verb in VERBS)
-    for verb in VERBS:
-        text = CliRunner().invoke(cli.app, [verb, "--help"]).output
-        assert "Example" in text
-        assert f"scrd-fast {verb}" in text
+    done = CliRunner().invoke(cli.app, ["--help"])
+    assert done.exit_code == 0
+    assert {"demo", "pretrain-teacher", "train", "convert", "build", "export", "info", "verify",
+            "bench", "score", "calibrate", "monitor"} == set(VERBS)
+    assert all(re.search(rf"^[^\w-]*{verb} ", done.output, re.MULTILINE) for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_has_an_example(verb):
+    from typer.testing import CliRunner
+
+    done = CliRunner().invoke(cli.app, [verb, "--help"])
+    assert done.exit_code == 0
+    assert "Example" in done.output
+    assert f"scrd-fast {verb}" in done.output
 
 
 def test_help_and_import_load_nothing_heavy():
@@ -38,6 +48,21 @@ def test_help_and_import_load_nothing_heavy():
             " 'openvino', 'onnx', 'sklearn'} & set(sys.modules); print(sorted(heavy))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no times of children")
+@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help")])
+def test_help_is_quick(arguments):
+    """Half a second of a CPU's time, which other work on the machine takes little from; PyTorch
+    alone would take more. The best of several, so that no disk or neighbour decides."""
+    def seconds():
+        before = os.times()
+        assert run(*arguments).returncode == 0
+        after = os.times()
+        return (after.children_user + after.children_system
+                - before.children_user - before.children_system)
+
+    assert any(seconds() < 0.5 for _ in range(5))
 
 
 def test_build_info_verify(folder):
@@ -173,6 +198,16 @@ def test_train_resumes_and_leaves_out_what_is_damaged(folder, tmp_path):
         done = train(2, "--resume", "--skip-bad")
     assert done.exit_code == 0, done.exception
     assert "best at step" in done.output
+
+
+@pytest.mark.parametrize(("verb", "more"), [
+    ("train", ("--teacher", "random")), ("pretrain-teacher", ())])
+def test_a_warning_is_one_line(folder, tmp_path, verb, more, capfd):
+    assert main(verb, folder / "images", tmp_path / "m.safetensors", "--skip-bad", "--steps", 1,
+                "--input-size", 32, "--batch-size", 2, "--quiet", "--backbone", "resnet18",
+                "--noise-share", 0.5, *more) == 0
+    assert re.fullmatch(r"warning: data: 1 of 4 images cannot be used and are left out:"
+                        r" [^\n]*broken\.png[^\n]*\n", capfd.readouterr().err)
 
 
 def test_export(folder, tmp_path):

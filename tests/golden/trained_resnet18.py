@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from scrd_fast.data.anomalies import NoiseConfig
 from scrd_fast.data.dataset import ImageSet
+from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.torch_state import seeded
 from scrd_fast.training.batches import Batches
+from scrd_fast.training.config import TrainConfig
 from scrd_fast.training.evaluation import normal_validation
-from scrd_fast.training.trainer import TrainConfig, Trainer
+from scrd_fast.training.trainer import Trainer
 
 PATH = Path(__file__).with_suffix(".safetensors")
 CONFIG = TrainConfig(

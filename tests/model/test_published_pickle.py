@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from scrd_fast.errors import OutputError
+from scrd_fast.model.backbones import BACKBONES
 from scrd_fast.model.checkpoint import load_checkpoint
 from scrd_fast.model.published_pickle import convert_published
-from scrd_fast.model.resnet import BACKBONES
 from scrd_fast.spec import ScoringSpec
 from tests.model.published_files import (
     GOLDEN,

@@ -10,7 +10,8 @@ from scrd_fast.model.published import rename_published
 from scrd_fast.ops.anomaly_map import anomaly_map
 from scrd_fast.reference.anomaly_map import cosine_distance
 from scrd_fast.spec import ScoringSpec
-from scrd_fast.training.trainer import TrainConfig, Trainer
+from scrd_fast.training.config import TrainConfig
+from scrd_fast.training.trainer import Trainer
 from tests.published import published_model, recorded, relative
 from tests.tolerances import allowed
 

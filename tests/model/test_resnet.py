@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from scrd_fast.model.resnet import BACKBONES, fold_batchnorms
+from scrd_fast.model.backbones import BACKBONES
+from scrd_fast.model.resnet import fold_batchnorms
 from scrd_fast.model.scrd import Student, Teacher
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from scrd_fast.data.anomalies import NoiseConfig
+from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.model.checkpoint import load_checkpoint
 
 SMALL: dict[str, Any] = {

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from scrd_fast.data.anomalies import NoiseConfig, synthesise
+from scrd_fast.data.anomalies import synthesise
 from scrd_fast.data.dataset import ImageSet
+from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.errors import InputError
 from scrd_fast.ops.preprocess import to_pixels
 from scrd_fast.spec import ScoringSpec

@@ -8,13 +8,14 @@ import torch
 
 import scrd_fast
 from scrd_fast.backends.cuda import exact_convolutions
-from scrd_fast.data.anomalies import NoiseConfig
 from scrd_fast.data.dataset import ImageSet
+from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.errors import ScrdError
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.training.batches import Batches
-from scrd_fast.training.trainer import TrainConfig, Trainer
+from scrd_fast.training.config import TrainConfig
+from scrd_fast.training.trainer import Trainer
 from tests.gpu import ON_GPU
 
 pytestmark = ON_GPU

@@ -16,7 +16,8 @@ from scrd_fast.model import teacher_weights
 from scrd_fast.model.checkpoint import load_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.training import loop
-from scrd_fast.training.trainer import TrainConfig, Trainer
+from scrd_fast.training.config import TrainConfig
+from scrd_fast.training.trainer import Trainer
 from tests.training.small import SMALL, assert_same, tensors
 
 ROOT = Path(__file__).parents[2]
@@ -183,7 +184,7 @@ import os
 import numpy as np, torch, torch.distributed as dist
 import scrd_fast
 from scrd_fast.training import loop
-from scrd_fast.data.anomalies import NoiseConfig
+from scrd_fast.data.noise_config import NoiseConfig
 torch.set_num_threads(1)
 seen = []
 original = loop.Trainer.update

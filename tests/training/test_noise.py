@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from scrd_fast.data.anomalies import NoiseConfig, draw_patches, synthesise
+from scrd_fast.data.anomalies import draw_patches, synthesise
+from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.errors import InputError
 from scrd_fast.reference.simplex_noise import octave_field
 from tests.tolerances import allowed

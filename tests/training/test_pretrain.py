@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import scrd_fast
-from scrd_fast.data.anomalies import NoiseConfig
+from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.errors import CheckpointError, InputError
 from scrd_fast.model.checkpoint import read_tensors
 from scrd_fast.training.batches import Batches

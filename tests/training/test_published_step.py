@@ -4,7 +4,8 @@ import torch
 
 from benchmarks.peers import PublishedStep
 from scrd_fast.model.scrd import SCRD
-from scrd_fast.training.trainer import TrainConfig, Trainer
+from scrd_fast.training.config import TrainConfig
+from scrd_fast.training.trainer import Trainer
 from tests.tolerances import allowed
 
 

@@ -12,9 +12,10 @@ import scrd_fast
 from scrd_fast.errors import CheckpointError, InputError
 from scrd_fast.model.checkpoint import load_checkpoint, read_header, read_tensors, write_tensors
 from scrd_fast.training import run as run_module
+from scrd_fast.training.config import TrainConfig
 from scrd_fast.training.evaluation import Validation
 from scrd_fast.training.run import Run, steps_done
-from scrd_fast.training.trainer import TrainConfig, Trainer
+from scrd_fast.training.trainer import Trainer
 from tests.training.small import SMALL
 
 OPTIONS = SMALL | {"validate_every": 2}

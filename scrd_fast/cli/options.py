@@ -1,0 +1,97 @@
+"""A verb's options from the fields of a dataclass, which hold each default and each help text."""
+
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+Verb = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The fields of `default`, a dataclass, as options.
+
+    Those of a dataclass inside of it have its field's name before theirs, and its help as the
+    title of a panel of their own.
+    """
+
+    default: Any
+    prefix: str
+    panel: str | None
+    leave_out: Collection[str]
+    helps: Mapping[str, str]
+
+    def _inside(self) -> dict[str, "_Options"]:
+        """Map the fields that hold a dataclass to its options."""
+        return {each.name: _Options(value, f"{self.prefix}{each.name}_", self._help(each), (), {})
+                for each in fields(self.default)
+                if is_dataclass(value := getattr(self.default, each.name))}
+
+    def _help(self, field: Any) -> str:
+        return str(field.metadata["help"] if "help" in field.metadata else self.helps[field.name])
+
+    def parameters(self) -> Iterator[inspect.Parameter]:
+        """List what typer makes options of, in the order of the fields."""
+        hints, inside = get_type_hints(type(self.default)), self._inside()
+        for each in fields(self.default):
+            if each.name in self.leave_out:
+                continue
+            if each.name in inside:
+                yield from inside[each.name].parameters()
+                continue
+            name = f"--{self.prefix}{each.metadata.get('option', each.name)}".replace("_", "-")
+            option = typer.Option(name, help=self._help(each), rich_help_panel=self.panel)
+            yield inspect.Parameter(
+                f"{self.prefix}{each.name}", inspect.Parameter.KEYWORD_ONLY,
+                default=getattr(self.default, each.name),
+                annotation=Annotated[hints[each.name], option])
+
+    def take(self, given: dict[str, Any]) -> Any:
+        """Make the dataclass of the values that are taken out of `given`."""
+        values = {name: options.take(given) for name, options in self._inside().items()
+                  if name not in self.leave_out}
+        for each in fields(self.default):
+            if each.name not in (*values, *self.leave_out):
+                values[each.name] = given.pop(f"{self.prefix}{each.name}")
+        return replace(self.default, **values)
+
+
+def options_of(
+    kind: type, *, prefix: str = "", panel: str | None = None, leave_out: Collection[str] = (),
+    helps: Mapping[str, str] | None = None,
+) -> Callable[[Verb], Verb]:
+    """Decorate a verb of which one parameter is a dataclass `kind`: its fields become options.
+
+    They take the parameter's place, and the verb is called with the dataclass that they make. A
+    field says what it is by metadata={"help": ...}, and what its option is called, where that is
+    not its name, by "option". Fields of a dataclass inside become --<its field>-<name>.
+
+    prefix: before the options' names. panel: the title that the help shows them under. leave_out:
+    fields that keep their defaults. helps: of the fields that have none themselves.
+    """
+    options = _Options(kind(), prefix, panel, leave_out, helps or {})
+
+    def decorate(verb: Verb) -> Verb:
+        signature = inspect.signature(verb)
+        place = next(p.name for p in signature.parameters.values() if p.annotation is kind)
+        parameters: list[inspect.Parameter] = []
+        for each in signature.parameters.values():
+            if each.name == place:
+                parameters += options.parameters()
+            else:  # by keyword, as typer gives it: then one with a default may come before others
+                parameters.append(each.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+        def with_options(**given: Any) -> None:
+            made = options.take(given)
+            verb(**given, **{place: made})
+
+        with_options.__name__, with_options.__doc__ = verb.__name__, verb.__doc__
+        with_options.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=parameters)
+        with_options.__annotations__ = {each.name: each.annotation for each in parameters}
+        return with_options
+
+    return decorate

@@ -1,0 +1,209 @@
+"""Options that are made of a dataclass's fields: all of them, their defaults, what they give."""
+
+import re
+import shlex
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from scrd_fast import NoiseConfig, PretrainConfig, TensorRtOptions, TrainConfig, cli
+from scrd_fast.errors import InputError
+from tests.cli.commands import main
+
+COMMANDS = typer.main.get_command(cli.app).commands
+ROOT = Path(__file__).parents[2]
+
+# Another value than the default for each field, as the command line takes it and as it arrives.
+NOISE = {
+    "--noise-strength": ("0.7", "strength", 0.7),
+    "--noise-min-side": ("3", "min_side", 3),
+    "--noise-share": ("0.25", "max_share", 0.25),
+    "--noise-octaves": ("2", "octaves", 2),
+    "--noise-persistence": ("0.3", "persistence", 0.3),
+    "--noise-wavelength": ("16", "wavelength", 16.0),
+    "--noise-texture": ("shared", "texture", "shared"),
+    "--noise-weakest": ("0.5", "weakest", 0.5),
+}
+BOTH = {
+    "--backbone": ("resnet34", "backbone", "resnet34"),
+    "--input-size": ("128", "input_size", 128),
+    "--steps": ("30", "steps", 30),
+    "--batch-size": ("5", "batch_size", 5),
+    "--learning-rate": ("0.01", "learning_rate", 0.01),
+    "--precision": ("bf16", "precision", "bf16"),
+    "--seed": ("7", "seed", 7),
+}
+TRAIN = {
+    **BOTH,
+    "--teacher": ("random", "teacher", "random"),
+    "--weighting": ("scale", "weighting", "scale"),
+    "--weight-barrier": ("0.3", "weight_barrier", 0.3),
+    "--blur-sigma": ("2", "blur_sigma", 2.0),
+    "--reduction": ("max", "reduction", "max"),
+    "--betas": ("0.9 0.99", "betas", (0.9, 0.99)),
+    "--schedule": ("cosine", "schedule", "cosine"),
+    "--published-batchnorm": ("", "published_batchnorm", True),
+    "--validate-every": ("9", "validate_every", 9),
+    "--validation-share": ("0.2", "validation_share", 0.2),
+}
+PRETRAIN = {
+    **BOTH,
+    "--coarse-steps": ("4", "coarse_steps", 4),
+    "--threshold": ("0.1", "threshold", 0.1),
+}
+TENSORRT = {
+    "--tensorrt-workspace-gb": ("1.5", "workspace_gb", 1.5),
+    "--tensorrt-level": ("5", "level", 5),
+    "--tensorrt-version-compatible": ("", "version_compatible", True),
+    "--tensorrt-hardware-compatible": ("", "hardware_compatible", True),
+    "--tensorrt-stripped": ("", "stripped", True),
+}
+TAIL = {"--tensorrt-tail": ("plugin", "tail", "plugin")}  # not with hardware_compatible
+TRAIN_NOISE = NOISE | {"--noise-channels": ("shared", "channels", "shared")}
+PRETRAIN_NOISE = NOISE | {"--noise-channels": ("independent", "channels", "independent")}
+
+Options = dict[str, tuple[str, str, object]]
+
+
+def named(options: Options) -> set[str]:
+    return {name for _, name, _ in options.values()}
+
+
+def plain(kind: type) -> set[str]:
+    """The fields that hold no dataclass."""
+    default = kind()
+    return {f.name for f in fields(kind) if not is_dataclass(getattr(default, f.name))}
+
+
+@pytest.mark.parametrize(("verb", "kind", "options"), [
+    ("train", TrainConfig, TRAIN), ("pretrain-teacher", PretrainConfig, PRETRAIN),
+    ("build", TensorRtOptions, TENSORRT | TAIL)])
+def test_every_field_is_an_option(verb, kind, options):
+    # The test set is what the one that has no option follows from.
+    without = {"selection"} if kind is TrainConfig else set()
+    assert named(options) | without == plain(kind)
+    shows_the_defaults_of(kind(), verb, options)
+
+
+@pytest.mark.parametrize(("verb", "kind", "options"), [
+    ("train", TrainConfig, TRAIN_NOISE), ("pretrain-teacher", PretrainConfig, PRETRAIN_NOISE)])
+def test_every_field_of_the_noise_is_an_option(verb, kind, options):
+    """With the defaults of the configuration that the noise is part of."""
+    assert named(options) == plain(NoiseConfig)
+    shows_the_defaults_of(kind().noise, verb, options)
+
+
+def shows_the_defaults_of(default, verb, options):
+    text = CliRunner().invoke(cli.app, [verb, "--help"], env={"COLUMNS": "400"}).output
+    by_option = {option: each for each in COMMANDS[verb].params for option in each.opts}
+    for option, (_, name, other) in options.items():
+        value = getattr(default, name)
+        assert value != other, f"{name}: this test needs another value than the default"
+        assert by_option[option].default == value
+        assert by_option[option].help
+        (line,) = re.findall(rf"^[^\w-]*{option} .*$", text, re.MULTILINE)
+        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        assert value in (None, False) or f"[default: {shown}]" in line
+
+
+@pytest.mark.parametrize(("verb", "module", "options", "noise"), [
+    ("train", "training.loop.train", TRAIN, TRAIN_NOISE),
+    ("pretrain-teacher", "training.pretrain.pretrain_teacher", PRETRAIN, PRETRAIN_NOISE)])
+def test_what_an_option_says_arrives(verb, module, options, noise, monkeypatch):
+    class EndError(InputError):
+        """The verb has told what it was told."""
+
+    def run(data, out, **given):
+        told.update(given)
+        raise EndError("end")
+
+    told: dict[str, object] = {}
+    monkeypatch.setattr(f"scrd_fast.{module}", run)
+    line = [word for option, (value, _, _) in (options | noise).items()
+            for word in (option, *value.split())]
+    assert main(verb, "normals", "model.safetensors", *line) == 2
+    assert told
+    for _, name, value in options.values():
+        assert told[name] == value
+    assert told["noise"] == NoiseConfig(**{name: value for _, name, value in noise.values()})
+    assert told["progress"] is True
+
+
+@pytest.mark.parametrize("options", [TENSORRT, TAIL])
+def test_what_the_options_of_tensorrt_say_arrives(options, monkeypatch):
+    class EndError(InputError):
+        """The verb has told what it was told."""
+
+    def build(checkpoint, out, *, tensorrt, **_):
+        told.append(tensorrt)
+        raise EndError("end")
+
+    told: list[TensorRtOptions] = []
+    monkeypatch.setattr("scrd_fast.building.build.build_engine", build)
+    line = [word for option, (value, _, _) in options.items() for word in (option, *value.split())]
+    assert main("build", "model.safetensors", *line) == 2
+    assert told == [TensorRtOptions(**{name: value for _, name, value in options.values()})]
+
+
+def test_a_test_set_selects_the_checkpoint(tmp_path, monkeypatch):
+    def run(data, out, *, test, selection, **_):
+        told.append((len(test[0]), selection))
+        raise InputError("end")
+
+    told: list[tuple[int, str]] = []
+    for name in ("good", "lesion"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    monkeypatch.setattr("scrd_fast.training.loop.train", run)
+    assert main("train", "normals", "m.safetensors", "--published-test", tmp_path) == 2
+    assert told == [(2, "published_test")]
+
+
+@pytest.mark.parametrize(("line", "says"), [
+    ("train n m --noise-share 2", "noise.max_share: expected above 0, at most 1, got 2.0"),
+    ("train n m --noise-octaves 0", "noise.octaves: expected a positive integer, got 0"),
+    ("train n m --betas 0.5 1", "betas: expected two numbers from 0, below 1, got (0.5, 1.0)"),
+    ("train n m --learning-rate nan", "learning_rate: expected a finite number from 0, got nan"),
+    ("train n m --blur-sigma -1", "spec.blur_sigma: expected a number from 0 to 64, got -1.0"),
+    ("pretrain-teacher n m --precision int8",
+     "precision: expected one of ['bf16', 'fp16', 'fp32'], got 'int8'"),
+    ("pretrain-teacher n m --threshold inf", "threshold: expected a finite number from 0, got inf"),
+    ("build m --tensorrt-level 6", "tensorrt.level: expected an integer from 0 to 5, got 6"),
+    ("train n m --betas 0.5", "Option '--betas' requires 2 arguments"),
+])
+def test_a_wrong_value_is_named(line, says, capfd):
+    assert main(*line.split()) == 2
+    assert says in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, PretrainConfig, NoiseConfig])
+def test_every_field_says_what_it_is(kind):
+    for each in fields(kind):
+        assert each.metadata["help"], each.name
+
+
+def shell_lines(text: str) -> list[str]:
+    """The lines that begin with the program's name, those that go on in the next one as one."""
+    return re.findall(r"^\s*(?:\$ )?(scrd-fast .*)$", text.replace("\\\n", " "), re.MULTILINE)
+
+
+def written() -> list[str]:
+    """Every line for the shell in the verbs' help and in the documents."""
+    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    texts = [*(each.epilog for each in COMMANDS.values()), *(p.read_text() for p in documents)]
+    return [line for text in texts for line in shell_lines(text)]
+
+
+def test_written_lines_are_understood():
+    """Options that are renamed leave none behind in examples."""
+    seen = set()
+    for line in written():
+        _, verb, *arguments = shlex.split(line, comments=True)
+        if verb.startswith("-"):
+            continue
+        assert COMMANDS[verb].make_context(verb, arguments), line
+        seen.add(verb)
+    assert seen == set(COMMANDS)
