@@ -12,18 +12,9 @@ from scrd_fast.cli.options import options_of
 from scrd_fast.errors import expect
 from scrd_fast.progress import show_progress
 
-_TENSORRT_HELPS = {
-    "workspace_gb": "The most scratch memory of a layer; else all of the GPU's.",
-    "level": "0 builds fast, 5 builds the fastest plan.",
-    "version_compatible": "The plan also runs on later minor versions of TensorRT.",
-    "hardware_compatible": "The plan also runs on other GPUs, from Ampere on.",
-    "stripped": "A plan without weights; loading puts them back.",
-    "tail": "onnx, or plugin for the distances by our own kernel.",
-}
-
 
 @app.command(epilog=example("scrd-fast build model.safetensors --images normals/"))
-@options_of(TensorRtOptions, prefix="tensorrt_", panel="TensorRT", helps=_TENSORRT_HELPS)
+@options_of(TensorRtOptions, prefix="tensorrt_", panel="TensorRT")
 def build(
     checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint (.safetensors).")] = None,
     out: Annotated[Path | None, typer.Option(help="Engine file; beside it by default.")] = None,

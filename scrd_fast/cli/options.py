@@ -1,7 +1,7 @@
 """A verb's options from the fields of a dataclass, which hold each default and each help text."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Annotated, Any, get_type_hints
 
@@ -22,16 +22,12 @@ class _Options:
     prefix: str
     panel: str | None
     leave_out: Collection[str]
-    helps: Mapping[str, str]
 
     def _inside(self) -> dict[str, "_Options"]:
         """Map the fields that hold a dataclass to its options."""
-        return {each.name: _Options(value, f"{self.prefix}{each.name}_", self._help(each), (), {})
+        return {each.name: _Options(value, f"{self.prefix}{each.name}_", each.metadata["help"], ())
                 for each in fields(self.default)
                 if is_dataclass(value := getattr(self.default, each.name))}
-
-    def _help(self, field: Any) -> str:
-        return str(field.metadata["help"] if "help" in field.metadata else self.helps[field.name])
 
     def parameters(self) -> Iterator[inspect.Parameter]:
         """List what typer makes options of, in the order of the fields."""
@@ -43,7 +39,7 @@ class _Options:
                 yield from inside[each.name].parameters()
                 continue
             name = f"--{self.prefix}{each.metadata.get('option', each.name)}".replace("_", "-")
-            option = typer.Option(name, help=self._help(each), rich_help_panel=self.panel)
+            option = typer.Option(name, help=each.metadata["help"], rich_help_panel=self.panel)
             yield inspect.Parameter(
                 f"{self.prefix}{each.name}", inspect.Parameter.KEYWORD_ONLY,
                 default=getattr(self.default, each.name),
@@ -61,7 +57,6 @@ class _Options:
 
 def options_of(
     kind: type, *, prefix: str = "", panel: str | None = None, leave_out: Collection[str] = (),
-    helps: Mapping[str, str] | None = None,
 ) -> Callable[[Verb], Verb]:
     """Decorate a verb of which one parameter is a dataclass `kind`: its fields become options.
 
@@ -70,9 +65,9 @@ def options_of(
     not its name, by "option". Fields of a dataclass inside become --<its field>-<name>.
 
     prefix: before the options' names. panel: the title that the help shows them under. leave_out:
-    fields that keep their defaults. helps: of the fields that have none themselves.
+    fields that keep their defaults.
     """
-    options = _Options(kind(), prefix, panel, leave_out, helps or {})
+    options = _Options(kind(), prefix, panel, leave_out)
 
     def decorate(verb: Verb) -> Verb:
         signature = inspect.signature(verb)

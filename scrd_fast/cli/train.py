@@ -42,7 +42,8 @@ def pretrain_teacher(
     from scrd_fast.training.pretrain import pretrain_teacher as run
 
     path = run(str(data), out, skip_bad=skip_bad, progress=not quiet, **vars(config))
-    typer.echo(f"{path}: use it with: scrd-fast train {data} model.safetensors --teacher {path}")
+    typer.echo(f"{path}: use it with: scrd-fast train {data} model.safetensors --teacher {path}"
+               f" --backbone {config.backbone} --input-size {config.input_size}")
 
 
 @app.command(epilog=example(

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from scrd_fast.backends.backend import build_again
@@ -21,22 +21,23 @@ PLAN = "tensorrt.plan"
 
 @dataclass(frozen=True)
 class TensorRtOptions:
-    """How a plan is built.
+    """How a plan is built; each field's "help" says what it is.
 
-    workspace_gb: the most memory that layers may take for scratch, None for all of the GPU's.
-    level: builder optimisation level, 0 (fast build) to 5 (fastest plan). version_compatible: the
-    plan also runs on later minor versions of TensorRT. hardware_compatible: also on other GPUs
-    from Ampere on. stripped: leave the weights out of the plan; loading puts them back from the
-    portable graph. tail: "onnx", or "plugin": the distances by our Triton kernel inside the plan,
-    which is compiled for one generation of GPUs, so not with hardware_compatible.
+    The tail "plugin" is compiled for one generation of GPUs, so not with hardware_compatible.
     """
 
-    workspace_gb: float | None = None
-    level: int = 3
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    stripped: bool = False
-    tail: str = "onnx"
+    workspace_gb: float | None = field(default=None, metadata={
+        "help": "The most scratch memory of a layer; else all of the GPU's."})
+    level: int = field(default=3, metadata={
+        "help": "0 builds fast, 5 builds the fastest plan."})
+    version_compatible: bool = field(default=False, metadata={
+        "help": "The plan also runs on later minor versions of TensorRT."})
+    hardware_compatible: bool = field(default=False, metadata={
+        "help": "The plan also runs on other GPUs, from Ampere on."})
+    stripped: bool = field(default=False, metadata={
+        "help": "A plan without weights; loading puts them back from the portable graph."})
+    tail: str = field(default="onnx", metadata={
+        "help": "onnx, or plugin for the distances by our own kernel inside the plan."})
 
     def __post_init__(self) -> None:
         good = self.workspace_gb is None or 0 < self.workspace_gb < math.inf
