@@ -23,11 +23,7 @@ from scrd_fast.building.ranges import BiasCorrection
 from scrd_fast.engine.manifest import SearchRecord, SearchTry
 from scrd_fast.errors import FidelityError, NotFiniteError
 from scrd_fast.graph.portable import network_graph
-from scrd_fast.graph.quantize import (
-    STEM,
-    Quantisation,
-    convolution_names,
-)
+from scrd_fast.graph.quantize import STEM, Quantisation, convolution_names
 from scrd_fast.metrics.agreement import Limits, Report, broken_limits
 from scrd_fast.progress import Progress
 

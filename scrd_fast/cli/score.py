@@ -85,12 +85,10 @@ def monitor(
     quiet: Quiet = False,
 ) -> None:
     """Do recent images still look like the calibration's normal ones? Exit code 1 where not."""
-    from scrd_fast.engine.load import load_engine
     from scrd_fast.evaluation.calibrate import monitor as run
 
-    with (show_progress("loading", enabled=not quiet) as shown,
-          load_engine(engine, trust=trust) as loaded):
-        found = run(loaded, str(images), alpha=alpha, progress=shown)
+    with show_progress("loading", enabled=not quiet) as shown:
+        found = run(engine, str(images), alpha=alpha, trust=trust, progress=shown)
     for name, p in found.p_values.items():
         typer.echo(f"  {name:<15} p = {p:.3g}{'  differs' if name in found.drifted else ''}")
     typer.echo(f"{found.images} images: " + (

@@ -17,13 +17,7 @@ from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine_file import manifest_digest
 from scrd_fast.engine.manifest import Manifest
 from scrd_fast.engine.stream import Scored, stream
-from scrd_fast.errors import (
-    BackendUnavailable,
-    ClosedError,
-    InputError,
-    ScrdError,
-    expect,
-)
+from scrd_fast.errors import BackendUnavailable, ClosedError, InputError, ScrdError, expect
 from scrd_fast.files import as_path, is_path
 from scrd_fast.metrics.decisions import Decisions
 from scrd_fast.ops.image_arrays import check_range

@@ -6,13 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scrd_fast.backends.backend import CompileRequest, build_again
-from scrd_fast.backends.registry import (
-    BACKENDS,
-    backend_of,
-    choose_backend,
-    gpu_of,
-    make_runner,
-)
+from scrd_fast.backends.registry import BACKENDS, backend_of, choose_backend, gpu_of, make_runner
 from scrd_fast.backends.runner import Runner
 from scrd_fast.backends.source import Source
 from scrd_fast.engine import current as _current

@@ -1,6 +1,8 @@
 """calibrate, monitor: decisions learned from images, kept in the engine file, and watched."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -27,18 +29,19 @@ from scrd_fast.progress import Progress, silent
 
 @np.errstate(all="warn", under="ignore")  # a caller may have made all of them errors
 def calibrate(
-    path: str | os.PathLike[str], normals: Any, *, anomalous: Any = None, fpr: float | None = None,
-    rule: str | None = None, target: float | None = None, seed: int = 0,
+    engine: Engine | str | os.PathLike[str], normals: Any, *, anomalous: Any = None,
+    fpr: float | None = None, rule: str | None = None, target: float | None = None, seed: int = 0,
     device: str | None = None, trust: bool = False, progress: Progress = silent,
 ) -> Decisions:
-    """Learn from held-out images what the scores of an engine file mean, and keep it in the file.
+    """Learn from held-out images what the scores of an engine mean, and keep it in its file.
 
-    normals: normal images that training has not seen (an array, images, paths or a folder, see
-    Engine.score). By them alone: the threshold above which at most a share `fpr` (0.01 by default)
-    of normal images lies, and p-values. anomalous: images with anomalies, with which `rule` is
-    "f1" (the default), or "sensitivity" or "specificity" with a `target`: half of the images
-    choose the threshold, half tell how good it is (`Decisions.report`); seed: of this split.
-    device, trust: as in `load_engine`. progress: called with (done, total, what).
+    engine: a loaded one, which then knows it, too, or the path of its file. normals: normal images
+    that training has not seen (an array, images, paths or a folder, see Engine.score). By them
+    alone: the threshold above which at most a share `fpr` (0.01 by default) of normal images lies,
+    and p-values. anomalous: images with anomalies, with which `rule` is "f1" (the default), or
+    "sensitivity" or "specificity" with a `target`: half of the images choose the threshold, half
+    tell how good it is (`Decisions.report`); seed: of this split. device, trust: of a path, as in
+    `load_engine`. progress: called with (done, total, what).
 
     The graph and its raw scores stay as they are. Raises InputError where the images are too few
     or of one kind only, DataError for a file that cannot be read, and what `load_engine` raises.
@@ -51,39 +54,58 @@ def calibrate(
         check_rule(rule or "f1", target, seed)
         expect(fpr is None, "fpr", "none with anomalous images; rule='specificity' bounds the"
                " false alarms there", fpr)
-    path = as_path(path, "path")
-    check_writable(path, "path")
-    engine, _ = open_engine(path, device=device, trust=trust)
-    with engine:
-        scores, weights = _scored(engine, normals, "normals", progress)
+    path = engine.path if isinstance(engine, Engine) else as_path(engine, "engine")
+    check_writable(path, "engine")
+    with _opened(engine, device, trust) as opened:
+        scores, weights = _scored(opened, normals, "normals", progress)
         if anomalous is None:
             decisions = conformal(scores, weights, 0.01 if fpr is None else fpr)
         else:
-            sick, _ = _scored(engine, anomalous, "anomalous", progress)
+            sick, _ = _scored(opened, anomalous, "anomalous", progress)
             decisions = labelled(scores, weights, sick, rule or "f1", target, seed=seed)
-    manifest, members = read_engine_file(path)
-    if manifest.members != engine.manifest.members:
-        raise EngineFileError(f"{path}: was written anew while its images were scored; calibrate"
-                              " it again")
-    write_engine_file(path, replace(manifest, calibration=decisions), members)
+        manifest, members = read_engine_file(path)
+        if manifest.members != opened.manifest.members:
+            raise EngineFileError(f"{path}: was written anew while its images were scored;"
+                                  " calibrate it again")
+        manifest = replace(manifest, calibration=decisions)
+        write_engine_file(path, manifest, members)
+        opened.manifest, opened.decisions = manifest, decisions
     return decisions
+
+
+@contextmanager
+def _opened(
+    engine: Engine | str | os.PathLike[str], device: str | None = None, trust: bool = False
+) -> Iterator[Engine]:
+    """A loaded engine as it is; that of a file for as long as it is needed."""
+    if isinstance(engine, Engine):
+        expect(device is None and not trust, "device, trust", "none with a loaded engine",
+               (device, trust))
+        yield engine
+        return
+    opened, _ = open_engine(engine, device=device, trust=trust)
+    with opened:
+        yield opened
 
 
 @np.errstate(all="warn", under="ignore")  # a caller may have made all of them errors
 def monitor(
-    engine: Engine, recent: Any, *, alpha: float = 0.01, progress: Progress = silent
+    engine: Engine | str | os.PathLike[str], recent: Any, *, alpha: float = 0.01,
+    device: str | None = None, trust: bool = False, progress: Progress = silent,
 ) -> Drift:
     """Whether recent images still look like the normal ones that the engine was calibrated with.
 
-    recent: images as in `calibrate`, or a Result of scoring them. alpha: the chance of a false
-    alarm. Raises InputError where the engine is not calibrated or the images are too few.
+    engine, device, trust: as in `calibrate`. recent: images as there, or a Result of scoring them.
+    alpha: the chance of a false alarm. Raises InputError where the engine is not calibrated or the
+    images are too few, and what `load_engine` raises.
     """
-    if engine.decisions is None:
-        raise InputError(f"engine: expected a calibrated one, got {engine.path}; calibrate it with:"
-                         f" scrd-fast calibrate {engine.path} NORMAL_IMAGES")
-    if isinstance(recent, Result):
-        return drift(engine.decisions, recent.scores, recent.scale_weights, alpha=alpha)
-    return drift(engine.decisions, *_scored(engine, recent, "recent", progress), alpha=alpha)
+    with _opened(engine, device, trust) as opened:
+        if opened.decisions is None:
+            raise InputError(f"engine: expected a calibrated one, got {opened.path}; calibrate it"
+                             f" with: scrd-fast calibrate {opened.path} NORMAL_IMAGES")
+        if isinstance(recent, Result):
+            return drift(opened.decisions, recent.scores, recent.scale_weights, alpha=alpha)
+        return drift(opened.decisions, *_scored(opened, recent, "recent", progress), alpha=alpha)
 
 
 def _scored(engine: Engine, images: Any, name: str, progress: Progress) -> tuple[Array, Array]:

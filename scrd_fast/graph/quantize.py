@@ -21,11 +21,7 @@ from torch import Tensor
 
 from scrd_fast.errors import EngineFileError, expect
 from scrd_fast.graph.portable import NETWORK_INPUT
-from scrd_fast.graph.precision import (
-    in_precision,
-    is_network,
-    replace_nodes,
-)
+from scrd_fast.graph.precision import in_precision, is_network, replace_nodes
 from scrd_fast.graph.stored import QUANTISATION
 from scrd_fast.graph.tensors import DTYPES, to_proto, to_tensor
 from scrd_fast.precisions import QUANTISED

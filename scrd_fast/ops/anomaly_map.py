@@ -16,11 +16,7 @@ from scrd_fast.ops.implementations import (
     not_triton,
 )
 from scrd_fast.ops.native_tail import native_tail
-from scrd_fast.reference.anomaly_map import (
-    AnomalyMap,
-    combine_distances,
-    cosine_distance,
-)
+from scrd_fast.reference.anomaly_map import AnomalyMap, combine_distances, cosine_distance
 from scrd_fast.spec import STRIDES, ScoringSpec
 
 GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -1,5 +1,6 @@
 """Decisions kept in an engine file: from images, through every way to score, and watched."""
 
+import pickle
 from dataclasses import asdict, make_dataclass, replace
 
 import numpy as np
@@ -113,6 +114,22 @@ def test_bad_input_leaves_the_file_as_it_was(path, normals, options, error, mess
     with pytest.raises(error, match=f"^{message}"):
         scrd_fast.calibrate(path, normals, **options)
     assert path.read_bytes() == before
+
+
+def test_a_loaded_engine_or_the_path_of_its_file(path):
+    with scrd_fast.load_engine(path) as engine:
+        assert engine.decisions is None
+        decisions = scrd_fast.calibrate(engine, NORMALS, fpr=0.05)
+        assert engine.decisions == decisions
+        assert engine.score(FRESH).p_values is not None
+        assert read_engine_file(path)[0] == engine.manifest
+        assert pickle.loads(pickle.dumps(engine)).decisions == decisions
+        assert scrd_fast.monitor(engine, FRESH) == scrd_fast.monitor(path, FRESH)
+        assert scrd_fast.monitor(str(path), engine.score(FRESH)).images == len(FRESH)
+        with pytest.raises(InputError, match=r"^device, trust: expected none with a loaded"):
+            scrd_fast.monitor(engine, FRESH, device="cpu")
+    with pytest.raises(EngineFileError, match=r"No such file"):
+        scrd_fast.monitor(path.with_name("none.scrd"), FRESH)
 
 
 def test_a_broken_image_is_named(path, tmp_path):

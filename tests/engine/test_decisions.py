@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 
 from scrd_fast.errors import InputError, NotFiniteError
-from scrd_fast.metrics.decisions import (
-    Decisions,
-    conformal,
-    drift,
-    labelled,
-    normals_needed,
-)
+from scrd_fast.metrics.decisions import Decisions, conformal, drift, labelled, normals_needed
 from scrd_fast.records import read_record
 
 

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 import scrd_fast
 from scrd_fast.backends.registry import native_precisions
 from scrd_fast.backends.source import Source
-from scrd_fast.building import build as building
+from scrd_fast.building import candidates
 from scrd_fast.building.judge import Judge
 from scrd_fast.building.ranges import BiasCorrection, measure_ranges, range_pixels
 from scrd_fast.building.search import blocks, search
@@ -144,7 +144,7 @@ def spoilt(proto: onnx.ModelProto) -> onnx.ModelProto:
     ("bf16", "int8"), ("fp32", "bf16", "int8")], ids="+".join)
 def test_auto_never_takes_what_breaks_the_limits(trained, trained_path, tmp_path, monkeypatch,
                                                  planted):
-    make = building.make_runner
+    make = candidates.make_runner
 
     def bad(backend, request):
         source = request.source
@@ -153,7 +153,7 @@ def test_auto_never_takes_what_breaks_the_limits(trained, trained_path, tmp_path
                                if request.precision == "int8" else None)
         return make(backend, replace(request, source=source))
 
-    monkeypatch.setattr(building, "make_runner", bad)
+    monkeypatch.setattr(candidates, "make_runner", bad)
     out = tmp_path / "m.scrd"
 
     def build():

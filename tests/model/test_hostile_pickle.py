@@ -15,11 +15,7 @@ from torch import nn
 
 from scrd_fast.errors import CheckpointError, InputError
 from scrd_fast.model.published_pickle import convert_published
-from tests.model.published_files import (
-    light_state,
-    refusal,
-    write_archive,
-)
+from tests.model.published_files import light_state, refusal, write_archive
 
 # ---- Names that are refused ----
 

@@ -89,12 +89,7 @@ def _descriptor(trt: Any, dtype: Any, shape: tuple[int, ...], layout: Any) -> An
 
 def check_plugin(trt: Any) -> Iterator[str]:
     """What TensorRT would find in the plugin, as far as it asks Python for it."""
-    from scrd_fast.backends.tensorrt.plugin import (
-        NAMESPACE,
-        combination,
-        compile_ptx,
-        register,
-    )
+    from scrd_fast.backends.tensorrt.plugin import NAMESPACE, combination, compile_ptx, register
 
     register(90)
     plugin = getattr(trt.plugin.op, NAMESPACE).cosine_distances_sm90
