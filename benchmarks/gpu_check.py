@@ -27,9 +27,9 @@ FOR_BENCHMARKS = 120  # of them, which the tests may not take
 TESTS = [
     "tests/kernels", *(f"tests/ops/test_{name}.py" for name in (
         "anomaly_map", "simplex_noise", "add_noise", "preprocess", "contrastive_loss")),
-    *(f"tests/engine/test_{name}.py" for name in (
-        "torch_cuda", "tensorrt", "engine", "scorer", "contract")),
-    "tests/training/test_gpu.py",
+    *(f"tests/{name}.py" for name in (
+        "backends/test_torch_cuda", "backends/test_tensorrt", "engine/test_engine",
+        "engine/test_scorer", "building/test_contract", "training/test_gpu")),
 ]
 BENCHMARKS = sorted(str(p) for p in Path(__file__).parent.glob("test_bench_*_cuda.py"))
 COMPILING = ("test_against_torch_compile[64]", "test_the_network_compiled",

@@ -16,7 +16,7 @@ from scrd_fast.spec import ScoringSpec
 # Untrained weights rank images by chance, so that fewer bits may reorder them more than the table
 # allows, and no layers can be searched for: int8 leaves out what the search finds for one that was
 # trained for a short while on the demo's images, and for the demo's own, which is nothing but what
-# always is (tests/engine/test_search.py).
+# always is (tests/building/test_search.py).
 LIMITS = {"fp32": None, "bf16": Limits(rank_correlation=0.99), "int8": Limits()}
 
 

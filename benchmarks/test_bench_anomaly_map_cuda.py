@@ -16,7 +16,7 @@ from benchmarks.judge import judge
 from benchmarks.peers import PublishedTail
 from benchmarks.timing import record, record_limit
 from scrd_fast.spec import ScoringSpec
-from tests.gpu import ON_GPU
+from tests.support.gpu import ON_GPU
 
 SPEC = ScoringSpec()
 SHAPES = ((256, 64), (512, 32), (1024, 16))  # channels, side

@@ -23,7 +23,7 @@ from benchmarks.timing import clock, record, time_in_turn
 from scrd_fast.engine.engine import Engine
 from scrd_fast.metrics.agreement import Limits
 from scrd_fast.model.checkpoint import load_checkpoint
-from tests.gpu import ON_GPU
+from tests.support.gpu import ON_GPU
 
 BATCH = 64
 WANTED_MS, WANTED_PER_S, WANTED_RATIO = 1.5, 4000.0, 1.2

@@ -29,7 +29,7 @@ from scrd_fast.reference.preprocess import normalise
 from scrd_fast.training.config import TrainConfig
 from scrd_fast.training.loop import using_device
 from scrd_fast.training.trainer import Figures, Trainer
-from tests.gpu import ON_GPU
+from tests.support.gpu import ON_GPU
 
 BATCH, SIDE = 16, 256
 STEPS, ROUNDS, WARM_UP = 5, 8, 2

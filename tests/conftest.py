@@ -19,6 +19,17 @@ if not torch.cuda.is_available():
 # Some tests import openvino, which would send an event without this (see tests/test_quiet.py).
 sys.modules.setdefault("openvino_telemetry", None)
 
+from tests.support.models import (  # noqa: E402, F401 - fixtures of every test
+    large,
+    large_path,
+    probe,
+    small,
+    small_file,
+    small_path,
+    state_of_its_own,
+    trained,
+)
+
 MakeFeatures = Callable[..., list[Tensor]]
 
 

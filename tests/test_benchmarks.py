@@ -34,7 +34,7 @@ def run_quickly(stored: Path, *options: str) -> str:
 
 
 def test_a_benchmark_of_each_file_runs_and_its_peers_agree(tmp_path):
-    run_quickly(tmp_path / "raw.json", "-p", "tests.first_of_each_file")
+    run_quickly(tmp_path / "raw.json", "-p", "tests.support.first_of_each_file")
 
 
 @pytest.mark.slow

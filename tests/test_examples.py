@@ -12,8 +12,8 @@ import pytest
 
 import scrd_fast
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
-from tests.engine.conftest import organs
 from tests.golden import trained_resnet18
+from tests.support.models import organs
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"

@@ -12,14 +12,14 @@ import pytest
 import scrd_fast
 from scrd_fast.backends.registry import native_precisions
 from scrd_fast.data.images import list_images
-from tests.engine.conftest import *  # noqa: F403 - its checkpoints
-from tests.engine.conftest import KEEPS_THE_LIMITS, organs
+from tests.support.models import KEEPS_THE_LIMITS, organs
+from tests.support.without_training import base_only
 
 pytest.importorskip("openvino", reason="the first half scores by OpenVINO")
 
 SCORE = """
 import sys
-from tests.without_training import forbid_training
+from tests.support.without_training import forbid_training
 forbid_training()
 import numpy as np
 import scrd_fast
@@ -33,12 +33,6 @@ np.savez(out, scores=result.scores, maps=result.maps, weights=result.scale_weigh
          mixed=pending.result().scores, streamed=streamed)
 """
 PRECISIONS = [p for p in ("fp32", "bf16", "int8") if p in native_precisions("openvino")]
-
-
-def base_only(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command line with the base install alone."""
-    command = [sys.executable, "-m", "tests.without_training", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.fixture(scope="module", params=PRECISIONS)
@@ -119,19 +113,10 @@ def test_a_verb_of_the_second_half_says_which_extra_it_needs(place, tmp_path, ar
     (tmp_path / "m.safetensors").write_bytes(bytes(8))
     (tmp_path / "m.scrd").write_bytes((place / "m.scrd").read_bytes())
     (tmp_path / "images").symlink_to(place / "images")
-    command = [sys.executable, "-m", "tests.without_training", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60,
-                          cwd=tmp_path, env=base_environment())
+    done = base_only(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     assert "pip install 'scrd-fast[train]'" in done.stderr
-
-
-def base_environment():
-    import os
-    from pathlib import Path
-
-    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
 
 
 def test_scoring_loads_nothing_of_the_second_half(place, tmp_path):
@@ -147,7 +132,7 @@ def test_scoring_loads_nothing_of_the_second_half(place, tmp_path):
 
 
 def test_names_of_the_second_half():
-    code = ("from tests.without_training import forbid_training; forbid_training()\n"
+    code = ("from tests.support.without_training import forbid_training; forbid_training()\n"
             "import scrd_fast\n"
             "print(scrd_fast.load_engine.__name__)\n"
             "try: scrd_fast.build_engine\n"

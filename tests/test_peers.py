@@ -6,7 +6,7 @@ from benchmarks.peers import PublishedInTorch, PublishedTail, published_map
 from scrd_fast.model.reference import score_images
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
-from tests.engine.conftest import pictures
+from tests.support.models import pictures
 
 CPU = torch.device("cpu")
 

@@ -69,7 +69,7 @@ def work(tmp_path_factory):
         ["bench", engine, "--seconds", 1, "--json", root / "b.json", "--quiet"],
     ]
     trace = ("strace", "-f", "-qq", "--seccomp-bpf", "-e", f"trace={CALLS}", "-o", root / "trace")
-    command = [*(trace if can_trace() else ()), sys.executable, "-m", "tests.audited", root,
+    command = [*(trace if can_trace() else ()), sys.executable, "-m", "tests.support.audited", root,
                json.dumps([list(map(str, verb)) for verb in verbs])]
     done = subprocess.run(command, cwd=root / "cwd", capture_output=True, text=True, timeout=300,
                           check=False, env=environment(HOME=root / "home", TMPDIR=root / "tmp"))
@@ -148,7 +148,7 @@ def test_a_user_without_home_or_name(open_folder):
              ["build", model, "--precision", "fp32", "--quiet"],
              ["score", engine, open_folder / "images"]]
     done = subprocess.run(
-        [*python, "-m", "tests.audited", out,
+        [*python, "-m", "tests.support.audited", out,
          json.dumps([list(map(str, verb)) for verb in verbs])], cwd="/", check=False,
         capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr

@@ -28,7 +28,7 @@ OPSET = 18
 NETWORK_INPUT = "network_input"
 OUTPUTS = ("score", "map", "scale_weights")
 NETWORK_OUTPUTS = ("distance0", "distance1", "distance2", "scale_weights")
-_SPEC_KEY = "scrd_fast.spec"
+SPEC_KEY = "scrd_fast.spec"
 Shape = list[int | str | None]
 
 
@@ -226,7 +226,7 @@ def build_graph(model: SCRD, spec: ScoringSpec) -> onnx.ModelProto:
                               list(g.weights.values()), value_info=network_input)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)],
                               producer_name="scrd_fast", ir_version=10)
-    helper.set_model_props(proto, {_SPEC_KEY: json.dumps(spec.to_dict())})
+    helper.set_model_props(proto, {SPEC_KEY: json.dumps(spec.to_dict())})
     return proto
 
 
@@ -299,9 +299,3 @@ def network_graph(
                    for name, side in zip(NETWORK_OUTPUTS[:-1], sides, strict=True)}
     shapes[NETWORK_OUTPUTS[-1]] = ["batch", 3]
     return cut_graph(proto, spec, "network", shapes)
-
-
-def read_spec(proto: onnx.ModelProto) -> ScoringSpec:
-    """The ScoringSpec in a graph's metadata; raises KeyError where there is none."""
-    metadata = {entry.key: entry.value for entry in proto.metadata_props}
-    return ScoringSpec.from_dict(json.loads(metadata[_SPEC_KEY]))

@@ -27,8 +27,8 @@ from scrd_fast.errors import (
 )
 from scrd_fast.metrics.agreement import Limits
 from scrd_fast.model.reference import score_images
-from tests.engine.conftest import EACH_BACKEND, pictures
-from tests.tolerances import allowed
+from tests.support.models import EACH_BACKEND, pictures
+from tests.support.tolerances import allowed
 
 MAP = allowed("engine_map", "float32", "engine")
 SCORE = allowed("engine_score", "float32", "engine")
@@ -58,6 +58,7 @@ def test_small_fp32_engine_matches_reference(small_engine, small, count):
     check_against_reference(small_engine, small, pictures(count, 64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_large_fp32_engine_matches_reference(large_engine, large, count):
     check_against_reference(large_engine, large, pictures(count, 64))
@@ -68,18 +69,19 @@ def large_engine(large_path):
     return scrd_fast.build_engine(large_path, precision="fp32", buckets=(1, 4))
 
 
-def test_score_does_not_depend_on_neighbours(large_engine, small_engine):
-    for engine in (large_engine, small_engine):
-        on_gpu = backend_of(engine.manifest.backend).on_gpu
-        tolerance = allowed("engine_neighbours", "float32", "torch_cuda" if on_gpu else "engine")
-        images = pictures(7, 64)
-        together = engine.score(images).scores
-        others = pictures(7, 64, seed=9)
-        others[3] = images[3]
-        swapped = engine.score(others).scores[3]
-        alone = engine.score(images[3:4]).scores[0]
-        for score in (swapped, alone):
-            assert abs(score - together[3]) <= tolerance * abs(together[3])
+@pytest.mark.parametrize("which", ["small", pytest.param("large", marks=pytest.mark.slow)])
+def test_score_does_not_depend_on_neighbours(request, which, small_engine):
+    engine = small_engine if which == "small" else request.getfixturevalue("large_engine")
+    on_gpu = backend_of(engine.manifest.backend).on_gpu
+    tolerance = allowed("engine_neighbours", "float32", "torch_cuda" if on_gpu else "engine")
+    images = pictures(7, 64)
+    together = engine.score(images).scores
+    others = pictures(7, 64, seed=9)
+    others[3] = images[3]
+    swapped = engine.score(others).scores[3]
+    alone = engine.score(images[3:4]).scores[0]
+    for score in (swapped, alone):
+        assert abs(score - together[3]) <= tolerance * abs(together[3])
 
 
 @pytest.mark.parametrize("backend", EACH_BACKEND)

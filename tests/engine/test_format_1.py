@@ -1,8 +1,6 @@
 """Engine files of the version before: recorded ones, which today's code still reads."""
 
 import lzma
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,8 @@ import pytest
 import scrd_fast
 from scrd_fast.engine.engine_file import read_engine_file
 from scrd_fast.engine.manifest import FORMAT
-from tests.engine.conftest import organs
+from tests.support.models import organs
+from tests.support.without_training import base_only
 
 pytest.importorskip("openvino")
 
@@ -61,10 +60,8 @@ def test_compiled_again_it_scores_without_onnx(old, tmp_path):
         assert read_engine_file(again)[0].format == FORMAT
         with scrd_fast.load_engine(again) as engine:
             np.testing.assert_array_equal(engine.score(organs(40, 64)[:4]).scores, before)
-    done = subprocess.run([sys.executable, "-m", "tests.without_training", "info", str(old)],
-                          capture_output=True, text=True, check=False)
+    done = base_only("info", old)
     assert done.returncode == 0, done.stderr
-    done = subprocess.run([sys.executable, "-m", "tests.without_training", "bench", str(old)],
-                          capture_output=True, text=True, check=False)
+    done = base_only("bench", old)
     assert done.returncode == 2
     assert "to compile its portable graph: expected onnx, got none" in done.stderr

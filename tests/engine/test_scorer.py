@@ -23,7 +23,7 @@ from scrd_fast.engine.engine import Pending
 from scrd_fast.errors import BackendUnavailable, ClosedError, InputError, NotFiniteError
 from scrd_fast.ops.anomaly_map import native_tail
 from scrd_fast.spec import ScoringSpec
-from tests.engine.conftest import EACH_BACKEND, pictures
+from tests.support.models import EACH_BACKEND, pictures
 
 SPEC = ScoringSpec(input_size=32, blur_sigma=2.0)
 

@@ -15,7 +15,7 @@ from scrd_fast.errors import InputError, NotFiniteError
 from scrd_fast.report.overlays import overlay
 from scrd_fast.report.scores import score_files
 from scrd_fast.spec import ScoringSpec
-from tests.engine.conftest import pictures
+from tests.support.models import pictures
 
 
 @pytest.fixture(scope="module")

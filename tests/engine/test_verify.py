@@ -14,7 +14,7 @@ from scrd_fast.engine import load as loading
 from scrd_fast.engine.engine_file import GOLDEN, NETWORK, read_engine_file, write_engine_file
 from scrd_fast.errors import EngineFileError, FidelityError, NotFiniteError
 from scrd_fast.metrics.agreement import Limits
-from tests.engine.conftest import organs
+from tests.support.models import organs
 
 cv2 = pytest.importorskip("cv2")
 pytest.importorskip("openvino")

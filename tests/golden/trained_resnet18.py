@@ -53,7 +53,7 @@ def recorded() -> SCRD:
 
 
 def main() -> None:
-    from tests.engine.conftest import organs
+    from tests.support.models import organs
 
     model = initial()
     model.bottleneck.blocks.requires_grad_(False)

@@ -11,7 +11,7 @@ from scrd_fast.errors import BackendUnavailable, InputError, NotFiniteError
 from scrd_fast.ops.add_noise import add_noise as ops_add_noise
 from scrd_fast.reference.simplex_noise import octave_field
 from tests.ops.each_impl import each_impl, where_it_runs
-from tests.tolerances import allowed
+from tests.support.tolerances import allowed
 
 add_noise = where_it_runs(ops_add_noise)
 

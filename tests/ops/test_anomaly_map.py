@@ -14,7 +14,7 @@ from scrd_fast.ops import anomaly_map as operation
 from scrd_fast.ops.anomaly_map import check_features
 from scrd_fast.spec import WEIGHTINGS, ScoringSpec
 from tests.ops.each_impl import each_impl, where_it_runs
-from tests.tolerances import allowed
+from tests.support.tolerances import allowed
 
 NATIVE = (torch.float32, torch.bfloat16)
 TRITON = (*NATIVE, torch.float16)

@@ -18,7 +18,7 @@ from scrd_fast.errors import BackendUnavailable, InputError
 from scrd_fast.ops import contrastive_loss as module
 from scrd_fast.training.loop import leave_process_group
 from tests.ops.each_impl import each_impl, where_it_runs
-from tests.tolerances import allowed
+from tests.support.tolerances import allowed
 
 contrastive_loss = where_it_runs(module.contrastive_loss)
 SIDES = (9, 5, 2)

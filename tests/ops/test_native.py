@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import as_strided
 from scrd_fast import _native
 from scrd_fast.errors import InputError
 from scrd_fast.reference.anomaly_map import upsample_blur_matrix
-from tests.tolerances import allowed
+from tests.support.tolerances import allowed
 
 ROOT = Path(__file__).parent.parent.parent
 SHAPES = ((2, 3, 8, 8), (2, 4, 4, 4), (2, 5, 2, 2))

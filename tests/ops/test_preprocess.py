@@ -16,7 +16,7 @@ from scrd_fast.ops.preprocess import check_images, preprocess, to_pixels
 from scrd_fast.reference.preprocess import checked_pixels
 from scrd_fast.spec import IMAGENET_MEAN, IMAGENET_STD, ScoringSpec
 from tests.ops.each_impl import each_impl, where_it_runs
-from tests.tolerances import allowed
+from tests.support.tolerances import allowed
 
 SPEC = ScoringSpec(input_size=64)
 FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0, "float64": 1.0}

@@ -14,7 +14,7 @@ from scrd_fast.ops.simplex_noise import simplex_noise
 from scrd_fast.reference.simplex_noise import octave_field, permutations, simplex_values
 from tests.golden.opensimplex_noise import FIELDS, original_field, recorded
 from tests.ops.each_impl import each_impl
-from tests.tolerances import allowed
+from tests.support.tolerances import allowed
 
 SEEDS = (0, 1, -7, 111, 2**32 + 5, 2**63 - 1, -(2**63))
 TOLERANCE = allowed("simplex_noise", "float64")

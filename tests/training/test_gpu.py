@@ -16,7 +16,7 @@ from scrd_fast.spec import ScoringSpec
 from scrd_fast.training.batches import Batches
 from scrd_fast.training.config import TrainConfig
 from scrd_fast.training.trainer import Trainer
-from tests.gpu import ON_GPU
+from tests.support.gpu import ON_GPU
 
 pytestmark = ON_GPU
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)

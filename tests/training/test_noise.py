@@ -8,7 +8,7 @@ from scrd_fast.data.anomalies import draw_patches, synthesise
 from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.errors import InputError
 from scrd_fast.reference.simplex_noise import octave_field
-from tests.tolerances import allowed
+from tests.support.tolerances import allowed
 
 
 def draw(noise: NoiseConfig, side: int, count: int = 400, seed: int = 3, epoch: int = 0):

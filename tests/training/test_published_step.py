@@ -6,7 +6,7 @@ from benchmarks.peers import PublishedStep
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.training.config import TrainConfig
 from scrd_fast.training.trainer import Trainer
-from tests.tolerances import allowed
+from tests.support.tolerances import allowed
 
 
 def test_published_step_is_our_step_in_float64():

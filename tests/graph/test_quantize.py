@@ -27,8 +27,8 @@ from scrd_fast.metrics.agreement import LIMITS, broken_limits
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.reference.preprocess import normalise
 from scrd_fast.spec import ScoringSpec
-from tests.engine import explicit
-from tests.engine.conftest import KEEPS_THE_LIMITS, organs
+from tests.support import explicit
+from tests.support.models import KEEPS_THE_LIMITS, organs
 
 KINDS = ("int8", "fp8")
 BACKBONES = ("resnet18", "wide_resnet50_2")

@@ -14,7 +14,7 @@ from scrd_fast.engine.golden import check_same_scores
 from scrd_fast.errors import DataError, EngineFileError, FidelityError, InputError
 from scrd_fast.model.checkpoint import Checkpoint, save_checkpoint
 from scrd_fast.model.scrd import SCRD
-from tests.engine.conftest import organs, pictures
+from tests.support.models import organs, pictures
 
 cv2 = pytest.importorskip("cv2")
 

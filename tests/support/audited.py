@@ -1,5 +1,6 @@
-"""python -m tests.audited WORK VERBS: run command lines (JSON) in one process and print, as JSON,
-their exit codes and all that was written outside the folder WORK or sent, as far as Python sees it.
+"""python -m tests.support.audited WORK VERBS: run command lines (JSON) in one process and print, as
+JSON, their exit codes and all that was written outside the folder WORK or sent, as far as Python
+sees it.
 """
 
 import json

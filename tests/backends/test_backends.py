@@ -13,7 +13,7 @@ from scrd_fast.errors import BackendUnavailable, InputError
 from scrd_fast.graph.portable import build_graph, network_graph
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
-from tests.engine.conftest import pictures
+from tests.support.models import pictures
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 

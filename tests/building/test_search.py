@@ -23,7 +23,7 @@ from scrd_fast.metrics.agreement import LIMITS, Limits, broken_limits
 from scrd_fast.model.checkpoint import save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
-from tests.engine.conftest import KEEPS_THE_LIMITS
+from tests.support.models import KEEPS_THE_LIMITS
 
 pytest.importorskip("openvino")
 pytestmark = pytest.mark.skipif("int8" not in native_precisions("openvino"),
@@ -64,6 +64,7 @@ def test_blocks(backbone, teacher, student):
     assert [name for name, n in zip(names, covered, strict=True) if n != 1] == [STEM]
 
 
+@pytest.mark.slow
 def test_as_few_blocks_as_keep_the_limits(start):
     """The tries end with the fewest that do; one fewer, or as many as were tried, does not."""
     none_kept = run(start, Limits(rank_correlation=0.9))[1].tries[0].report.score_error
@@ -83,10 +84,17 @@ def test_as_few_blocks_as_keep_the_limits(start):
     assert found.keep == kept
 
 
-def test_limits_that_hold_at_once_and_never(start):
+def test_limits_that_hold_at_once(start):
     assert run(start, Limits(rank_correlation=0.9))[0].keep == (STEM,)
+
+
+@pytest.mark.slow
+def test_limits_that_never_hold(start):
     with pytest.raises(FidelityError, match=r"^int8: score_error: expected <= 1e-09, got .*every"):
         run(start, Limits(score_error=1e-9))
+
+
+def test_no_time(start):
     with pytest.raises(FidelityError, match=r"^int8: no time left after 0 tries"):
         run(start, LIMITS["int8"], seconds=0)
 

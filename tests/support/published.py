@@ -11,7 +11,7 @@ import torch
 from scrd_fast.model.published import rename_published
 from scrd_fast.model.scrd import SCRD
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @lru_cache(maxsize=1)

@@ -1,5 +1,5 @@
-"""A pytest plugin, `-p tests.first_of_each_file`: once a test of a file has passed, its others are
-skipped."""
+"""A pytest plugin, `-p tests.support.first_of_each_file`: once a test of a file has passed, its
+others are skipped."""
 
 from pathlib import Path
 

@@ -1,18 +1,22 @@
 """Small and large checkpoints for the engine tests."""
 
+import json
+
 import numpy as np
+import onnx
 import pytest
 import torch
 
 import scrd_fast
 from scrd_fast.backends.registry import backend_of
 from scrd_fast.building.judge import Probe, make_probe
+from scrd_fast.graph.portable import SPEC_KEY
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
 from tests.golden import trained_resnet18
-from tests.gpu import ON_GPU
-from tests.published import published_model
+from tests.support.gpu import ON_GPU
+from tests.support.published import published_model
 
 _MISSING = backend_of("tensorrt").missing()
 needs_tensorrt = pytest.mark.skipif(_MISSING is not None, reason=f"TensorRT: {_MISSING}")
@@ -103,3 +107,9 @@ def probe(trained) -> Probe:
     """Other normal images than those of the training, and the same with anomalies."""
     checkpoint, _ = trained
     return make_probe(checkpoint.spec, organs(120, 64, seed=5), 240)
+
+
+def read_spec(proto: onnx.ModelProto) -> ScoringSpec:
+    """The ScoringSpec in a graph's metadata; raises KeyError where there is none."""
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    return ScoringSpec.from_dict(json.loads(metadata[SPEC_KEY]))

@@ -9,12 +9,13 @@ import torch
 from onnx import numpy_helper
 
 from scrd_fast.errors import FidelityError, InputError
-from scrd_fast.graph.portable import build_graph, read_spec
+from scrd_fast.graph.portable import build_graph
 from scrd_fast.graph.precision import explicit_graph
 from scrd_fast.metrics.agreement import LIMITS, broken_limits
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
-from tests.engine import explicit
+from tests.support import explicit
+from tests.support.models import read_spec
 
 FLOATS = ("fp32", "fp16", "bf16")
 

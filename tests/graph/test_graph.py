@@ -9,9 +9,10 @@ from onnx import numpy_helper
 
 import scrd_fast
 from scrd_fast.errors import CheckpointError, InputError
-from scrd_fast.graph.portable import build_graph, network_graph, read_spec
+from scrd_fast.graph.portable import build_graph, network_graph
 from scrd_fast.model.reference import score_images
 from tests.engine.test_engine import MAP, SCORE, pictures
+from tests.support.models import read_spec
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the onnxruntime extra")
 

@@ -10,8 +10,8 @@ import scrd_fast
 from scrd_fast.errors import BackendUnavailable, DeviceMemoryError, InputError
 from scrd_fast.metrics.agreement import Limits
 from scrd_fast.model.reference import score_images
-from tests.engine.conftest import pictures
-from tests.gpu import ON_GPU
+from tests.support.gpu import ON_GPU
+from tests.support.models import pictures
 
 pytestmark = ON_GPU
 BUCKETS = (1, 2, 8)

@@ -21,8 +21,8 @@ from scrd_fast.metrics.agreement import LIMITS, broken_limits, compare
 from scrd_fast.model.checkpoint import save_checkpoint
 from scrd_fast.model.reference import score_images
 from scrd_fast.precisions import QUANTISED
-from tests.engine.conftest import needs_tensorrt
-from tests.gpu import ON_GPU
+from tests.support.gpu import ON_GPU
+from tests.support.models import needs_tensorrt
 
 # Keeps the limits of int8 without a search, on CPUs without VNNI, too, where sums of products
 # saturate: 0.4 % of the decisions flip there, 0.2 % elsewhere; with the teacher alone 1.4 %.
