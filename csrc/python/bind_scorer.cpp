@@ -8,7 +8,7 @@
 
 #include "arrays.hpp"
 #include "module.hpp"
-#include "scorer.hpp"
+#include "scrd/scorer.hpp"
 
 namespace scrd::python {
 namespace {

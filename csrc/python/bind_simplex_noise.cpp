@@ -3,7 +3,7 @@
 
 #include "arrays.hpp"
 #include "module.hpp"
-#include "simplex_noise.hpp"
+#include "scrd/simplex_noise.hpp"
 
 namespace scrd::python {
 namespace {

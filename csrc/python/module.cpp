@@ -2,10 +2,10 @@
 
 #include <exception>
 
-#include "error.hpp"
-#include "isa.hpp"
-#include "peak.hpp"
-#include "thread_pool.hpp"
+#include "scrd/error.hpp"
+#include "scrd/isa.hpp"
+#include "scrd/peak.hpp"
+#include "scrd/thread_pool.hpp"
 
 namespace py = pybind11;
 

@@ -7,11 +7,11 @@
 #include <string>
 #include <vector>
 
-#include "anomaly_map.hpp"
 #include "check.hpp"
-#include "error.hpp"
 #include "features.hpp"
-#include "thread_pool.hpp"
+#include "scrd/anomaly_map.hpp"
+#include "scrd/error.hpp"
+#include "scrd/thread_pool.hpp"
 
 namespace scrd {
 namespace {

@@ -1,7 +1,7 @@
 #include "check.hpp"
-#include "error.hpp"
-#include "isa.hpp"
-#include "peak.hpp"
+#include "scrd/error.hpp"
+#include "scrd/isa.hpp"
+#include "scrd/peak.hpp"
 
 namespace scrd {
 namespace {

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "check.hpp"
-#include "error.hpp"
-#include "scorer.hpp"
+#include "scrd/error.hpp"
+#include "scrd/scorer.hpp"
 
 namespace scrd {
 namespace {

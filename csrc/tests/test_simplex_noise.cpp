@@ -2,10 +2,10 @@
 #include <limits>
 #include <vector>
 
-#include "add_noise.hpp"
 #include "check.hpp"
-#include "error.hpp"
-#include "simplex_noise.hpp"
+#include "scrd/add_noise.hpp"
+#include "scrd/error.hpp"
+#include "scrd/simplex_noise.hpp"
 
 namespace scrd {
 namespace {

@@ -7,10 +7,10 @@
 #include <utility>
 #include <vector>
 
-#include "anomaly_map.hpp"
-#include "preprocess.hpp"
-#include "runner.hpp"
-#include "tensor.hpp"
+#include "scrd/anomaly_map.hpp"
+#include "scrd/preprocess.hpp"
+#include "scrd/runner.hpp"
+#include "scrd/tensor.hpp"
 
 namespace scrd {
 

@@ -22,7 +22,7 @@
 #pragma GCC diagnostic pop
 #endif
 
-#include "isa.hpp"
+#include "scrd/isa.hpp"
 
 #define SCRD_WIDTH 4
 namespace scrd::plain {

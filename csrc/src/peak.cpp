@@ -1,11 +1,11 @@
-#include "peak.hpp"
+#include "scrd/peak.hpp"
 
 #include <chrono>
 #include <memory>
 
-#include "error.hpp"
-#include "isa.hpp"
-#include "thread_pool.hpp"
+#include "scrd/error.hpp"
+#include "scrd/isa.hpp"
+#include "scrd/thread_pool.hpp"
 
 #if defined(__x86_64__)
 #include <cpuid.h>

@@ -1,4 +1,4 @@
-#include "scorer.hpp"
+#include "scrd/scorer.hpp"
 
 #include <unistd.h>
 
@@ -14,7 +14,7 @@
 #include <thread>
 #include <utility>
 
-#include "error.hpp"
+#include "scrd/error.hpp"
 
 namespace scrd {
 namespace {

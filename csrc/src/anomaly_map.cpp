@@ -1,12 +1,12 @@
-#include "anomaly_map.hpp"
+#include "scrd/anomaly_map.hpp"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
 
-#include "error.hpp"
-#include "thread_pool.hpp"
+#include "scrd/error.hpp"
+#include "scrd/thread_pool.hpp"
 
 namespace scrd {
 namespace {

@@ -14,7 +14,7 @@
 #include <memory>
 #include <vector>
 
-#include "tensor.hpp"
+#include "scrd/tensor.hpp"
 
 namespace scrd {
 

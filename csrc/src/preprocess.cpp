@@ -1,4 +1,4 @@
-#include "preprocess.hpp"
+#include "scrd/preprocess.hpp"
 
 #include <algorithm>
 #include <atomic>
@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "error.hpp"
-#include "thread_pool.hpp"
+#include "scrd/error.hpp"
+#include "scrd/thread_pool.hpp"
 
 namespace scrd {
 namespace {
