@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
+#include <new>
 #include <string>
 
 #include "anomaly_map_types.hpp"
@@ -188,6 +190,12 @@ Tail::Tail(std::size_t size, std::array<std::size_t, kScales> sides, double sigm
     }
     tiles_.push_back(std::move(tile));
   }
+}
+
+std::size_t Tail::map_values(std::size_t n) const {
+  const std::size_t pixels = size_ * size_;
+  if (n > PTRDIFF_MAX / sizeof(float) / pixels) throw std::bad_alloc();
+  return n * pixels;
 }
 
 void Tail::operator()(const std::array<const float*, kScales>& distances,

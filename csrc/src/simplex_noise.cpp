@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "scrd/error.hpp"
@@ -211,6 +213,21 @@ void NoiseField::operator()(std::size_t s, std::size_t begin, std::size_t count,
   SCRD_PICK(octave_noise)
   (all_cases(), &tables_[s * 512], stretched, weights_.data(), static_cast<int>(weights_.size()),
    out);
+}
+
+std::size_t field_values(std::size_t n, std::size_t depth, std::size_t height, std::size_t width) {
+  if (n == 0) fail("seeds", "at least one", "none");
+  std::size_t values = n;  // the seeds themselves take more memory
+  const std::pair<const char*, std::size_t> sides[] = {
+      {"depth", depth}, {"height", height}, {"width", width}};
+  for (const auto& [name, side] : sides) {
+    if (side == 0) fail(name, "a positive integer", "0");
+    if (values > PTRDIFF_MAX / sizeof(float) / side) {
+      fail(name, "a field that fits into memory", std::to_string(side) + ", beyond 2^63 bytes");
+    }
+    values *= side;
+  }
+  return values;
 }
 
 void simplex_noise(const std::int64_t* seeds, std::size_t n, std::size_t depth, std::size_t height,

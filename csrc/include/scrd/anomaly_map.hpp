@@ -48,6 +48,10 @@ class Tail {
   void operator()(const std::array<const float*, kScales>& distances, const float* scale_weights,
                   std::size_t n, float* map, float* mean, float* max) const;
 
+  // n * size * size, the values of the maps of n images. Throws std::bad_alloc where no memory
+  // could hold them.
+  std::size_t map_values(std::size_t n) const;
+
   std::size_t size() const { return size_; }
   const std::array<std::size_t, kScales>& sides() const { return sides_; }
 
