@@ -60,7 +60,6 @@ std::unique_ptr<PendingScores> submit(Scorer& scorer, const py::object& batch, b
 
 void bind_scorer(py::module_& module) {
   py::class_<Runner, std::shared_ptr<Runner>>(module, "Runner", "A compiled network.")
-      .def_property_readonly("streams", &Runner::streams, "Requests that run at a time.")
       .def_property_readonly("buckets", &Runner::buckets, "Batch sizes it is compiled for.");
   py::class_<PythonRunner, Runner, std::shared_ptr<PythonRunner>>(
       module, "PythonRunner", "A network that Python computes.",
