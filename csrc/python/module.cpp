@@ -51,6 +51,10 @@ PYBIND11_MODULE(_native, module) {
              py::call_guard<py::gil_scoped_release>(),
              "Operations per second of multiply-add instructions on registers, by all threads; 0 "
              "where none is known for this CPU. kind: fp32, bf16 or int8.");
+  module.def("copy_rate", &scrd::copy_rate, py::arg("nbytes"), py::arg("seconds"),
+             py::call_guard<py::gil_scoped_release>(),
+             "Bytes read plus bytes written per second where all threads copy a block of so many "
+             "bytes, again and again for so many seconds: the fastest.");
   module.def(
       "threads", [] { return scrd::shared_pool()->threads(); },
       "Threads that an operation may use, the caller included.");

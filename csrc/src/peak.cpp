@@ -1,7 +1,12 @@
 #include "scrd/peak.hpp"
 
+#include <algorithm>
 #include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <limits>
 #include <memory>
+#include <string>
 
 #include "scrd/error.hpp"
 #include "scrd/isa.hpp"
@@ -19,6 +24,8 @@ namespace scrd {
 namespace {
 
 constexpr int kChains = 12;
+constexpr int kLeastCopies = 3;
+constexpr double kTick = 1e-9;  // seconds: what the clock may not see took this long
 
 // kChains instructions on registers, repeated; operations: of one instruction; piece: repetitions
 // that take some 10 microseconds, so that a thread that wakes late costs little. run is null where
@@ -143,28 +150,61 @@ Loop loop_of(const std::string&) { return {}; }
 
 #endif
 
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+void check_seconds(double seconds) {
+  if (!(seconds > 0 && seconds <= 60)) {
+    fail("seconds", "a number above 0, 60 at most", std::to_string(seconds));
+  }
+}
+
 }  // namespace
 
 double peak_ops(const std::string& kind, double seconds) {
   if (kind != "fp32" && kind != "bf16" && kind != "int8") {
     fail("kind", "one of fp32, bf16, int8", "'" + kind + "'");
   }
-  if (!(seconds > 0 && seconds <= 60)) {
-    fail("seconds", "a number above 0, 60 at most", std::to_string(seconds));
-  }
+  check_seconds(seconds);
   const Loop loop = loop_of(kind);
   if (loop.run == nullptr) return 0;
   const std::shared_ptr<ThreadPool> pool = shared_pool();
   const std::size_t pieces = 64 * static_cast<std::size_t>(pool->threads());
-  using Clock = std::chrono::steady_clock;
   const Clock::time_point start = Clock::now();
   double done = 0, taken = 0;
   while (taken < seconds) {
     pool->for_each(pieces, [&](std::size_t) { loop.run(loop.piece); });
     done += static_cast<double>(pieces * loop.piece);
-    taken = std::chrono::duration<double>(Clock::now() - start).count();
+    taken = seconds_since(start);
   }
   return done * kChains * loop.operations / taken;
+}
+
+double copy_rate(std::size_t bytes, double seconds) {
+  if (bytes == 0) fail("nbytes", "a positive integer", "0");
+  check_seconds(seconds);
+  const std::shared_ptr<ThreadPool> pool = shared_pool();
+  const auto threads = static_cast<std::size_t>(pool->threads());
+  const std::size_t share = bytes / threads, rest = bytes % threads;  // the first ones get one more
+  const std::unique_ptr<char[]> source(new char[bytes]), target(new char[bytes]);
+  // Touched before the first copy: a page comes into being where it is first written.
+  std::memset(source.get(), 1, bytes);
+  std::memset(target.get(), 2, bytes);
+  const auto copy = [&](std::size_t i) {
+    const std::size_t begin = i * share + std::min(i, rest);
+    std::memcpy(target.get() + begin, source.get() + begin, share + (i < rest ? 1 : 0));
+  };
+  double fastest = std::numeric_limits<double>::infinity();
+  const Clock::time_point start = Clock::now();
+  for (int done = 0; done < kLeastCopies || seconds_since(start) < seconds; ++done) {
+    const Clock::time_point begin = Clock::now();
+    pool->for_each(threads, copy);
+    fastest = std::min(fastest, std::max(seconds_since(begin), kTick));
+  }
+  return 2 * static_cast<double>(bytes) / fastest;
 }
 
 }  // namespace scrd

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -214,6 +215,41 @@ def test_numbers_of_threads_out_of_range(threads):
         _native.set_threads(threads)
     assert str(caught.value) == f"threads: expected 1 to 1024, got {threads}"
     assert _native.threads() == before
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])
+def test_the_arithmetic_peak(kind):
+    """0 where this CPU has no such instruction, else no CPU is that slow."""
+    peak = _native.peak_ops(kind, 0.01)
+    assert peak == 0 or peak > 1e8
+
+
+@pytest.mark.parametrize("nbytes", [1, 4099, 2**22])
+def test_the_rate_of_copies(nbytes):
+    start = time.perf_counter()
+    assert _native.copy_rate(nbytes, 0.01) > 1e3
+    assert time.perf_counter() - start >= 0.01
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: _native.peak_ops("fp64", 0.1), "kind: expected one of fp32, bf16, int8, got 'fp64'"),
+    (lambda: _native.peak_ops("fp32", 61),
+     "seconds: expected a number above 0, 60 at most, got 61.000000"),
+    (lambda: _native.copy_rate(0, 0.1), "nbytes: expected a positive integer, got 0"),
+    (lambda: _native.copy_rate(1024, float("nan")),
+     "seconds: expected a number above 0, 60 at most, got nan"),
+])
+def test_measurements_that_make_no_sense(call, message):
+    with pytest.raises(InputError) as caught:
+        call()
+    assert str(caught.value) == message
+
+
+def test_copies_of_what_no_memory_holds():
+    with pytest.raises(MemoryError):
+        _native.copy_rate(2**62, 0.1)
+    with pytest.raises(TypeError):
+        _native.copy_rate(-1, 0.1)
 
 
 def python(code: str, **environment: str) -> str:

@@ -1,7 +1,7 @@
-// The arithmetic peak of this CPU, measured: what no network can exceed here.
+// What this CPU can do at most, measured: what no network can exceed here.
 #pragma once
 
-#include <cstdint>
+#include <cstddef>
 #include <string>
 
 namespace scrd {
@@ -13,5 +13,11 @@ namespace scrd {
 // vdpbf16ps) or "int8" (AMX's tdpbssd, else vpdpbusd). 0 where the CPU has no such instruction, or
 // the operating system permits none. Throws InputError.
 double peak_ops(const std::string& kind, double seconds);
+
+// Bytes read plus bytes written per second where all threads of the shared pool copy a block of so
+// many bytes, each its share: the fastest of the repetitions, at least three, that fill `seconds`.
+// A block that fits into the caches is copied at their rate. Throws InputError, and std::bad_alloc
+// where two such blocks do not fit into memory.
+double copy_rate(std::size_t bytes, double seconds);
 
 }  // namespace scrd
