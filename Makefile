@@ -64,7 +64,7 @@ $(VENV)/.bench: $(INSTALL) | $(VENV)/bin/python
 	$(PIP) -e ".[bench]"
 	@touch $@ $(VENV)/.test $(VENV)/.demo
 
-# The C++ tests: csrc/*.cpp and csrc/tests/*.cpp, with the address and undefined-behaviour
+# The C++ tests: csrc/src/*.cpp and csrc/tests/*.cpp, with the address and undefined-behaviour
 # sanitizers, and once more with the thread sanitizer for what threads share. A new file needs no
 # line here; TSAN_TESTS holds the files test_<name>.cpp of what threads share.
 CXX ?= g++
@@ -74,7 +74,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 TSAN_TESTS := thread_pool anomaly_map scorer
 ASAN := -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS
 TSAN := -fsanitize=thread
-RUNNER_SOURCES := $(wildcard csrc/*.cpp csrc/tests/*.cpp)
+RUNNER_SOURCES := $(wildcard csrc/src/*.cpp csrc/tests/*.cpp)
 
 csrc-test:
 	@$(MAKE) --no-print-directory $(PARALLEL) build/asan/tests
@@ -95,7 +95,7 @@ build/tsan/tests: $(RUNNER_SOURCES:%.cpp=build/tsan/%.o)
 build/asan/tests build/tsan/tests:
 	$(CXX) $(SANITIZE) -pthread $^ -o $@
 
-COMPILE = $(CXX) -std=c++17 $(CXXFLAGS) $(WARNINGS) $(SANITIZE) -pthread -Icsrc -MMD -MP -c $< -o $@
+COMPILE = $(CXX) -std=c++17 $(CXXFLAGS) $(WARNINGS) $(SANITIZE) -pthread -Icsrc/include -MMD -MP -c $< -o $@
 
 build/asan/%.o: %.cpp Makefile
 	@mkdir -p $(@D)

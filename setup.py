@@ -10,8 +10,8 @@ from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import setup
 
 # No -march: each kernel is compiled for several instruction sets and chosen at run time.
-FLAGS = ["-O3", "-Icsrc", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi", "-pthread"]
-HEADERS = [*glob("csrc/**/*.hpp", recursive=True), *glob("csrc/*.inl")]
+FLAGS = ["-O3", "-Icsrc/include", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi", "-pthread"]
+HEADERS = [*glob("csrc/**/*.hpp", recursive=True), *glob("csrc/src/*.inl")]
 
 
 def extension(name: str, sources: list[str], **options: list[str]) -> Pybind11Extension:
@@ -22,7 +22,7 @@ def extension(name: str, sources: list[str], **options: list[str]) -> Pybind11Ex
 
 
 def extensions() -> Iterator[Pybind11Extension]:
-    yield extension("_native", [*glob("csrc/*.cpp"), *glob("csrc/python/*.cpp")])
+    yield extension("_native", [*glob("csrc/src/*.cpp"), *glob("csrc/python/*.cpp")])
     openvino = find_spec("openvino")
     if openvino is None or openvino.origin is None:
         print("OpenVINO is not installed: building without its runner")

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
-import scrd_fast.backends.openvino  # noqa: F401 -- loads the library that _openvino needs
+from scrd_fast.backends.registry import backend_of
 
 PACKAGE = Path(__file__).parent.parent / "scrd_fast"
 STUBS = sorted(path.stem for path in PACKAGE.glob("*.pyi"))
+
+if backend_of("openvino").missing() is None:
+    backend_of("openvino").precisions()  # loads the library that _openvino needs
 
 # A name -> how it may be called; None for what is not called.
 Signatures = dict[str, str | None]

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "error.hpp"
+#include "scrd/error.hpp"
 
 namespace scrd {
 namespace {

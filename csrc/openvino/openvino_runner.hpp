@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "runner.hpp"
+#include "scrd/runner.hpp"
 
 namespace scrd {
 

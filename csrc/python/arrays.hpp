@@ -11,10 +11,10 @@
 #include <string>
 #include <vector>
 
-#include "anomaly_map.hpp"
-#include "error.hpp"
-#include "preprocess.hpp"
-#include "tensor.hpp"
+#include "scrd/anomaly_map.hpp"
+#include "scrd/error.hpp"
+#include "scrd/preprocess.hpp"
+#include "scrd/tensor.hpp"
 
 namespace scrd::python {
 

@@ -1,6 +1,6 @@
-#include "add_noise.hpp"
 #include "arrays.hpp"
 #include "module.hpp"
+#include "scrd/add_noise.hpp"
 
 namespace scrd::python {
 namespace {

@@ -1,6 +1,6 @@
-#include <cstring>
-#include <limits>
-#include <new>
+#include <memory>
+#include <string>
+#include <utility>
 
 #include "arrays.hpp"
 #include "module.hpp"
@@ -27,10 +27,8 @@ struct Outputs {
   std::unique_ptr<float[]> map, mean, max;
   std::size_t n, size;
 
-  Outputs(std::size_t n, std::size_t size, bool maps, bool maximum) : n(n), size(size) {
-    const std::size_t most = std::numeric_limits<std::size_t>::max() / sizeof(float);
-    if (n > most / (size * size)) throw std::bad_alloc();
-    if (maps) map.reset(new float[n * size * size]);
+  Outputs(const Tail& tail, std::size_t n, bool maps, bool maximum) : n(n), size(tail.size()) {
+    if (maps) map.reset(new float[tail.map_values(n)]);
     mean.reset(new float[n]);
     if (maps || maximum) max.reset(new float[n]);
   }
@@ -54,56 +52,10 @@ py::tuple anomaly_map(const Tail& tail, const py::sequence& teacher, const py::s
   const float* weights =
       contiguous<float>(as_array(scale_weights, "scale_weights"), "scale_weights", {n, kScales},
                         "(" + std::to_string(n) + ", 3)");
-  Outputs outputs(t[0].n, tail.size(), maps, maximum);
+  Outputs outputs(tail, t[0].n, maps, maximum);
   {
     py::gil_scoped_release release;
     anomaly_map(tail, t, s, weights, outputs.map.get(), outputs.mean.get(), outputs.max.get());
-  }
-  return outputs.as_tuple();
-}
-
-py::list distances(const py::sequence& teacher, const py::sequence& student) {
-  const FeatureArrays teacher_arrays = three(teacher, "teacher"),
-                      student_arrays = three(student, "student");
-  const auto t = feature_views(teacher_arrays, "teacher");
-  const auto s = feature_views(student_arrays, "student");
-  std::array<std::unique_ptr<float[]>, kScales> out;
-  std::array<float*, kScales> pointers;
-  for (int k = 0; k < kScales; ++k) {
-    out[k].reset(new float[t[k].n * t[k].height * t[k].width]);
-    pointers[k] = out[k].get();
-  }
-  {
-    py::gil_scoped_release release;
-    cosine_distances(t, s, pointers);
-  }
-  py::list arrays;
-  for (int k = 0; k < kScales; ++k) {
-    arrays.append(take(std::move(out[k]),
-                       {static_cast<py::ssize_t>(t[k].n), static_cast<py::ssize_t>(t[k].height),
-                        static_cast<py::ssize_t>(t[k].width)}));
-  }
-  return arrays;
-}
-
-py::tuple combine(const Tail& tail, const py::sequence& distance_arrays,
-                  const py::array& scale_weights, bool maps, bool maximum) {
-  const py::array weights = as_array(scale_weights, "scale_weights");
-  const FeatureArrays arrays = three(distance_arrays, "distances");
-  const py::ssize_t n = arrays[0].ndim() > 0 ? arrays[0].shape(0) : 0;
-  std::array<const float*, kScales> pointers;
-  for (int k = 0; k < kScales; ++k) {
-    const auto side = static_cast<py::ssize_t>(tail.sides()[k]);
-    const std::string text = std::to_string(side);
-    pointers[k] = contiguous<float>(arrays[k], "distances[" + std::to_string(k) + "]",
-                                    {n, side, side}, "(N, " + text + ", " + text + ")");
-  }
-  const float* w =
-      contiguous<float>(weights, "scale_weights", {n, kScales}, "(" + std::to_string(n) + ", 3)");
-  Outputs outputs(static_cast<std::size_t>(n), tail.size(), maps, maximum);
-  {
-    py::gil_scoped_release release;
-    tail(pointers, w, outputs.n, outputs.map.get(), outputs.mean.get(), outputs.max.get());
   }
   return outputs.as_tuple();
 }
@@ -118,26 +70,7 @@ void bind_anomaly_map(py::module_& module) {
       .def("anomaly_map", &anomaly_map, py::arg("teacher"), py::arg("student"),
            py::arg("scale_weights"), py::arg("maps"), py::arg("maximum"),
            "Features of three scales, float32 or uint16 with the bits of bfloat16, -> (map or "
-           "None, mean, max or None).")
-      .def("combine", &combine, py::arg("distances"), py::arg("scale_weights"), py::arg("maps"),
-           py::arg("maximum"),
-           "Three float32 distances (N, h, w) -> (map or None, mean, max or None).");
-  module.def("cosine_distances", &distances, py::arg("teacher"), py::arg("student"),
-             "The three distances (N, h, w), float32, of features (N, C, h, w).");
-  module.def(
-      "upsample_blur_band",
-      [](std::size_t size, std::size_t side, double sigma) {
-        const BandMatrix band = upsample_blur_band(size, side, sigma);
-        py::array_t<float> dense({size, side});
-        std::memset(dense.mutable_data(), 0, size * side * sizeof(float));
-        for (std::size_t i = 0; i < size; ++i) {
-          for (std::size_t k = 0; k < band.width; ++k) {
-            dense.mutable_at(i, band.first[i] + k) = band.values[i * band.width + k];
-          }
-        }
-        return dense;
-      },
-      py::arg("size"), py::arg("side"), py::arg("sigma"), "U = G B, dense (size, side) float32.");
+           "None, mean, max or None).");
 }
 
 }  // namespace scrd::python

@@ -1,6 +1,6 @@
 #include "arrays.hpp"
-#include "contrastive_loss.hpp"
 #include "module.hpp"
+#include "scrd/contrastive_loss.hpp"
 
 namespace scrd::python {
 namespace {

@@ -1,9 +1,9 @@
-#include <limits>
+#include <memory>
 #include <utility>
 
 #include "arrays.hpp"
 #include "module.hpp"
-#include "simplex_noise.hpp"
+#include "scrd/simplex_noise.hpp"
 
 namespace scrd::python {
 namespace {
@@ -19,18 +19,7 @@ py::array_t<float> noise(const py::array& seeds, std::size_t depth, std::size_t 
   const py::array seed_array = as_array(seeds, "seeds");
   const std::int64_t* seed = contiguous<std::int64_t>(seed_array, "seeds", {-1}, "(S,)");
   const auto n = static_cast<std::size_t>(seed_array.shape(0));
-  if (n == 0) fail("seeds", "at least one", "none");
-  std::size_t bytes = n * sizeof(float);  // seeds themselves are larger
-  const std::pair<const char*, std::size_t> sides[] = {
-      {"depth", depth}, {"height", height}, {"width", width}};
-  for (const auto& [name, side] : sides) {
-    if (side == 0) fail(name, "a positive integer", "0");
-    if (bytes > std::numeric_limits<py::ssize_t>::max() / side) {
-      fail(name, "a field that fits into memory", std::to_string(side) + ", beyond 2^63 bytes");
-    }
-    bytes *= side;
-  }
-  std::unique_ptr<float[]> out(new float[bytes / sizeof(float)]);
+  std::unique_ptr<float[]> out(new float[field_values(n, depth, height, width)]);
   {
     py::gil_scoped_release release;
     simplex_noise(seed, n, depth, height, width, {octaves, persistence, wavelength}, out.get());

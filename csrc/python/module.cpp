@@ -2,10 +2,10 @@
 
 #include <exception>
 
-#include "error.hpp"
-#include "isa.hpp"
-#include "peak.hpp"
-#include "thread_pool.hpp"
+#include "scrd/error.hpp"
+#include "scrd/isa.hpp"
+#include "scrd/peak.hpp"
+#include "scrd/thread_pool.hpp"
 
 namespace py = pybind11;
 
@@ -53,7 +53,8 @@ PYBIND11_MODULE(_native, module) {
              "where none is known for this CPU. kind: fp32, bf16 or int8.");
   module.def("copy_rate", &scrd::copy_rate, py::arg("nbytes"), py::arg("seconds"),
              py::call_guard<py::gil_scoped_release>(),
-             "Bytes read and written per second by copying so many, by all threads.");
+             "Bytes read plus bytes written per second where all threads copy a block of so many "
+             "bytes, again and again for so many seconds: the fastest.");
   module.def(
       "threads", [] { return scrd::shared_pool()->threads(); },
       "Threads that an operation may use, the caller included.");

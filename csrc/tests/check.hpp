@@ -12,7 +12,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "isa.hpp"
+#include "scrd/isa.hpp"
 
 namespace scrd::test {
 

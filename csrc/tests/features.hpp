@@ -8,8 +8,8 @@
 #include <cstdint>
 #include <memory>
 
-#include "anomaly_map.hpp"
 #include "check.hpp"
+#include "scrd/anomaly_map.hpp"
 
 namespace scrd::test {
 

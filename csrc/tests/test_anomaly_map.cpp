@@ -2,16 +2,18 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
-#include "anomaly_map.hpp"
 #include "check.hpp"
-#include "error.hpp"
 #include "features.hpp"
-#include "thread_pool.hpp"
+#include "scrd/anomaly_map.hpp"
+#include "scrd/error.hpp"
+#include "scrd/thread_pool.hpp"
 
 namespace scrd {
 namespace {
@@ -222,6 +224,32 @@ TEST(what_is_not_asked_for_changes_nothing) {
   CHECK(lean.mean == full.mean);
 }
 
+TEST(the_distances_and_the_tail_are_the_whole) {
+  const std::array<std::size_t, kScales> sides{16, 8, 4};
+  const Three teacher = three(shapes_of(3, sides), Layout::nchw, DType::bf16, 15);
+  const Three student = three(shapes_of(3, sides), Layout::nhwc, DType::bf16, 16);
+  const Tail tail(64, sides, 2, true);
+  std::array<std::vector<float>, kScales> memory;
+  std::array<float*, kScales> out;
+  for (int k = 0; k < kScales; ++k) {
+    memory[k].resize(3 * sides[k] * sides[k]);
+    out[k] = memory[k].data();
+  }
+  cosine_distances(views(teacher), views(student), out);
+  Result parts(3, 64);
+  tail({out[0], out[1], out[2]}, soft_weights(3).data(), 3, parts.map.data(), parts.mean.data(),
+       parts.max.data());
+  CHECK(parts == run(tail, teacher, student, soft_weights(3)));
+}
+
+TEST(maps_beyond_all_memory) {
+  const Tail tail(64, {16, 8, 4}, 2, true);
+  CHECK(tail.map_values(3) == 3 * 64 * 64 && tail.map_values(0) == 0);
+  const std::size_t most = PTRDIFF_MAX / sizeof(float) / (64 * 64);
+  CHECK(tail.map_values(most) == most * 64 * 64);
+  CHECK_THROWS(std::bad_alloc, std::bad_alloc().what(), tail.map_values(most + 1));
+}
+
 TEST(the_number_of_threads_changes_no_bit) {
   const int before = shared_pool()->threads();
   const Three teacher = three(shapes_of(3, {24, 12, 6}), Layout::nchw, DType::f32, 7);
@@ -266,8 +294,9 @@ TEST(zero_and_tiny_vectors) {
 }
 
 TEST(the_band_is_the_whole_matrix) {
-  for (std::size_t size : {1, 2, 5, 32, 96}) {
-    for (std::size_t side : {std::size_t{1}, (size + 3) / 4, size}) {
+  for (std::size_t size : {1, 2, 5, 32, 96, 256}) {
+    for (std::size_t side :
+         {std::size_t{1}, (size + 15) / 16, (size + 7) / 8, (size + 3) / 4, size}) {
       for (double sigma : {0.0, 1e-200, 0.1, 0.4, 4.0, size / 4.0, 1.0 * size}) {
         if (sigma > static_cast<double>(size)) continue;
         const BandMatrix band = upsample_blur_band(size, side, sigma);
@@ -278,6 +307,7 @@ TEST(the_band_is_the_whole_matrix) {
             CHECK(band.first[i] + k < side);
             row[band.first[i] + k] = band.values[i * band.width + k];
           }
+          // Weights up to 1, computed in float64 and rounded to float32 once.
           for (std::size_t j = 0; j < side; ++j) CHECK_NEAR(row[j], matrix[i * side + j], 1e-7);
         }
       }

@@ -2,8 +2,8 @@
 #include <vector>
 
 #include "check.hpp"
-#include "contrastive_loss.hpp"
-#include "thread_pool.hpp"
+#include "scrd/contrastive_loss.hpp"
+#include "scrd/thread_pool.hpp"
 
 namespace scrd {
 namespace {

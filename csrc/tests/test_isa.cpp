@@ -2,8 +2,8 @@
 #include <vector>
 
 #include "check.hpp"
-#include "error.hpp"
-#include "isa.hpp"
+#include "scrd/error.hpp"
+#include "scrd/isa.hpp"
 
 namespace scrd {
 namespace {

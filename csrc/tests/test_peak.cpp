@@ -1,7 +1,13 @@
+#include <chrono>
+#include <cmath>
+#include <string>
+#include <vector>
+
 #include "check.hpp"
-#include "error.hpp"
-#include "isa.hpp"
-#include "peak.hpp"
+#include "scrd/error.hpp"
+#include "scrd/isa.hpp"
+#include "scrd/peak.hpp"
+#include "scrd/thread_pool.hpp"
 
 namespace scrd {
 namespace {
@@ -16,24 +22,39 @@ TEST(peaks_are_measured) {
   CHECK(int8 == 0 || int8 > 1e9);
 }
 
-TEST(a_copy_is_measured) {
-  for (std::size_t bytes : {std::size_t{1}, std::size_t{1000}, std::size_t{1} << 22}) {
-    const double rate = copy_rate(bytes, 0.01);
-    CHECK(rate > 0 && rate < 1e13);
-  }
-}
-
-TEST(copies_that_make_no_sense) {
-  CHECK_THROWS(InputError, "bytes: expected 1 to 4294967296, got 0", copy_rate(0, 0.1));
-  CHECK_THROWS(InputError, "seconds: expected a number above 0, 60 at most, got -1.000000",
-               copy_rate(8, -1));
-}
-
 TEST(peaks_that_make_no_sense) {
   CHECK_THROWS(InputError, "kind: expected one of fp32, bf16, int8, got 'fp64'",
                peak_ops("fp64", 0.1));
   CHECK_THROWS(InputError, "seconds: expected a number above 0, 60 at most, got 0.000000",
                peak_ops("fp32", 0));
+}
+
+TEST(copies_of_every_size_are_measured) {
+  const int before = shared_pool()->threads();
+  std::vector<double> rates;
+  for (int threads : {1, 2, 5}) {
+    set_threads(threads);
+    // Fewer bytes than threads, shares of unequal size, and more than a page each.
+    for (std::size_t bytes : {1, 3, 7, 4096, 1000003}) rates.push_back(copy_rate(bytes, 0.002));
+  }
+  set_threads(before);
+  for (double rate : rates) CHECK(rate > 1e3);
+  CHECK(copy_rate(1 << 22, 0.05) > 1e8);
+}
+
+TEST(copies_are_timed_as_long_as_asked_for) {
+  const auto start = std::chrono::steady_clock::now();
+  copy_rate(1 << 16, 0.05);
+  CHECK(std::chrono::steady_clock::now() - start >= std::chrono::milliseconds(50));
+}
+
+TEST(copies_that_make_no_sense) {
+  CHECK_THROWS(InputError, "nbytes: expected a positive integer, got 0", copy_rate(0, 0.1));
+  for (double seconds : {0.0, -1.0, 61.0, std::nan("")}) {
+    CHECK_THROWS(InputError,
+                 "seconds: expected a number above 0, 60 at most, got " + std::to_string(seconds),
+                 copy_rate(1024, seconds));
+  }
 }
 
 }  // namespace

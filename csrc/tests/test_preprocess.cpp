@@ -3,8 +3,8 @@
 #include <vector>
 
 #include "check.hpp"
-#include "error.hpp"
-#include "preprocess.hpp"
+#include "scrd/error.hpp"
+#include "scrd/preprocess.hpp"
 
 namespace scrd {
 namespace {

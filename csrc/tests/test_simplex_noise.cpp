@@ -1,11 +1,12 @@
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <vector>
 
-#include "add_noise.hpp"
 #include "check.hpp"
-#include "error.hpp"
-#include "simplex_noise.hpp"
+#include "scrd/add_noise.hpp"
+#include "scrd/error.hpp"
+#include "scrd/simplex_noise.hpp"
 
 namespace scrd {
 namespace {
@@ -38,6 +39,19 @@ TEST(fields_of_every_size_fill_their_memory_alike) {
       for (std::size_t i = 0; i < field.size(); ++i) CHECK_NEAR(field[i], first[i], 3e-6);
     }
   }
+}
+
+TEST(fields_that_do_not_exist) {
+  CHECK(field_values(2, 3, 5, 7) == 210);
+  CHECK_THROWS(InputError, "seeds: expected at least one, got none", field_values(0, 3, 5, 7));
+  CHECK_THROWS(InputError, "depth: expected a positive integer, got 0", field_values(2, 0, 5, 7));
+  CHECK_THROWS(InputError, "height: expected a positive integer, got 0", field_values(2, 3, 0, 7));
+  CHECK_THROWS(InputError, "width: expected a positive integer, got 0", field_values(2, 3, 5, 0));
+  const std::size_t most = PTRDIFF_MAX / sizeof(float);
+  CHECK(field_values(1, 1, most, 1) == most);
+  CHECK_THROWS(InputError,
+               "width: expected a field that fits into memory, got 2, beyond 2^63 bytes",
+               field_values(1, 1, most, 2));
 }
 
 TEST(noise_is_added_inside_the_box_only) {

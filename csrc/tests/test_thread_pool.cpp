@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "check.hpp"
-#include "error.hpp"
-#include "thread_pool.hpp"
+#include "scrd/error.hpp"
+#include "scrd/thread_pool.hpp"
 
 namespace scrd {
 namespace {

@@ -53,7 +53,8 @@ def repeated(
 def cpu_limits(nbytes: float = 2.0**29) -> dict[str, float | None]:
     """What this CPU can do at most, measured with as many threads as operations use: operations
     per second in "fp32", "bf16" and "int8" on registers, None where they are not known (see
-    csrc/peak.hpp), and "copy", bytes read and written per second where as many as `nbytes` are.
+    csrc/include/scrd/peak.hpp), and "copy", bytes read and written per second where as many as
+    `nbytes` are.
 
     The best of several tries in turn: whatever else the machine does only makes them less.
     """

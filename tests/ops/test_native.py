@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from numpy.lib.stride_tricks import as_strided
 
 from scrd_fast import _native
 from scrd_fast.errors import InputError
-from scrd_fast.reference.anomaly_map import upsample_blur_matrix
 from tests.support.tolerances import allowed
 
 ROOT = Path(__file__).parent.parent.parent
@@ -81,18 +81,12 @@ def test_features_that_do_not_fit(case):
     with pytest.raises(InputError) as caught:
         run(teacher, features(1), weights())
     assert str(caught.value) == message
-    if "(N, C, 8, 8)" not in message and "(N, C, 4, 4)" not in message:  # of the tail
-        with pytest.raises(InputError) as caught:
-            _native.cosine_distances(teacher, features(1))
-        assert str(caught.value) == message
 
 
 def test_no_image():
     empty = [f[:0] for f in features()]
     with pytest.raises(InputError, match=r"^teacher\[0\]: expected .* without a zero, got \(0, 3,"):
         run(empty, empty, weights(0))
-    with pytest.raises(InputError, match=r"^teacher\[0\]: expected .* without a zero, got \(0, 3,"):
-        _native.cosine_distances(empty, empty)
 
 
 @pytest.mark.parametrize(("student", "message"), [
@@ -102,11 +96,9 @@ def test_no_image():
     (replaced(0, F0[:, :2]), "student[0]: expected (2, 3, 8, 8), got (2, 2, 8, 8)"),
 ])
 def test_students_that_do_not_fit(student, message):
-    for call in (lambda: run(features(), student, weights()),
-                 lambda: _native.cosine_distances(features(), student)):
-        with pytest.raises(InputError) as caught:
-            call()
-        assert str(caught.value) == message
+    with pytest.raises(InputError) as caught:
+        run(features(), student, weights())
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(("given", "message"), [
@@ -124,37 +116,9 @@ def test_students_that_do_not_fit(student, message):
                     " 0.500000, 0.500000 for image 0"),
 ])
 def test_weights_that_do_not_fit(given, message):
-    distances = _native.cosine_distances(features(), features(1))
-    for call in (lambda: run(features(), features(1), given),
-                 lambda: tail().combine(distances, given, True, True)):
-        with pytest.raises(InputError) as caught:
-            call()
-        assert str(caught.value) == message
-
-
-@pytest.mark.parametrize(("k", "change", "message"), [
-    (1, lambda d: d[:, :3], "distances[1]: expected float32 (N, 4, 4), got float32 (2, 3, 4)"),
-    (0, lambda d: d[0], "distances[1]: expected float32 (N, 4, 4), got float32 (2, 4, 4)"),
-    (2, lambda d: d.astype(np.float64),
-     "distances[2]: expected float32 (N, 2, 2), got float64 (2, 2, 2)"),
-    (0, lambda d: d.transpose(0, 2, 1),
-     "distances[0]: expected C-contiguous memory, got a strided array"),
-])
-def test_distances_that_do_not_fit(k, change, message):
-    distances = _native.cosine_distances(features(), features(1))
-    distances[k] = change(distances[k])
-    if distances[0].ndim == 2:
-        message = "distances[0]: expected float32 (N, 8, 8), got float32 (8, 8)"
     with pytest.raises(InputError) as caught:
-        tail().combine(distances, weights(), True, True)
+        run(features(), features(1), given)
     assert str(caught.value) == message
-
-
-def test_combine_is_the_second_half():
-    whole = run(features(), features(1), weights())
-    distances = _native.cosine_distances(features(), features(1))
-    for part, expected in zip(tail().combine(distances, weights(), True, True), whole, strict=True):
-        assert np.array_equal(part, expected)
 
 
 def test_arrays_that_cannot_be_written_are_read():
@@ -178,8 +142,6 @@ def test_negative_and_zero_strides():
 
 def test_more_images_than_memory():
     many = [np.broadcast_to(np.float32(1), (2**45, 1, side, side)) for side in (8, 4, 2)]
-    with pytest.raises(MemoryError):
-        _native.cosine_distances(many, many)
     with pytest.raises(InputError, match=r"^scale_weights: expected float32 \(35184372088832, 3\)"):
         run(many, many, weights())
 
@@ -207,16 +169,6 @@ def test_wrong_python_types():
         run(features(), features(), [[0.5, 0.25, 0.25]] * 2)
     with pytest.raises(TypeError):
         run(3, features(), weights())
-
-
-@pytest.mark.parametrize("size", [32, 96, 160, 256])
-@pytest.mark.parametrize("sigma", [0.0, 0.1, 0.4, 4.0, "size / 4"])
-def test_the_matrix_of_upsampling_and_blur(size, sigma):
-    sigma = size / 4 if sigma == "size / 4" else sigma
-    for side in (size // 4, size // 8, size // 16, 1, size):
-        expected = upsample_blur_matrix(size, side, sigma)
-        error = np.abs(_native.upsample_blur_band(size, side, sigma) - expected).max()
-        assert error <= allowed("upsample_blur", "float64", "native")
 
 
 def large(seed: int) -> list[np.ndarray]:
@@ -263,6 +215,41 @@ def test_numbers_of_threads_out_of_range(threads):
         _native.set_threads(threads)
     assert str(caught.value) == f"threads: expected 1 to 1024, got {threads}"
     assert _native.threads() == before
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])
+def test_the_arithmetic_peak(kind):
+    """0 where this CPU has no such instruction, else no CPU is that slow."""
+    peak = _native.peak_ops(kind, 0.01)
+    assert peak == 0 or peak > 1e8
+
+
+@pytest.mark.parametrize("nbytes", [1, 4099, 2**22])
+def test_the_rate_of_copies(nbytes):
+    start = time.perf_counter()
+    assert _native.copy_rate(nbytes, 0.01) > 1e3
+    assert time.perf_counter() - start >= 0.01
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: _native.peak_ops("fp64", 0.1), "kind: expected one of fp32, bf16, int8, got 'fp64'"),
+    (lambda: _native.peak_ops("fp32", 61),
+     "seconds: expected a number above 0, 60 at most, got 61.000000"),
+    (lambda: _native.copy_rate(0, 0.1), "nbytes: expected a positive integer, got 0"),
+    (lambda: _native.copy_rate(1024, float("nan")),
+     "seconds: expected a number above 0, 60 at most, got nan"),
+])
+def test_measurements_that_make_no_sense(call, message):
+    with pytest.raises(InputError) as caught:
+        call()
+    assert str(caught.value) == message
+
+
+def test_copies_of_what_no_memory_holds():
+    with pytest.raises(MemoryError):
+        _native.copy_rate(2**62, 0.1)
+    with pytest.raises(TypeError):
+        _native.copy_rate(-1, 0.1)
 
 
 def python(code: str, **environment: str) -> str:

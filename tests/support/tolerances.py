@@ -20,8 +20,6 @@ TOLERANCES: dict[tuple[str, str, str], tuple[float, str]] = {
         5e-6, "as the reference; three TF32 products keep 21 bits of each float32 one"),
     ("anomaly_map", "bfloat16", "triton"): (5e-6, "the features are exact in float32"),
     ("anomaly_map", "float16", "triton"): (5e-6, "the features are exact in float32"),
-    ("upsample_blur", "float64", "native"): (
-        1e-7, "weights up to 1, computed in float64 and rounded to float32 once"),
     ("simplex_noise", "float64", "reference"): (
         1e-12, "the same sum in another order; a wrong set of lattice points is worth up to 2e-4"),
     ("simplex_noise", "float32", "native"): (

@@ -1,4 +1,5 @@
-// The arithmetic of anomaly_map for one instruction set; see each_isa.hpp.
+// The arithmetic of anomaly_map for one instruction set; see each_isa.hpp. Needs
+// anomaly_map_types.hpp.
 
 // The three sums over channels, per pixel: teacher . student, |teacher|^2, |student|^2.
 struct Sums {
@@ -111,9 +112,10 @@ static void distances(const FeatureView& teacher, const FeatureView& student, st
 }
 
 // One scale of T = [U_0 M_0 | U_1 M_1 | U_2 M_2], rows [begin, end) of the map. matrix: M with rows
-// of `stride` floats, a multiple of 16; out: rows of `out_stride`.
+// of `stride` floats, a multiple of Tail::kTile; out: rows of `out_stride`.
 static void upsample_rows(const BandMatrix& band, const float* matrix, std::size_t stride,
                           std::size_t begin, std::size_t end, float* out, std::size_t out_stride) {
+  assert(stride % Tail::kTile == 0);
   for (std::size_t i = begin; i < end; ++i, out += out_stride) {
     const float* u = band.values.data() + i * band.width;
     const float* m = matrix + band.first[i] * stride;
@@ -125,12 +127,15 @@ static void upsample_rows(const BandMatrix& band, const float* matrix, std::size
   }
 }
 
-// 16 columns of the map: rows of T times the tile of U^T. Returns the largest value seen.
-// count, sources, values: see Tail::Tile; map: the first of these columns, or null.
+// Tail::kTile columns of the map: rows of T times the tile of U^T. Returns the largest value seen.
+// rows: a multiple of kTileSums, as there is no code for a rest; count, sources, values: see
+// Tail::Tile; map: the first of these columns, or null.
 static float multiply_tile(const float* t, std::size_t t_stride, std::size_t rows,
                            std::size_t count, const std::size_t* sources, const float* values,
                            float* map, std::size_t map_stride) {
-  constexpr std::size_t kVectors = 16 / SCRD_WIDTH, kRows = 8 / kVectors;
+  constexpr std::size_t kVectors = Tail::kTile / SCRD_WIDTH, kRows = kTileSums / kVectors;
+  static_assert(Tail::kTile % SCRD_WIDTH == 0 && kTileSums % kVectors == 0, "no rest of columns");
+  assert(rows % kTileSums == 0);
   f32 largest = splat(-__builtin_inff());
   std::size_t r = 0;
   for (; r + kRows <= rows; r += kRows, t += kRows * t_stride) {
@@ -139,7 +144,7 @@ static float multiply_tile(const float* t, std::size_t t_stride, std::size_t row
       for (std::size_t i = 0; i < kRows; ++i) {
         const float factor = t[i * t_stride + sources[q]];
         for (std::size_t v = 0; v < kVectors; ++v) {
-          sums[i][v] += factor * load_f32(values + q * 16 + v * SCRD_WIDTH);
+          sums[i][v] += factor * load_f32(values + q * Tail::kTile + v * SCRD_WIDTH);
         }
       }
     }

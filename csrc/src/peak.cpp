@@ -1,15 +1,16 @@
-#include "peak.hpp"
+#include "scrd/peak.hpp"
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <vector>
+#include <string>
 
-#include "error.hpp"
-#include "isa.hpp"
-#include "thread_pool.hpp"
+#include "scrd/error.hpp"
+#include "scrd/isa.hpp"
+#include "scrd/thread_pool.hpp"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -23,6 +24,8 @@ namespace scrd {
 namespace {
 
 constexpr int kChains = 12;
+constexpr int kLeastCopies = 3;
+constexpr double kTick = 1e-9;  // seconds: what the clock may not see took this long
 
 // kChains instructions on registers, repeated; operations: of one instruction; piece: repetitions
 // that take some 10 microseconds, so that a thread that wakes late costs little. run is null where
@@ -181,27 +184,27 @@ double peak_ops(const std::string& kind, double seconds) {
 }
 
 double copy_rate(std::size_t bytes, double seconds) {
-  constexpr std::size_t kMost = std::size_t{1} << 32;
-  if (bytes == 0 || bytes > kMost) {
-    fail("bytes", "1 to " + std::to_string(kMost), std::to_string(bytes));
-  }
+  if (bytes == 0) fail("nbytes", "a positive integer", "0");
   check_seconds(seconds);
-  const std::vector<unsigned char> source(bytes, 1);
-  std::vector<unsigned char> target(bytes, 2);  // touched, so that no page is new when it is timed
   const std::shared_ptr<ThreadPool> pool = shared_pool();
-  const std::size_t pieces = static_cast<std::size_t>(pool->threads());
-  const std::size_t piece = (bytes + pieces - 1) / pieces;
-  double best = std::numeric_limits<double>::infinity();
+  const auto threads = static_cast<std::size_t>(pool->threads());
+  const std::size_t share = bytes / threads, rest = bytes % threads;  // the first ones get one more
+  const std::unique_ptr<char[]> source(new char[bytes]), target(new char[bytes]);
+  // Touched before the first copy: a page comes into being where it is first written.
+  std::memset(source.get(), 1, bytes);
+  std::memset(target.get(), 2, bytes);
+  const auto copy = [&](std::size_t i) {
+    const std::size_t begin = i * share + std::min(i, rest);
+    std::memcpy(target.get() + begin, source.get() + begin, share + (i < rest ? 1 : 0));
+  };
+  double fastest = std::numeric_limits<double>::infinity();
   const Clock::time_point start = Clock::now();
-  for (int copies = 0; copies < 3 || seconds_since(start) < seconds; ++copies) {
-    const Clock::time_point begun = Clock::now();
-    pool->for_each(pieces, [&](std::size_t i) {
-      const std::size_t first = std::min(i * piece, bytes), last = std::min(first + piece, bytes);
-      std::memcpy(target.data() + first, source.data() + first, last - first);
-    });
-    best = std::min(best, seconds_since(begun));
+  for (int done = 0; done < kLeastCopies || seconds_since(start) < seconds; ++done) {
+    const Clock::time_point begin = Clock::now();
+    pool->for_each(threads, copy);
+    fastest = std::min(fastest, std::max(seconds_since(begin), kTick));
   }
-  return 2 * static_cast<double>(bytes) / best;
+  return 2 * static_cast<double>(bytes) / fastest;
 }
 
 }  // namespace scrd

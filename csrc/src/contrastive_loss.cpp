@@ -1,9 +1,9 @@
-#include "contrastive_loss.hpp"
+#include "scrd/contrastive_loss.hpp"
 
 #include <algorithm>
 #include <vector>
 
-#include "thread_pool.hpp"
+#include "scrd/thread_pool.hpp"
 
 #define SCRD_BODY "contrastive_loss.inl"
 #include "each_isa.hpp"

@@ -1,4 +1,5 @@
-// The arithmetic of contrastive_loss for one instruction set; see each_isa.hpp.
+// The arithmetic of contrastive_loss for one instruction set; see each_isa.hpp. Needs
+// scrd/contrastive_loss.hpp.
 
 template <typename T>
 static void sums_of(const T* clean, const T* noisy, const T* student, std::size_t count,
@@ -17,7 +18,7 @@ static void sums_of(const T* clean, const T* noisy, const T* student, std::size_
       nn += n * n;
       ss += s * s;
     }
-    float rest[5] = {sum_of(cs), sum_of(ns), sum_of(cc), sum_of(nn), sum_of(ss)};
+    float rest[kLossSums] = {sum_of(cs), sum_of(ns), sum_of(cc), sum_of(nn), sum_of(ss)};
     for (; i < end; ++i) {
       const float c = feature(clean[i]), n = feature(noisy[i]), s = feature(student[i]);
       rest[0] += c * s;
@@ -26,11 +27,11 @@ static void sums_of(const T* clean, const T* noisy, const T* student, std::size_
       rest[3] += n * n;
       rest[4] += s * s;
     }
-    for (int k = 0; k < 5; ++k) sums[k] += rest[k];
+    for (int k = 0; k < kLossSums; ++k) sums[k] += rest[k];
   }
 }
 
-// Elements [begin, end) of one image's maps; the five sums are added to.
+// Elements [begin, end) of one image's maps; the kLossSums sums are added to.
 static void loss_sums(const LossMaps& maps, std::size_t begin, std::size_t end, double* sums) {
   if (maps.dtype == DType::bf16) {
     sums_of(static_cast<const std::uint16_t*>(maps.clean) + begin,

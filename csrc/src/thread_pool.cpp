@@ -1,4 +1,4 @@
-#include "thread_pool.hpp"
+#include "scrd/thread_pool.hpp"
 
 #include <pthread.h>
 #include <sched.h>
@@ -9,7 +9,7 @@
 #include <string>
 #include <system_error>
 
-#include "error.hpp"
+#include "scrd/error.hpp"
 
 namespace scrd {
 namespace {

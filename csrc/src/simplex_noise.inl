@@ -1,4 +1,5 @@
-// The arithmetic of simplex_noise for one instruction set; see each_isa.hpp.
+// The arithmetic of simplex_noise for one instruction set; see each_isa.hpp. Needs
+// simplex_noise_types.hpp.
 //
 // The points of a block go through four steps per octave: their place in the lattice (float64),
 // which lattice points they sum over, the gradients there (bytes), and the sum (float32).
@@ -40,7 +41,7 @@ static inline f64 larger(f64 a, f64 b) {
 // The noise jumps by up to 2e-4 where a point passes from one piece of its cell to another or from
 // one case of a tetrahedron to another, and pixels lie on such borders by the thousand. So these
 // are float64's roundings in the original's order; powers of two, as `frequency`, round nothing.
-static inline void place(const double* stretched, double frequency, int at, Block& block) {
+static inline void place(const double* stretched, double frequency, int at, NoiseBlock& block) {
   f64 f[3];
   for (int axis = 0; axis < 3; ++axis) {
     const f64 v = load<f64>(stretched + axis * kPoints + at) * frequency;
@@ -68,7 +69,7 @@ static inline void place(const double* stretched, double frequency, int at, Bloc
 static inline f32 magnitude(f32 v) { return (f32)((i32)v & 0x7fffffff); }
 
 // Nothing jumps inside the octahedron: float32 may decide.
-static inline void compare_faces(int at, Block& block) {
+static inline void compare_faces(int at, NoiseBlock& block) {
   const f32 x = load_f32(block.inside[0] + at), y = load_f32(block.inside[1] + at),
             z = load_f32(block.inside[2] + at);
   const f32 xy = x + y - 1, xz = x + z - 1, yz = y + z - 1;
@@ -106,7 +107,8 @@ static inline __m512i look_up(const std::uint8_t* table, __m512i index) {
 
 static inline __m512i sum(__m512i a, __m512i b) { return _mm512_add_epi8(a, b); }
 
-static inline void find_gradients(const Cases& cases, const std::uint8_t* table, Block& block) {
+static inline void find_gradients(const NoiseCases& cases, const std::uint8_t* table,
+                                  NoiseBlock& block) {
   static_assert(kPoints == 64, "one vector of bytes");
   const Bytes p = load_bytes(table), g = load_bytes(table + 256);
   const __m512i tetrahedron = _mm512_load_si512(block.tetrahedron);
@@ -146,7 +148,8 @@ static inline void find_gradients(const Cases& cases, const std::uint8_t* table,
 
 #else
 
-static inline void find_gradients(const Cases& cases, const std::uint8_t* table, Block& block) {
+static inline void find_gradients(const NoiseCases& cases, const std::uint8_t* table,
+                                  NoiseBlock& block) {
   const std::uint8_t *p = table, *g = table + 256;
   typedef std::uint8_t byte;  // sums are modulo 256
   for (int i = 0; i < kPoints; ++i) {
@@ -226,7 +229,7 @@ static inline f32 contribution(f32 dx, f32 dy, f32 dz, const std::uint8_t* gradi
   return squared * squared * dot;
 }
 
-static inline f32 noise_of(const Cases& cases, int at, const Block& block) {
+static inline f32 noise_of(const NoiseCases& cases, int at, const NoiseBlock& block) {
   const i32 all = i32{} - 1;
   const i32 one = (i32)splat(1.0f);
   const i32 number = widen(block.number + at);
@@ -258,28 +261,28 @@ static inline f32 noise_of(const Cases& cases, int at, const Block& block) {
   return (f32)((i32)total ^ sign);
 }
 
-static void place_points(const double* stretched, double frequency, Block& block) {
+static void place_points(const double* stretched, double frequency, NoiseBlock& block) {
   for (int at = 0; at < kPoints; at += SCRD_WIDTH / 2) place(stretched, frequency, at, block);
 }
 
-static void choose_points(const Cases& cases, const std::uint8_t* table, Block& block) {
+static void choose_points(const NoiseCases& cases, const std::uint8_t* table, NoiseBlock& block) {
   for (int at = 0; at < kPoints; at += SCRD_WIDTH) compare_faces(at, block);
   find_gradients(cases, table, block);
 }
 
 // stretched: (3, kPoints) coordinates in the stretched lattice, octave 0; table: see
 // find_gradients; weights: per octave, with the division by 103; out: (kPoints).
-static void octave_noise(const Cases& cases, const std::uint8_t* table, const double* stretched,
-                         const float* weights, int octaves, float* out) {
+static void octave_noise(const NoiseCases& cases, const std::uint8_t* table,
+                         const double* stretched, const float* weights, int octaves, float* out) {
   // A block is written in small pieces and read in large ones, which wait until the writes are
   // through: so the next octave is placed before this one is summed (8 percent faster).
-  Block blocks[2];
+  NoiseBlock blocks[2];
   double frequency = 1;
   place_points(stretched, frequency, blocks[0]);
   choose_points(cases, table, blocks[0]);
   for (int octave = 0; octave < octaves; ++octave) {
-    const Block& block = blocks[octave % 2];
-    Block& next = blocks[1 - octave % 2];
+    const NoiseBlock& block = blocks[octave % 2];
+    NoiseBlock& next = blocks[1 - octave % 2];
     const bool more = octave + 1 < octaves;
     if (more) place_points(stretched, frequency *= 2, next);
     for (int at = 0; at < kPoints; at += SCRD_WIDTH) {

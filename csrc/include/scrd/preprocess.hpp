@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <string>
 
-#include "tensor.hpp"
+#include "scrd/tensor.hpp"
 
 namespace scrd {
 

@@ -14,7 +14,7 @@
 #include <memory>
 #include <vector>
 
-#include "tensor.hpp"
+#include "scrd/tensor.hpp"
 
 namespace scrd {
 
@@ -34,8 +34,11 @@ BandMatrix upsample_blur_band(std::size_t size, std::size_t side, double sigma);
 // What turns the three distances of an image into its map and scores.
 class Tail {
  public:
-  // size: side of the map; sides: sides of the three distances; sigma: of the blur, 0 for none;
-  // weighted: whether the scale weights multiply the distances or are ignored. Throws InputError.
+  static constexpr std::size_t kTile = 16;  // columns of the map that are computed at a time
+
+  // size: side of the map, a multiple of kTile; sides: sides of the three distances; sigma: of the
+  // blur, 0 for none; weighted: whether the scale weights multiply the distances or are ignored.
+  // Throws InputError.
   Tail(std::size_t size, std::array<std::size_t, kScales> sides, double sigma, bool weighted);
 
   // distances: three (n, side_k, side_k); scale_weights: (n, 3); mean (n) comes from the closed
@@ -45,6 +48,10 @@ class Tail {
   void operator()(const std::array<const float*, kScales>& distances, const float* scale_weights,
                   std::size_t n, float* map, float* mean, float* max) const;
 
+  // n * size * size, the values of the maps of n images. Throws std::bad_alloc where no memory
+  // could hold them.
+  std::size_t map_values(std::size_t n) const;
+
   std::size_t size() const { return size_; }
   const std::array<std::size_t, kScales>& sides() const { return sides_; }
 
@@ -53,11 +60,11 @@ class Tail {
   std::array<std::size_t, kScales> sides_;
   bool weighted_;
   std::array<BandMatrix, kScales> bands_;
-  // U^T of all scales side by side, cut into tiles of 16 columns; a tile keeps the rows in which
+  // U^T of all scales side by side, cut into tiles of kTile columns; a tile keeps the rows in which
   // it is not zero.
   struct Tile {
     std::vector<std::size_t> rows;  // index into the 3 sides, one after the other
-    std::vector<float> values;      // (rows, 16)
+    std::vector<float> values;      // (rows, kTile)
   };
   std::vector<Tile> tiles_;
 };

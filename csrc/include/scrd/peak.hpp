@@ -1,8 +1,7 @@
-// The arithmetic peak of this CPU, measured: what no network can exceed here.
+// What this CPU can do at most, measured: what no network can exceed here.
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <string>
 
 namespace scrd {
@@ -15,9 +14,10 @@ namespace scrd {
 // the operating system permits none. Throws InputError.
 double peak_ops(const std::string& kind, double seconds);
 
-// Bytes read and written per second by copying `bytes` of them from one place to another, by all
-// threads of the shared pool: the fastest of the copies that fit into `seconds`, three at least.
-// Throws InputError.
+// Bytes read plus bytes written per second where all threads of the shared pool copy a block of so
+// many bytes, each its share: the fastest of the repetitions, at least three, that fill `seconds`.
+// A block that fits into the caches is copied at their rate. Throws InputError, and std::bad_alloc
+// where two such blocks do not fit into memory.
 double copy_rate(std::size_t bytes, double seconds);
 
 }  // namespace scrd

@@ -1,52 +1,16 @@
-#include "simplex_noise.hpp"
+#include "scrd/simplex_noise.hpp"
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
-#include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "error.hpp"
-#include "thread_pool.hpp"
-
-namespace scrd {
-namespace {
-
-constexpr int kPoints = static_cast<int>(NoiseField::kBlock);
-
-// What a point in one of the two tetrahedra of a cell is compared for, in mirrored coordinates
-// where it is in the far one; a set of these below 32 is a code.
-constexpr int kXBelowY = 1, kZAboveY = 2, kZAboveX = 4, kYAboveZ = 8;
-constexpr int kEnded = 16;  // the tetrahedron's own end is among the two nearest of its corners
-constexpr int kMiddle = 32, kFar = 64;
-
-// The same in the octahedron between them. It has three pairs of opposite faces, one per pair of
-// axes; the pair that the point is least clearly on one side of is dropped.
-constexpr int kFarXY = 1, kFarXZ = 2, kFarYZ = 4, kDropXY = 8, kDropXZ = 16;
-
-constexpr int kMirrored = 32;  // added to the number of a case
-constexpr int kCases = 32;     // 18 are used
-
-// Which two lattice points come to the six that all points of a piece share.
-struct Cases {
-  alignas(64) std::uint8_t number[64];       // code, kMiddle included -> number of the case
-  alignas(64) std::uint8_t steps[2][3][64];  // number, kMirrored included -> lattice coordinates
-  alignas(64) float away[2][3][kCases];      // number -> the same in space, from the base
-};
-
-// What is known of the points of a block in one octave.
-struct Block {
-  alignas(64) float inside[3][kPoints];           // coordinates in the cell; negated where far
-  alignas(64) std::uint8_t base[3][kPoints];      // the cell, modulo 256
-  alignas(64) std::uint8_t tetrahedron[kPoints];  // code, and kMiddle or kFar
-  alignas(64) std::uint8_t octahedron[kPoints];   // code, meant for points in the middle
-  alignas(64) std::uint8_t number[kPoints];
-  alignas(64) std::uint8_t gradients[8][kPoints];
-};
-
-}  // namespace
-}  // namespace scrd
+#include "scrd/error.hpp"
+#include "scrd/thread_pool.hpp"
+#include "simplex_noise_types.hpp"
 
 #define SCRD_BODY "simplex_noise.inl"
 #include "each_isa.hpp"
@@ -115,8 +79,8 @@ Extras octahedron_extras(int code) {
   return {{moved(corner(far), 7 - far, -1), moved(corner(near), near, 1)}};
 }
 
-Cases make_cases() {
-  Cases cases = {};
+NoiseCases make_cases() {
+  NoiseCases cases = {};
   std::vector<Extras> found;
   for (int code = 0; code < 64; ++code) {
     const Extras extras = code & kMiddle ? octahedron_extras(code) : tetrahedron_extras(code);
@@ -142,8 +106,8 @@ Cases make_cases() {
   return cases;
 }
 
-const Cases& all_cases() {
-  static const Cases cases = make_cases();
+const NoiseCases& all_cases() {
+  static const NoiseCases cases = make_cases();
   return cases;
 }
 
@@ -249,6 +213,21 @@ void NoiseField::operator()(std::size_t s, std::size_t begin, std::size_t count,
   SCRD_PICK(octave_noise)
   (all_cases(), &tables_[s * 512], stretched, weights_.data(), static_cast<int>(weights_.size()),
    out);
+}
+
+std::size_t field_values(std::size_t n, std::size_t depth, std::size_t height, std::size_t width) {
+  if (n == 0) fail("seeds", "at least one", "none");
+  std::size_t values = n;  // the seeds themselves take more memory
+  const std::pair<const char*, std::size_t> sides[] = {
+      {"depth", depth}, {"height", height}, {"width", width}};
+  for (const auto& [name, side] : sides) {
+    if (side == 0) fail(name, "a positive integer", "0");
+    if (values > PTRDIFF_MAX / sizeof(float) / side) {
+      fail(name, "a field that fits into memory", std::to_string(side) + ", beyond 2^63 bytes");
+    }
+    values *= side;
+  }
+  return values;
 }
 
 void simplex_noise(const std::int64_t* seeds, std::size_t n, std::size_t depth, std::size_t height,

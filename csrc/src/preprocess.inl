@@ -1,7 +1,10 @@
-// The arithmetic of preprocess for one instruction set; see each_isa.hpp.
+// The arithmetic of preprocess for one instruction set; see each_isa.hpp. Needs
+// preprocess_types.hpp.
 //
 // Every value takes the same two interpolations, rows first, whatever the memory it comes from:
 // images in different layouts give the same bits.
+
+static_assert(kPad >= SCRD_WIDTH, "padding for a whole vector");
 
 typedef double f64 __attribute__((vector_size(SCRD_WIDTH * 8)));
 

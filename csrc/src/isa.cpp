@@ -1,9 +1,9 @@
-#include "isa.hpp"
+#include "scrd/isa.hpp"
 
 #include <atomic>
 #include <cstdlib>
 
-#include "error.hpp"
+#include "scrd/error.hpp"
 
 namespace scrd {
 namespace {

@@ -21,6 +21,10 @@ struct Octaves {
 // The permutation of 0..255 that a seed stands for.
 void permutation(std::int64_t seed, std::uint8_t table[256]);
 
+// n * depth * height * width, the values of the fields of n seeds. Throws InputError where one of
+// the four is 0 or no memory could hold the fields.
+std::size_t field_values(std::size_t n, std::size_t depth, std::size_t height, std::size_t width);
+
 // Fields of n seeds: out [s, z, y, x] (n, depth, height, width). Throws InputError.
 void simplex_noise(const std::int64_t* seeds, std::size_t n, std::size_t depth, std::size_t height,
                    std::size_t width, const Octaves& octaves, float* out);

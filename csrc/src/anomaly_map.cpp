@@ -1,18 +1,15 @@
-#include "anomaly_map.hpp"
+#include "scrd/anomaly_map.hpp"
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
+#include <new>
 #include <string>
 
-#include "error.hpp"
-#include "thread_pool.hpp"
-
-namespace scrd {
-namespace {
-constexpr float kCosineEps = 1e-8f;
-}
-}  // namespace scrd
+#include "anomaly_map_types.hpp"
+#include "scrd/error.hpp"
+#include "scrd/thread_pool.hpp"
 
 #define SCRD_BODY "anomaly_map.inl"
 #include "each_isa.hpp"
@@ -21,13 +18,17 @@ namespace scrd {
 namespace {
 
 constexpr std::size_t kLargest = 4096;  // side of a map: no product of sizes overflows
-constexpr std::size_t kTile = 16;      // columns of the map in a tile, and what sides are padded to
-constexpr std::size_t kRowBlock = 32;  // rows of the map in a task
+constexpr std::size_t kRowBlock = 32;   // rows of the map in a task
+static_assert(Tail::kTile % kTileSums == 0 && kRowBlock % kTileSums == 0,
+              "the rows of a task are some that multiply_tile takes");
 // Features in a task of the distances: small enough to share out evenly, large enough that a run
 // of neighbouring pixels fills many cache lines (32768: 189 us, 131072: 134 us for 1.8 million).
 constexpr std::size_t kTaskFeatures = 131072;
+constexpr std::size_t kStep = 16;  // pixels of a task are a multiple of it: the widest vector
 
-std::size_t padded(std::size_t n) { return (n + kTile - 1) / kTile * kTile; }
+std::size_t padded(std::size_t side) {
+  return (side + Tail::kTile - 1) / Tail::kTile * Tail::kTile;
+}
 
 std::string shape_text(const FeatureView& f) {
   return "(" + std::to_string(f.n) + ", " + std::to_string(f.channels) + ", " +
@@ -191,6 +192,12 @@ Tail::Tail(std::size_t size, std::array<std::size_t, kScales> sides, double sigm
   }
 }
 
+std::size_t Tail::map_values(std::size_t n) const {
+  const std::size_t pixels = size_ * size_;
+  if (n > PTRDIFF_MAX / sizeof(float) / pixels) throw std::bad_alloc();
+  return n * pixels;
+}
+
 void Tail::operator()(const std::array<const float*, kScales>& distances,
                       const float* scale_weights, std::size_t n, float* map, float* mean,
                       float* max) const {
@@ -294,8 +301,8 @@ void cosine_distances(const std::array<FeatureView, kScales>& teacher,
     }
     if (s.dtype != t.dtype) fail(indexed("student", k), "the teacher's dtype", "another");
     const std::size_t pixels = t.height * t.width;
-    const std::size_t wanted = std::max<std::size_t>(kTaskFeatures / t.channels, 16);
-    const std::size_t block = std::min((wanted + 15) / 16 * 16, pixels);
+    const std::size_t wanted = std::max(kTaskFeatures / t.channels, kStep);
+    const std::size_t block = std::min((wanted + kStep - 1) / kStep * kStep, pixels);
     parts[k] = {block, (pixels + block - 1) / block, tasks};
     tasks += n * parts[k].blocks;
   }

@@ -1,4 +1,4 @@
-#include "add_noise.hpp"
+#include "scrd/add_noise.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -6,8 +6,8 @@
 #include <utility>
 #include <vector>
 
-#include "error.hpp"
-#include "thread_pool.hpp"
+#include "scrd/error.hpp"
+#include "scrd/thread_pool.hpp"
 
 namespace scrd {
 namespace {

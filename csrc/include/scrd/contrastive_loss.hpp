@@ -5,8 +5,8 @@
 #include <array>
 #include <cstddef>
 
-#include "anomaly_map.hpp"
-#include "tensor.hpp"
+#include "scrd/anomaly_map.hpp"
+#include "scrd/tensor.hpp"
 
 namespace scrd {
 

@@ -4,9 +4,11 @@
 //   #include "each_isa.hpp"
 //
 // The body is included inside namespace scrd::plain, scrd::avx2 and scrd::avx512 with SCRD_WIDTH
-// (floats in a vector) set and simd.inl before it. It must be made of free functions (no lambdas,
+// (floats in a vector) set and simd.inl before it. Its first comment names the header of what it
+// shares with the .cpp, which includes that before. It must be made of free functions (no lambdas,
 // no standard containers): a target region does not reach into what is instantiated elsewhere.
 // SCRD_PICK(function) is then the function of the active set.
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -22,7 +24,7 @@
 #pragma GCC diagnostic pop
 #endif
 
-#include "isa.hpp"
+#include "scrd/isa.hpp"
 
 #define SCRD_WIDTH 4
 namespace scrd::plain {

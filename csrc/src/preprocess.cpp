@@ -1,4 +1,4 @@
-#include "preprocess.hpp"
+#include "scrd/preprocess.hpp"
 
 #include <algorithm>
 #include <atomic>
@@ -10,30 +10,9 @@
 #include <utility>
 #include <vector>
 
-#include "error.hpp"
-#include "thread_pool.hpp"
-
-namespace scrd {
-namespace {
-
-// What the rows of one image's output are computed from.
-struct RowTask {
-  const ImageView* image;
-  std::size_t size;              // side of the output
-  const std::size_t* row_low;    // (size): the upper of the two rows of the image
-  const float* row_fraction;     // (size): the weight of the lower one
-  const std::size_t* low;        // (size): the left of the two columns of the image
-  const std::int32_t* position;  // (size, padded): where that column is in a line
-  const float* fraction;         // (size, padded): the weight of the right one
-  bool adjacent;                 // the values of a row lie one after the other
-  bool pairs;                    // a line has the two columns of each output pixel, not all columns
-  std::size_t columns;           // pixels of a line
-  bool resized;                  // whether there is anything to interpolate along a row
-  float scale[kPixelChannels], offset[kPixelChannels];
-};
-
-}  // namespace
-}  // namespace scrd
+#include "preprocess_types.hpp"
+#include "scrd/error.hpp"
+#include "scrd/thread_pool.hpp"
 
 #define SCRD_BODY "preprocess.inl"
 #include "each_isa.hpp"
@@ -41,7 +20,6 @@ struct RowTask {
 namespace scrd {
 namespace {
 
-constexpr std::size_t kPad = 16;       // floats of the widest vector
 constexpr std::size_t kRowBlock = 16;  // rows of the output in a task
 // Rows that are longer than this many times the output's are thinned out before they are
 // interpolated: to copy two pixels for each of the output takes as long as to blend twelve.

@@ -1,20 +1,23 @@
-#include "scorer.hpp"
+#include "scrd/scorer.hpp"
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstring>
 #include <deque>
 #include <exception>
+#include <limits>
 #include <mutex>
 #include <string>
 #include <system_error>
 #include <thread>
 #include <utility>
 
-#include "error.hpp"
+#include "scrd/error.hpp"
 
 namespace scrd {
 namespace {
@@ -204,15 +207,15 @@ Scorer::Future Scorer::Service::submit(std::vector<ImageView> images, bool is_ba
   }
   check_finite(images.data(), images.size(), "batch", is_batch);
   auto job = std::make_shared<Job>();
-  const std::size_t n = images.size(), size = tail_.size();
+  const std::size_t n = images.size();
   job->images = std::move(images);
   job->scores = std::make_unique<Scores>();
   job->scores->n = n;
-  job->scores->size = size;
+  job->scores->size = tail_.size();
   job->scores->owner = std::move(owner);
   job->scores->scores.reset(new float[n]);
   job->scores->scale_weights.reset(new float[n * kScales]);
-  if (maps) job->scores->maps.reset(new float[n * size * size]);
+  if (maps) job->scores->maps.reset(new float[tail_.map_values(n)]);
   Future future = job->promise.get_future();
   {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -364,6 +367,46 @@ void Scorer::Service::serve(Stream& stream) {
     is_running = is_started;
     turn ^= 1;
   }
+}
+
+PendingScores::PendingScores(Scorer::Future future)
+    : process_(this_process()), future_(future.share()) {}
+
+bool PendingScores::is_done(const SharedFuture& future) {
+  return !future.valid() || future.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
+}
+
+PendingScores::SharedFuture PendingScores::future() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return future_;
+}
+
+bool PendingScores::wait(double seconds, const Between& between) const {
+  using Seconds = std::chrono::duration<double>;
+  if (!(seconds >= 0)) fail("timeout", "seconds from 0", std::to_string(seconds));
+  if (process_ != this_process()) {
+    throw ClosedError("result: expected the process that submitted the batch, got a fork of it");
+  }
+  const auto end = std::chrono::steady_clock::now() + Seconds(seconds);
+  const SharedFuture future = this->future();
+  while (!is_done(future)) {
+    const Seconds left = end - std::chrono::steady_clock::now();
+    if (left.count() <= 0) return false;
+    future.wait_for(std::min(left, Seconds(0.1)));
+    if (between) between();
+  }
+  return true;
+}
+
+Scores PendingScores::get(const Between& between) {
+  wait(std::numeric_limits<double>::infinity(), between);
+  SharedFuture taken;  // and let go of here: an error may refer to whoever holds this
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    std::swap(taken, future_);
+  }
+  if (!taken.valid()) fail("get", "to be called once", "a second call");
+  return std::move(*taken.get());
 }
 
 }  // namespace scrd

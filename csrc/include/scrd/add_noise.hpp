@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "simplex_noise.hpp"
+#include "scrd/simplex_noise.hpp"
 
 namespace scrd {
 

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <vector>
 
-#include "anomaly_map.hpp"
+#include "scrd/anomaly_map.hpp"
 
 namespace scrd {
 
