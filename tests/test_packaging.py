@@ -6,7 +6,10 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import scrd_fast
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,3 +76,29 @@ def test_the_wheel_is_the_package(built, tmp_path):
         cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_the_base_install_scores(built, small_file, tmp_path):
+    """Installed with what it depends on and no more, it scores with the bits of this one."""
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    done = subprocess.run(
+        [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c",
+         ROOT / "constraints.txt", built[1]], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"its dependencies do not install here: {done.stderr.strip()[-200:]}")
+    images = np.random.default_rng(0).integers(0, 256, (5, 60, 70, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    code = ("import sys, numpy as np, scrd_fast; from importlib.util import find_spec;"
+            " assert not any(map(find_spec, ('torch', 'onnx', 'scipy')));"
+            " r = scrd_fast.load_engine(sys.argv[1], verify=True).score(np.load(sys.argv[2]));"
+            " np.savez(sys.argv[3], scores=r.scores, maps=r.maps)")
+    subprocess.run([python, "-c", code, small_file, tmp_path / "images.npy", tmp_path / "out.npz"],
+                   check=True, cwd=tmp_path)
+    with scrd_fast.load_engine(small_file) as engine, np.load(tmp_path / "out.npz") as found:
+        here = engine.score(images)
+        np.testing.assert_array_equal(found["scores"], here.scores)
+        np.testing.assert_array_equal(found["maps"], here.maps)
+    script = tmp_path / "venv" / "bin" / "scrd-fast"
+    assert subprocess.run([script, "info", small_file], capture_output=True).returncode == 0
