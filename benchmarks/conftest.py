@@ -11,8 +11,8 @@ from benchmarks.models import untrained
 from benchmarks.results import commit
 from benchmarks.size import BACKBONE, SIDE
 from scrd_fast import _native
-from scrd_fast.bench.bench import environment
-from scrd_fast.bench.timing import cpu_limits
+from scrd_fast.timing.bench import environment
+from scrd_fast.timing.measure import cpu_limits
 
 _BEFORE = pytest.StashKey[dict[str, Any]]()
 

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.results import figures, store, table
 from scrd_fast.backends.registry import cuda_missing
-from scrd_fast.bench.bench import environment
+from scrd_fast.timing.bench import environment
 
 SECONDS = 420  # and less than a minute before them for the C++ extension
 FOR_BENCHMARKS = 120  # of them, which the tests may not take

@@ -19,10 +19,10 @@ from benchmarks.judge import judge
 from benchmarks.peers import published_map
 from benchmarks.timing import clock, record, record_limit, repeat, time_in_turn
 from scrd_fast import _native
-from scrd_fast.bench.timing import copy_rate
 from scrd_fast.ops.anomaly_map import anomaly_map
 from scrd_fast.reference.anomaly_map import AnomalyMap
 from scrd_fast.spec import ScoringSpec
+from scrd_fast.timing.measure import copy_rate
 
 SPEC = ScoringSpec()
 SHAPES = ((256, 64), (512, 32), (1024, 16))  # channels, side

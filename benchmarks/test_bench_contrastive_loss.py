@@ -12,8 +12,8 @@ from torch import Tensor
 
 from benchmarks.judge import judge
 from benchmarks.timing import clock, record, record_limit, repeat, time_in_turn
-from scrd_fast.bench.timing import copy_rate
 from scrd_fast.ops.contrastive_loss import contrastive_loss
+from scrd_fast.timing.measure import copy_rate
 
 SHAPES = ((4, 256, 64, 64), (4, 512, 32, 32), (4, 1024, 16, 16))
 ROUNDS = 15

@@ -24,11 +24,11 @@ from benchmarks.size import BACKBONE, QUICK, SIDE, turns
 from benchmarks.timing import record, record_limit, repeat, time_in_turn
 from benchmarks.worker import Answer, Worker
 from scrd_fast.backends.registry import native_precisions
-from scrd_fast.bench.bench import limit_of
-from scrd_fast.bench.timing import cpu_limits
 from scrd_fast.engine.engine_file import read_engine_file
 from scrd_fast.ops.preprocess import preprocess
 from scrd_fast.spec import ScoringSpec
+from scrd_fast.timing.bench import limit_of
+from scrd_fast.timing.measure import cpu_limits
 
 PAIRS = 12
 # Faster than the published loop by at least this, on a CPU with AVX-512 (bf16: AVX-512 BF16).

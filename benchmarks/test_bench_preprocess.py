@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from benchmarks.judge import judge
 from benchmarks.timing import clock, record, record_limit, repeat, time_in_turn
-from scrd_fast.bench.timing import copy_rate
 from scrd_fast.ops.preprocess import preprocess
 from scrd_fast.spec import ScoringSpec
+from scrd_fast.timing.measure import copy_rate
 
 PAIRS = 60
 SPEC = ScoringSpec()

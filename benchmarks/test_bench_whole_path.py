@@ -10,9 +10,9 @@ from benchmarks.models import engine_file, pictures, untrained
 from benchmarks.size import BACKBONE, QUICK, SIDE
 from benchmarks.timing import repeat
 from scrd_fast.backends.registry import native_precisions
-from scrd_fast.bench.bench import bench
 from scrd_fast.engine.load import load_engine
 from scrd_fast.report.bench import lines
+from scrd_fast.timing.bench import bench
 
 MODELS = [(BACKBONE, SIDE)] if QUICK else [("resnet18", 128), (BACKBONE, SIDE)]
 ENGINES = [(backend, precision) for backend in ("openvino", "torch_eager")

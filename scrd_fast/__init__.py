@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from scrd_fast.metrics.agreement import Limits
     from scrd_fast.model.published_pickle import convert_published
     from scrd_fast.spec import ScoringSpec
+    from scrd_fast.timing.bench import Bench, bench
     from scrd_fast.training.config import PretrainConfig, TrainConfig
     from scrd_fast.training.loop import train
     from scrd_fast.training.pretrain import pretrain_teacher
@@ -34,6 +35,8 @@ _HOMES = {
     "build_engine": "building.build",
     "export_onnx": "building.build",
     "TensorRtOptions": "backends.tensorrt.plan",
+    "Bench": "timing.bench",
+    "bench": "timing.bench",
     "calibrate": "evaluation.calibrate",
     "monitor": "evaluation.calibrate",
     "load_engine": "engine.load",
@@ -54,10 +57,10 @@ _HOMES = {
 }
 
 __all__ = [
-    "Engine", "Limits", "NoiseConfig", "PretrainConfig", "Result", "Scored", "ScoringSpec",
-    "ScrdError", "TensorRtOptions", "TrainConfig", "build_engine", "calibrate",
-    "convert_published", "export_onnx", "load_engine", "monitor", "pretrain_teacher",
-    "rebuild_engine", "score", "train", "verify_engine",
+    "Bench", "Engine", "Limits", "NoiseConfig", "PretrainConfig", "Result", "Scored",
+    "ScoringSpec", "ScrdError", "TensorRtOptions", "TrainConfig", "bench", "build_engine",
+    "calibrate", "convert_published", "export_onnx", "load_engine", "monitor",
+    "pretrain_teacher", "rebuild_engine", "score", "train", "verify_engine",
 ]
 
 

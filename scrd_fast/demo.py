@@ -20,7 +20,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from scrd_fast.backends.registry import check_precision, choose_backend
-from scrd_fast.bench.timing import latency_ms
 from scrd_fast.building.build import build_engine
 from scrd_fast.data.demo_brain import SIZE, DemoImages, make_images
 from scrd_fast.data.noise_config import NoiseConfig
@@ -36,6 +35,7 @@ from scrd_fast.progress import duration, show_progress
 from scrd_fast.report.overlays import write_overlays
 from scrd_fast.report.scores import table_rows, write_table
 from scrd_fast.spec import ScoringSpec
+from scrd_fast.timing.measure import latency_ms
 from scrd_fast.torch_state import own_state, seeded
 from scrd_fast.training.batches import autocast
 from scrd_fast.training.config import PretrainConfig

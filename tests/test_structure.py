@@ -25,7 +25,7 @@ FLOORS = (
     ("graph",),
     ("backends",),
     ("engine",),
-    ("bench",),
+    ("timing",),
     ("building",),
     ("evaluation",),
     ("report",),

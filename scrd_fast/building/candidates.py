@@ -13,7 +13,6 @@ from scrd_fast.backends.registry import backend_of, gpu_of, make_runner, native_
 from scrd_fast.backends.runner import Runner
 from scrd_fast.backends.source import Source
 from scrd_fast.backends.tensorrt.plan import TensorRtOptions
-from scrd_fast.bench.timing import random_images, scoring, time_in_turn
 from scrd_fast.building.judge import Judge
 from scrd_fast.building.ranges import BiasCorrection, measure_ranges, range_pixels
 from scrd_fast.building.search import search
@@ -24,6 +23,7 @@ from scrd_fast.metrics.agreement import LIMITS, Limits, Report, broken_limits
 from scrd_fast.precisions import QUANTISED
 from scrd_fast.progress import Progress
 from scrd_fast.spec import ScoringSpec
+from scrd_fast.timing.measure import random_images, scoring, time_in_turn
 
 BATCH = 8
 GPU_BUCKETS = (1, 8, 32)

@@ -17,7 +17,6 @@ import onnx
 from scrd_fast.backends.backend import CompileRequest
 from scrd_fast.backends.registry import make_runner
 from scrd_fast.backends.source import Source
-from scrd_fast.bench.timing import random_images, scoring, time_in_turn
 from scrd_fast.building.judge import Judge
 from scrd_fast.building.ranges import BiasCorrection
 from scrd_fast.engine.manifest import SearchRecord, SearchTry
@@ -26,6 +25,7 @@ from scrd_fast.graph.portable import network_graph
 from scrd_fast.graph.quantize import STEM, Quantisation, convolution_names
 from scrd_fast.metrics.agreement import Limits, Report, broken_limits
 from scrd_fast.progress import Progress
+from scrd_fast.timing.measure import random_images, scoring, time_in_turn
 
 _BLOCK = re.compile(r"network/(bottleneck|(teacher|student)\.layer\d\.\d+)\.")
 

@@ -149,9 +149,9 @@ def bench(
     """Time an engine on this machine, from pixels to score and map."""
     import json
 
-    from scrd_fast.bench.bench import bench as run
     from scrd_fast.files import atomic_write, check_writable
     from scrd_fast.report.bench import lines
+    from scrd_fast.timing.bench import bench as run
 
     if out is not None:
         check_writable(out, "--json", inputs=[engine])

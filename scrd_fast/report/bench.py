@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from scrd_fast.bench.bench import Bench
+from scrd_fast.timing.bench import Bench
 
 _UNITS = {"fp32": "GFLOP/s in fp32", "bf16": "GFLOP/s in bf16", "int8": "GOP/s in int8",
           "copy": "GB/s copied"}

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from scrd_fast.backends.torch_network import TorchNetwork
 from scrd_fast.building.ranges import BiasCorrection, measure_ranges, range_pixels
 from scrd_fast.errors import EngineFileError, InputError, NotFiniteError
-from scrd_fast.graph.portable import build_graph, network_graph, read_spec
+from scrd_fast.graph.portable import build_graph, network_graph
 from scrd_fast.graph.precision import scoring_graph
 from scrd_fast.graph.quantize import (
     KEEP,
@@ -28,7 +28,7 @@ from scrd_fast.model.scrd import SCRD
 from scrd_fast.reference.preprocess import normalise
 from scrd_fast.spec import ScoringSpec
 from tests.support import explicit
-from tests.support.models import KEEPS_THE_LIMITS, organs
+from tests.support.models import KEEPS_THE_LIMITS, organs, read_spec
 
 KINDS = ("int8", "fp8")
 BACKBONES = ("resnet18", "wide_resnet50_2")

@@ -20,13 +20,13 @@ import numpy as np
 
 from scrd_fast import _native
 from scrd_fast.backends.registry import gpu_of, native_precisions
-from scrd_fast.bench.timing import cpu_limits, percentiles, random_images, repeated
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.load import load_engine
 from scrd_fast.engine.manifest import Manifest, Work
 from scrd_fast.errors import ScrdError, expect
 from scrd_fast.machine import this_machine
 from scrd_fast.progress import Progress, silent
+from scrd_fast.timing.measure import cpu_limits, percentiles, random_images, repeated
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ class Bench:
     start: load_s, first_score_s (both from the start of a process's imports), peak_memory_mib;
     batches: batch, p50_ms, p90_ms, p99_ms, images_per_s, and share_of_limit where `limit` is
     known; loads: under images that arrive at random, load (share of capacity), images_per_s,
-    p50_ms, p90_ms, p99_ms from arrival to score; rates: of `timing.cpu_limits`.
+    p50_ms, p90_ms, p99_ms from arrival to score; rates: of `measure.cpu_limits`.
     """
 
     engine: dict[str, Any]
@@ -115,7 +115,7 @@ _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
 def limit_of(manifest: Manifest, rates: Mapping[str, float | None]) -> Limit | None:
-    """What an engine on a CPU takes at least at the rates of `timing.cpu_limits`; None where one
+    """What an engine on a CPU takes at least at the rates of `measure.cpu_limits`; None where one
     that counts is not known, or the engine file does not say what the network has to do."""
     work, copy = manifest.work, rates["copy"]
     if work is None or copy is None:

@@ -10,9 +10,6 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast.bench import bench as benching
-from scrd_fast.bench.bench import BATCHES, LOADS, bench, limit_of
-from scrd_fast.bench.timing import cpu_limits
 from scrd_fast.building.work import count_work
 from scrd_fast.engine.engine_file import read_engine_file
 from scrd_fast.errors import InputError, ScrdError
@@ -21,6 +18,9 @@ from scrd_fast.graph.quantize import STEM, Quantisation, Ranges
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
+from scrd_fast.timing import bench as benching
+from scrd_fast.timing.bench import BATCHES, LOADS, bench, limit_of
+from scrd_fast.timing.measure import cpu_limits
 
 SPEC = ScoringSpec(input_size=64)
 
