@@ -20,7 +20,7 @@ ENGINES = [(backend, precision) for backend in ("openvino", "torch_eager")
 
 
 @pytest.mark.parametrize(("backbone", "side"), MODELS)
-@pytest.mark.parametrize(("backend", "precision"), ENGINES[-1:] if QUICK else ENGINES)
+@pytest.mark.parametrize(("backend", "precision"), ENGINES[:1] if QUICK else ENGINES)
 def test_engine(benchmark: Any, folder: Path, backbone: str, side: int, backend: str,
                 precision: str) -> None:
     path = engine_file(untrained(backbone, side, folder), precision, backend)

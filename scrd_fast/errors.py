@@ -45,6 +45,10 @@ class BackendUnavailable(ScrdError):
     """A backend or precision was asked for that this machine cannot run."""
 
 
+class MissingExtra(BackendUnavailable, ImportError):
+    """What was asked for needs packages that an extra of this one brings."""
+
+
 class DeviceMemoryError(ScrdError):
     """A GPU's memory is too small for what was asked of it; what was loaded stays usable."""
 
@@ -64,16 +68,16 @@ PYTORCH_MISSING = "PyTorch is not installed; pip install 'scrd-fast[train]'"
 
 @contextmanager
 def saying_which_extra(what: str) -> Iterator[None]:
-    """Where a package of the training half is missing inside, raise BackendUnavailable that says
-    what needs it and which extra brings it."""
+    """Raise MissingExtra where a package of the training half is missing inside: it says what needs
+    the package and which extra brings it."""
     try:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in TRAIN_PACKAGES:
             raise
-        raise BackendUnavailable(f"{what}: expected {package}, got none; what trains and builds"
-                                 " comes with: pip install 'scrd-fast[train]'") from error
+        raise MissingExtra(f"{what}: expected {package}, got none; what trains and builds"
+                           " comes with: pip install 'scrd-fast[train]'") from error
 
 
 def fail(argument: str, expected: object, got: object) -> NoReturn:

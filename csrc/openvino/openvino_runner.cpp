@@ -1,5 +1,6 @@
 #include "openvino_runner.hpp"
 
+#include <cstdint>
 #include <utility>
 
 #include "scrd/error.hpp"
@@ -11,6 +12,22 @@ namespace {
 ov::Core& core() {
   static ov::Core* shared = new ov::Core;
   return *shared;
+}
+
+// Throws InputError unless the outputs are three distances (n, h, w), or three features of the
+// teacher and three of the student (n, C, h, w), and then the scale weights (n, 3).
+void check_outputs(const ov::Model& model, bool features) {
+  const std::size_t maps = features ? 2 * kScales : kScales;
+  const std::int64_t rank = features ? 4 : 3;
+  bool good = model.outputs().size() == maps + 1;
+  for (std::size_t i = 0; good && i <= maps; ++i) {
+    const ov::Output<const ov::Node> output = model.output(i);
+    const ov::PartialShape shape = output.get_partial_shape();
+    good = output.get_element_type() == ov::element::f32 && shape.is_static() &&
+           shape.rank().get_length() == (i < maps ? rank : 2) &&
+           (i < maps || shape[1].get_length() == static_cast<std::int64_t>(kScales));
+  }
+  if (!good) fail("onnx", "outputs of a network", "others");
 }
 
 // Features leave the network as bfloat16, channels last: the form in which it computes them.
@@ -58,6 +75,7 @@ OpenVinoRunner::OpenVinoRunner(const std::string& onnx, const std::string& preci
     shape[0] = static_cast<ov::Dimension::value_type>(n);
     model->reshape(shape);
     features_ = model->outputs().size() > kScales + 1;
+    check_outputs(*model, features_);
     if (features_) hand_out_features(model);
     compiled_.push_back(core().compile_model(model, "CPU", properties));
     const ov::Shape input = compiled_.back().input().get_shape();

@@ -25,8 +25,8 @@ class CompileRequest:
     source: the portable graph, and its quantisation for int8 and fp8. buckets: batch sizes rising
     from 1. mode: "latency" (one stream, all cores) or "throughput" (several streams, where the
     backend has them). device: the GPU, with its index, for a backend that runs on one. options: of
-    TensorRT's plans. compiled: members of an engine file, by name, which spare the compilation.
-    progress: called with (done, total, what).
+    TensorRT's plans. compiled: the backend's members of an engine file, by name, which spare
+    making them again. progress: called with (done, total, what).
     """
 
     source: Source
@@ -54,7 +54,7 @@ class Backend(ABC):
     # Whether the layers that int8 leaves out are searched for with this runtime: what one keeps
     # the limits with says little of another.
     searches_layers = False
-    # Members of an engine file that hold what was compiled.
+    # Members of an engine file that it writes and reads: what was compiled, or made ready for it.
     members: tuple[str, ...] = ()
 
     @abstractmethod

@@ -288,7 +288,7 @@ def _enqueue(network: CapturedNetwork, images: Tensor | list[Tensor], maps: bool
 
 def _page_locked(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Host memory that the GPU copies to and from by itself; PyTorch keeps it for reuse."""
-    return torch.empty(shape, dtype=dtype, pin_memory=True)
+    return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True)
 
 
 def _load(network: CapturedNetwork, images: Tensor | list[Tensor], pixels: Tensor) -> None:

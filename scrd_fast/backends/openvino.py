@@ -12,7 +12,7 @@ from typing import Any
 
 from scrd_fast.backends.backend import Backend, CompileRequest
 from scrd_fast.backends.runner import Runner, native_runner
-from scrd_fast.errors import BackendUnavailable
+from scrd_fast.errors import BackendUnavailable, EngineFileError, InputError
 from scrd_fast.graph.stored import join_network, split_network
 from scrd_fast.machine import bf16_is_capped
 from scrd_fast.precisions import QUANTISED
@@ -76,10 +76,13 @@ class _OpenVino(Backend):
         stored = request.compiled if set(self.members) <= set(request.compiled) else _store(request)
         bf16 = request.precision != "fp32" and "bf16" in self.precisions()
         throughput = request.mode == "throughput"
-        native = _extension().OpenVinoRunner(
-            join_network(stored[GRAPH], stored[PLACES], request.source.network),
-            "bf16" if bf16 else "f32",
-            [1] if throughput else list(request.buckets), throughput)
+        try:
+            native = _extension().OpenVinoRunner(
+                join_network(stored[GRAPH], stored[PLACES], request.source.network),
+                "bf16" if bf16 else "f32",
+                [1] if throughput else list(request.buckets), throughput)
+        except (EngineFileError, InputError) as error:
+            raise EngineFileError(f"{GRAPH}: {error}") from error
 
         def precision_used() -> dict[str, Any]:
             groups: dict[str, Counter[str]] = {"convolutions": Counter(), "tail": Counter()}
@@ -98,17 +101,20 @@ class _OpenVino(Backend):
 def _store(request: CompileRequest) -> dict[str, bytes]:
     """The members for a network.
 
-    fp32: up to the distances. Else up to the features, which are handed out in bf16 where the CPU
-    has it and are never copied; computing float32 distances of them in the graph takes 2 % more
-    (docs/performance.md). int8: with the network's convolutions quantised.
+    fp32: up to the distances. Else up to the features, which are handed out in bf16 and never
+    copied; computing float32 distances of them in the graph takes 2 % more where the CPU computes
+    in bf16 (docs/performance.md), a third more where it does not. int8: with the network's
+    convolutions quantised.
     """
     from scrd_fast.graph.portable import network_graph
     from scrd_fast.graph.quantize import quantise
+    from scrd_fast.torch_state import own_state
 
     source, precision = request.source, request.precision
-    network = network_graph(source.proto, request.spec, features=precision != "fp32")
-    if precision in QUANTISED:
-        network = quantise(network, precision, source.quantisation, base="fp32")
+    with own_state():
+        network = network_graph(source.proto, request.spec, features=precision != "fp32")
+        if precision in QUANTISED:
+            network = quantise(network, precision, source.quantisation, base="fp32")
     return dict(zip((GRAPH, PLACES), split_network(network, source.network), strict=True))
 
 

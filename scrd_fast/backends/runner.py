@@ -44,7 +44,7 @@ class Runner:
     buckets: batch sizes it is compiled for. scorer: makes the scorer that owns it from now on;
     close it before the interpreter ends. inputs: turns images into what the scorer takes, given
     the argument's name. precision_used: the precision each layer group really computes in.
-    compiled: members of the engine file that spare the next load a compilation. layers: name,
+    compiled: the backend's members of the engine file, by name (see CompileRequest). layers: name,
     precision and milliseconds of each compiled layer, where the runtime tells.
     """
 

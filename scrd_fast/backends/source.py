@@ -4,7 +4,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from scrd_fast.errors import EngineFileError, InputError
-from scrd_fast.graph.stored import QUANTISATION, check_plain
+from scrd_fast.graph.stored import QUANTISATION
 
 if TYPE_CHECKING:
     import onnx
@@ -37,9 +37,9 @@ class Source:
         import onnx
         from google.protobuf.message import DecodeError
 
-        check_plain(self.network)
         try:
             proto = onnx.load_model_from_string(self.network)
+            _check_plain(proto)
             context = type(onnx.checker.DEFAULT_CONTEXT)()
             context.ir_version = proto.ir_version
             context.opset_imports = {each.domain: each.version for each in proto.opset_import}
@@ -60,3 +60,19 @@ class Source:
         except InputError as error:
             raise EngineFileError(f"{QUANTISATION}: {error}") from error
         return read
+
+
+def _check_plain(proto: "onnx.ModelProto") -> None:
+    """Raise EngineFileError unless a graph is one of plain nodes with its weights in it."""
+    from onnx import AttributeProto, TensorProto
+
+    attributes = [a for node in proto.graph.node for a in node.attribute]
+    if proto.functions or proto.graph.sparse_initializer or any(a.type in (
+            AttributeProto.GRAPH, AttributeProto.GRAPHS, AttributeProto.TENSORS,
+            AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS) for a in attributes):
+        raise EngineFileError("expected plain nodes, got functions, graphs in nodes or sparse"
+                              " tensors")
+    tensors = [*proto.graph.initializer, *(a.t for a in attributes if a.HasField("t"))]
+    if any(t.data_location == TensorProto.EXTERNAL or t.external_data for t in tensors):
+        raise EngineFileError("expected all weights inside the file, got a reference to another"
+                              " one")

@@ -43,8 +43,8 @@ class _TorchCuda(Backend):
         one_stream(self.name, request.mode)
         spec, precision, device = request.spec, request.precision, request.device
         assert device is not None
-        graph = network_graph(request.source.proto, spec, features=True)
         with own_state():  # its weights and buffers outlive the caller's inference mode
+            graph = network_graph(request.source.proto, spec, features=True)
             try:
                 network = _network(graph, spec, precision, device)
             except torch.cuda.OutOfMemoryError as error:

@@ -14,8 +14,8 @@ from scrd_fast.backends.registry import backend_of, check_precision, choose_back
 from scrd_fast.backends.runner import Runner
 from scrd_fast.backends.tensorrt.plan import TensorRtOptions
 from scrd_fast.building.candidates import Candidates, tried_precisions
+from scrd_fast.building.golden_member import make_golden
 from scrd_fast.building.judge import Judge
-from scrd_fast.building.record import record
 from scrd_fast.building.work import count_work
 from scrd_fast.data.images import is_paths, read_images
 from scrd_fast.engine import current as _current
@@ -111,7 +111,7 @@ def build_engine(
             [precision] if precision != "auto" else tried_precisions(name, device, probe_images))
     except FidelityError as error:
         raise FidelityError(f"{path}: {error}") from error
-    golden = record(loaded, best.runner, progress)
+    golden = make_golden(loaded, best.runner, progress)
     manifest = Manifest(
         spec=loaded.spec,
         model=Model(loaded.config.backbone, loaded.config.teacher),
@@ -137,7 +137,7 @@ def build_engine(
 
 
 def library_versions(backend: str, runner: Runner) -> dict[str, str]:
-    """Of what an engine was built with, for its manifest."""
+    """The libraries that an engine was built with, for its manifest."""
     return {"torch": str(torch.__version__), "onnx": onnx.__version__, backend: runner.version}
 
 

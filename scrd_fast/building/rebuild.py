@@ -1,18 +1,23 @@
 """rebuild_engine: an engine file's portable graph compiled again, for another machine."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 
 from scrd_fast.backends.registry import backend_of, choose_backend, gpu_of
+from scrd_fast.backends.source import Source
 from scrd_fast.building.build import library_versions, write_built
+from scrd_fast.building.work import count_work
 from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.engine_file import GOLDEN, NETWORK
 from scrd_fast.engine.golden import renew, replay
 from scrd_fast.engine.load import compile_file, read_runnable
+from scrd_fast.engine.manifest import Manifest, Work
 from scrd_fast.files import as_path, check_writable
 from scrd_fast.graph.stored import QUANTISATION
 from scrd_fast.machine import this_machine
+from scrd_fast.precisions import QUANTISED
 from scrd_fast.progress import Progress, silent
 from scrd_fast.torch_state import own_state
 
@@ -41,7 +46,7 @@ def rebuild_engine(
     manifest = replace(
         manifest, buckets=runner.buckets, precision_used=runner.precision_used(),
         machine=this_machine(place), plan=backend.ties(runner.version, options),
-        versions=library_versions(manifest.backend, runner))
+        versions=library_versions(manifest.backend, runner), work=_work_of(manifest, members))
     engine = Engine(manifest, runner, target, device=device)
     try:
         replay(engine, members[GOLDEN], alike=False, whole=True, progress=progress)
@@ -52,3 +57,10 @@ def rebuild_engine(
         engine.close()
         raise
     return _current.use(engine)
+
+
+def _work_of(manifest: Manifest, members: Mapping[str, bytes]) -> Work:
+    """The work of a file's network, which files of format 1 do not tell."""
+    source = Source(members[NETWORK], members.get(QUANTISATION))
+    return count_work(source.proto, manifest.spec,
+                      source.quantisation if manifest.precision in QUANTISED else None)

@@ -13,7 +13,10 @@ from scrd_fast.spec import ScoringSpec
 def count_work(
     proto: onnx.ModelProto, spec: ScoringSpec, quantisation: Quantisation | None
 ) -> Work:
-    """Of a portable graph; quantisation: of int8 and fp8, which tells what they leave out."""
+    """Count the work of a portable graph.
+
+    quantisation: of int8 and fp8, which tells what they leave out.
+    """
     network = network_graph(proto, spec, features=True)
     inferred = onnx.shape_inference.infer_shapes(network).graph
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]

@@ -114,8 +114,8 @@ class Engine:
         self.spec = manifest.spec
         #: How scores are read; None until `scrd_fast.calibrate` was run.
         self.decisions = manifest.calibration
-        self.path = path
-        self._again = (str(path.absolute()), mode, device)
+        self.path = path.absolute()  #: of its file, whatever the working directory becomes
+        self._again = (str(self.path), mode, device)
         self.version = runner.version  #: of the library that runs it
         self._inputs, self._layers = runner.inputs, runner.layers
         self._scorer = runner.scorer()

@@ -2,9 +2,10 @@
 
 Members: `manifest.json` (JSON, describes everything else and lists the SHA-256 of every other
 member), `manifest.sha256` (its digest in hexadecimal), `network.onnx` (the portable graph),
-`golden.safetensors` (probe images with the reference's scores and maps). The zip's comment is the
-SHA-256 of all bytes before it, so one flipped byte anywhere is found. There is no pickle; members
-that are unlisted, missing or there twice are refused.
+`golden.safetensors` (probe images with the reference's scores and maps), `quantisation.json` for 8
+bits, and what the backend stores for itself (`Backend.members`). The zip's comment is the SHA-256
+of all bytes before it, so one flipped byte anywhere is found. There is no pickle; members that are
+unlisted, missing or there twice are refused.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scrd_fast.engine.manifest import Manifest, read_manifest
-from scrd_fast.errors import EngineFileError, InputError
+from scrd_fast.errors import EngineFileError
 from scrd_fast.files import as_path, atomic_write
 
 NETWORK, GOLDEN = "network.onnx", "golden.safetensors"
@@ -110,7 +111,7 @@ def _read_manifest(path: Path, text: bytes, digest: bytes) -> Manifest:
         return read_manifest(json.loads(text))
     except EngineFileError as error:
         raise EngineFileError(f"{path}: {error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, InputError) as error:
+    except (ValueError, RecursionError) as error:  # what JSON raises, and InputError
         raise EngineFileError(f"{path}: {_MANIFEST} does not fit: {error}") from error
 
 

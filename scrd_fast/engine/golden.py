@@ -31,6 +31,7 @@ from scrd_fast.progress import Progress, silent
 _NAMES = ("scores", "maps", "built_scores", "built_maps", "probe_scores", "probe_digest")
 
 
+@np.errstate(all="warn", under="ignore")  # a caller may have made all of them errors
 def replay(engine: Engine, golden: bytes, *, alike: bool, whole: bool,
            progress: Progress = silent) -> dict[str, float]:
     """Score the golden images again; returns the figures, raises FidelityError where they miss.
@@ -123,6 +124,10 @@ def _read(golden: bytes) -> dict[str, NDArray[Any]]:
     shapes = [(count,), (count, side, side)] * 2 + [(JUDGED_FROM,), (32,)]
     if count == 0 or [tuple(tensors[n].shape) for n in _NAMES] != shapes:
         raise ValueError("tensors of other shapes")
+    kinds = {name: np.uint8 if name == "probe_digest" else np.float32 for name in _NAMES}
+    if any(tensors[name].dtype != kind for name, kind in kinds.items()) or any(
+            image.dtype != np.uint8 for image in _images(tensors)):
+        raise ValueError("tensors of other types")
     return tensors
 
 

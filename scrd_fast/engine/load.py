@@ -117,7 +117,7 @@ def compile_file(
     # RuntimeError is what OpenVINO throws, the others what reading somebody's graph meets.
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()
-        raise EngineFileError(f"{path}: {NETWORK} cannot be compiled:"
+        raise EngineFileError(f"{path}: its network cannot be compiled:"
                               f" {reason[-1] if reason else type(error).__name__}") from error
 
 
@@ -139,4 +139,6 @@ def _alike(engine: Engine, device: str | None = None) -> bool:
     """Whether this machine is like the one that built the engine."""
     manifest = engine.manifest
     return (engine.version == manifest.versions.get(manifest.backend)
+            # A file of format 1 is compiled from another graph today.
+            and set(backend_of(manifest.backend).members) <= set(manifest.members)
             and manifest.machine == this_machine(gpu_of(manifest.backend, device)))

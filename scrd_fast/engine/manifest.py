@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from scrd_fast.backends.tensorrt.plan import PlanTies
-from scrd_fast.errors import EngineFileError, InputError
+from scrd_fast.errors import EngineFileError, InputError, expect
 from scrd_fast.machine import Machine
 from scrd_fast.metrics.agreement import Limits, Report
 from scrd_fast.metrics.decisions import Decisions
@@ -85,6 +85,10 @@ class Work:
     operations: float
     left_out: float
     weights: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            expect(value >= 0, f"work.{name}", "a number from 0", value)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ written behind the graph as a second piece of it.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from scrd_fast.errors import EngineFileError
@@ -26,14 +26,22 @@ _INPUTS = {
     "Softmax": 1, "Concat": None, "DepthToSpace": 1, "ReduceSum": 2, "ReduceMax": 2,
     "QuantizeLinear": 3, "DequantizeLinear": 3}
 
-# Numbers of fields, from onnx.proto.
-_GRAPH, _OPSET, _TRAINING, _FUNCTIONS = 7, 8, 20, 25  # of a model
-_NODE, _INITIALIZER, _GRAPH_INPUT, _SPARSE = 1, 5, 11, 15  # of a graph
-_INPUT, _OUTPUT, _OPERATOR, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # of a node
-_TENSOR, _FOREIGN = 5, (6, 10, 11, 14, 15, 22, 23)  # of an attribute: graphs, types, sparse tensors
-_TENSOR_NAME, _EXTERNAL = 8, (13, 14)  # of a tensor; values that lie outside of the file
-_VALUE_NAME = 1  # of an input
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # kinds of fields
+# Kinds of fields, and per message the fields that our graphs have, by their numbers in onnx.proto.
+# Whatever else a file holds is refused: who reads it after us may see more in it than we do.
+_VARINT, _LENGTH, _FIXED32 = 0, 2, 5
+_OPSET, _GRAPH = 8, 7
+_MODEL = {1: _VARINT, 2: _LENGTH, 3: _LENGTH, _GRAPH: _LENGTH, _OPSET: _LENGTH, 14: _LENGTH}
+_NODE, _INITIALIZER, _GRAPH_INPUT = 1, 5, 11
+_OF_GRAPH = {_NODE: _LENGTH, 2: _LENGTH, _INITIALIZER: _LENGTH, _GRAPH_INPUT: _LENGTH, 12: _LENGTH,
+             13: _LENGTH}
+_INPUT, _OUTPUT, _OPERATOR, _ATTRIBUTE = 1, 2, 4, 5
+_OF_NODE = {_INPUT: _LENGTH, _OUTPUT: _LENGTH, 3: _LENGTH, _OPERATOR: _LENGTH, _ATTRIBUTE: _LENGTH}
+# No graphs, tensors or types in attributes; a tensor's values are raw data, and inside the file.
+_OF_ATTRIBUTE = {1: _LENGTH, 2: _FIXED32, 3: _VARINT, 4: _LENGTH, 7: _FIXED32, 8: _VARINT,
+                 20: _VARINT}
+_TENSOR_NAME, _VALUE_NAME = 8, 1
+_OF_TENSOR = {1: _VARINT, 2: _VARINT, _TENSOR_NAME: _LENGTH, 9: _LENGTH}
+_MOST_FIELDS = 1_000_000  # of a message; a network of 50 layers has a few thousand in all
 
 
 def split_network(network: "onnx.ModelProto", portable: bytes) -> tuple[bytes, bytes]:
@@ -59,91 +67,86 @@ def split_network(network: "onnx.ModelProto", portable: bytes) -> tuple[bytes, b
 
 
 def join_network(thin: bytes, places: bytes, portable: bytes) -> bytes:
-    """The graph that was split, serialised. Raises EngineFileError where the parts do not fit or
-    refer to anything outside of them."""
-    try:
-        slices = [(int(start), int(length)) for start, length in json.loads(places)]
-    except (TypeError, ValueError, RecursionError) as error:
-        raise EngineFileError(f"places of weights: expected pairs of integers, got others"
-                              f" ({error})") from error
-    if not all(start >= 0 and 0 < length <= len(portable) - start for start, length in slices):
-        raise EngineFileError("places of weights: expected places within the portable graph, got"
-                              " others")
+    """The graph that was split, serialised. Raises EngineFileError unless it is a network: plain
+    nodes in their order, with their weights, and nothing outside of the two files."""
+    slices = _read_places(places, len(portable))
     view = memoryview(portable)
     weights = [part for start, length in slices
                for part in (_head(_INITIALIZER, length), view[start : start + length])]
     whole = b"".join([thin, _head(_GRAPH, sum(map(len, weights))), *weights])
-    check_plain(whole)
-    _check_nodes(whole)
+    _check_network(memoryview(whole))
     return whole
 
 
-def check_plain(model: bytes) -> None:
-    """Raise EngineFileError unless a serialised model is one of plain nodes with its weights in it:
-    no functions, no graphs in nodes, no sparse tensors, nothing outside of the file."""
-    view = memoryview(model)
-    for number, part in _fields(view):
-        if number in (_TRAINING, _FUNCTIONS):
-            raise EngineFileError("expected a plain graph, got functions")
-        if number == _GRAPH:
-            _check_graph(part)
+def _read_places(places: bytes, size: int) -> list[tuple[int, int]]:
+    try:
+        slices = json.loads(places)
+    except (ValueError, RecursionError) as error:
+        raise EngineFileError(f"places of weights: expected JSON, got others ({error})") from error
+    pairs = isinstance(slices, list) and all(
+        isinstance(each, list) and [type(value) for value in each] == [int, int]
+        for each in slices)
+    # No weight is there twice: so a small file makes no large graph.
+    if not (pairs and all(start >= 0 and 0 < length <= size - start for start, length in slices)
+            and sum(length for _, length in slices) <= size):
+        raise EngineFileError("places of weights: expected pairs of integers within the portable"
+                              " graph, got others")
+    return [(start, length) for start, length in slices]
 
 
-def _check_graph(graph: memoryview) -> None:
-    for number, part in _fields(graph):
-        if number == _SPARSE:
-            raise EngineFileError("expected plain weights, got sparse ones")
-        if number == _INITIALIZER:
-            _check_tensor(part)
-        if number == _NODE:
-            for of_node, attribute in _fields(part):
-                if of_node == _ATTRIBUTE:
-                    _check_attribute(attribute)
-
-
-def _check_attribute(attribute: memoryview) -> None:
-    for number, part in _fields(attribute):
-        if number in _FOREIGN:
-            raise EngineFileError("expected plain nodes, got graphs or sparse tensors in nodes")
-        if number == _TENSOR:
-            _check_tensor(part)
-
-
-def _check_tensor(tensor: memoryview) -> None:
-    for number, part in _fields(tensor):
-        if number in _EXTERNAL and any(part):
-            raise EngineFileError("expected all weights inside the file, got a reference to"
-                                  " another one")
-
-
-def _check_nodes(model: bytes) -> None:
+def _check_network(model: memoryview) -> None:
     """Raise EngineFileError unless the nodes are a network's, with all of their inputs, each of
     which is a weight, the graph's input or what a node before gives. What compiles graphs takes
     this for granted: it crashes on a node without inputs and goes round in a circle for ever."""
-    fields = list(_fields(memoryview(model)))
-    if not any(number == _OPSET for number, _ in fields):
+    if not any(number == _OPSET for number, _ in _fields(model, _MODEL)):
         raise EngineFileError("expected a graph that names its operators' release, got none")
-    parts = [part for number, graph in fields if number == _GRAPH for part in _fields(graph)]
-    known = {name for number, part in parts if number in (_INITIALIZER, _GRAPH_INPUT)
-             for name in _values(part, _TENSOR_NAME if number == _INITIALIZER else _VALUE_NAME)}
-    for number, node in parts:
-        if number != _NODE:
-            continue
-        operator = b"".join(_values(node, _OPERATOR)).decode(errors="replace")
-        inputs, outputs = _values(node, _INPUT), _values(node, _OUTPUT)
-        if operator not in _INPUTS or any(_values(node, _DOMAIN)) or len(outputs) != 1 or (
-                len(inputs) != (_INPUTS[operator] or max(len(inputs), 1))):
-            raise EngineFileError(f"expected the nodes of a network, got {operator!r} with"
-                                  f" {len(inputs)} inputs and {len(outputs)} outputs")
-        if not known.issuperset(inputs) or outputs[0] in known:
-            raise EngineFileError(f"expected nodes in their order, got {operator!r} before what it"
-                                  " reads, or two that give the same")
-        known.add(outputs[0])
+    known: set[bytes] = set()
+    for number, part in _parts(model):
+        if number == _INITIALIZER:
+            known.add(_value(part, _OF_TENSOR, _TENSOR_NAME))
+        elif number == _GRAPH_INPUT:
+            known.add(_value(part, None, _VALUE_NAME))
+    for number, node in _parts(model):
+        if number == _NODE:
+            _check_node(node, known)
 
 
-def _values(message: memoryview, wanted: int) -> list[bytes]:
-    """Of the fields of that number."""
-    return [bytes(part) for number, part in _fields(message) if number == wanted]
+def _parts(model: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The fields of the graph, which may come in pieces."""
+    for number, graph in _fields(model, _MODEL):
+        if number == _GRAPH:
+            yield from _fields(graph, _OF_GRAPH)
+
+
+def _check_node(node: memoryview, known: set[bytes]) -> None:
+    """Of one node; `known`, what the nodes before it give, gets what it gives."""
+    inputs: list[bytes] = []
+    outputs: list[bytes] = []
+    for number, part in _fields(node, _OF_NODE):
+        if number == _INPUT:
+            inputs.append(bytes(part))
+        elif number == _OUTPUT:
+            outputs.append(bytes(part))
+        elif number == _ATTRIBUTE:
+            for _ in _fields(part, _OF_ATTRIBUTE):
+                pass  # each is checked to be one of these
+    operator = _value(node, _OF_NODE, _OPERATOR).decode(errors="replace")
+    if operator not in _INPUTS or len(outputs) != 1 or (
+            len(inputs) != (_INPUTS[operator] or max(len(inputs), 1))):
+        raise EngineFileError(f"expected the nodes of a network, got {operator!r} with"
+                              f" {len(inputs)} inputs and {len(outputs)} outputs")
+    if not known.issuperset(inputs) or outputs[0] in known or not all([*inputs, *outputs]):
+        raise EngineFileError(f"expected nodes in their order, got {operator!r} before what it"
+                              " reads, or two that give the same")
+    known.add(outputs[0])
+
+
+def _value(message: memoryview, allowed: Mapping[int, int] | None, wanted: int) -> bytes:
+    """The value of a field that a message has exactly once: of two, others read the last."""
+    found = [bytes(part) for number, part in _fields(message, allowed) if number == wanted]
+    if len(found) != 1:
+        raise EngineFileError(f"expected a field of a graph once, got it {len(found)} times")
+    return found[0]
 
 
 def _head(number: int, length: int) -> bytes:
@@ -155,17 +158,26 @@ def _head(number: int, length: int) -> bytes:
     return bytes([number << 3 | _LENGTH, *varint, rest])
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and bytes of each field of a message; of numbers, the bytes as they are encoded."""
-    at = 0
+def _fields(
+    message: memoryview, allowed: Mapping[int, int] | None
+) -> Iterator[tuple[int, memoryview]]:
+    """Number and bytes of each field of a message; of numbers, the bytes as they are encoded.
+
+    allowed: the kind of each field that may be there; None for any, where nothing depends on it.
+    """
+    at = count = 0
     while at < len(message):
         key, at = _varint(message, at)
+        number, kind = key >> 3, key & 7
+        count += 1
+        # Others cut a key to 32 bits, and would see another field.
+        if key >= 2**32 or count > _MOST_FIELDS or (
+                allowed is not None and allowed.get(number) != kind):
+            raise EngineFileError(f"expected a plain graph with its weights inside, got field"
+                                  f" {number} of kind {kind} in it")
         begin = at
-        kind = key & 7
         if kind == _VARINT:
             _, at = _varint(message, at)
-        elif kind == _FIXED64:
-            at += 8
         elif kind == _FIXED32:
             at += 4
         elif kind == _LENGTH:
@@ -175,7 +187,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
             raise EngineFileError(f"expected a serialised graph, got a field of kind {kind}")
         if at > len(message):
             raise EngineFileError("expected a serialised graph, got one that is cut off")
-        yield key >> 3, message[begin:at]
+        yield number, message[begin:at]
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:

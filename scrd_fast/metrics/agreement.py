@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scrd_fast.errors import expect
 from scrd_fast.metrics.ranking import auroc, rank_correlation
 
 JUDGED_FROM = 200  # ranks and an AUROC of fewer images say little
@@ -26,6 +27,12 @@ class Limits:
     rank_correlation: float | None = None
     auroc_change: float | None = None
     flipped: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, limit in asdict(self).items():
+            number = isinstance(limit, int | float) and not isinstance(limit, bool)
+            expect(limit is None or (number and abs(limit) < 1e30), f"limits.{name}",
+                   "None or a finite number", limit)
 
     def need_ranks(self) -> bool:
         """Whether they can only be judged on many images."""
@@ -105,7 +112,8 @@ def compare(
     normal = b if labels is None else b[labels == 0]
     rank = area = change = None
     if n >= JUDGED_FROM:
-        rank = rank_correlation(a, b)
+        # Where all scores are the same there is no order, and none that agrees.
+        rank = float(np.nan_to_num(rank_correlation(a, b)))
         if labels is not None:
             known = labels >= 0
             area = auroc(labels[known], a[known])

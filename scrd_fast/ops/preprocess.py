@@ -14,7 +14,7 @@ from scrd_fast.ops.implementations import check_device, choose, not_native, not_
 from scrd_fast.reference.preprocess import FULL_SCALE, checked_pixels, normalise
 from scrd_fast.spec import ScoringSpec
 
-OUTPUTDTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _BATCH = "uint8, uint16 or float (N, H, W) or (N, H, W, 3)"
 
 
@@ -125,7 +125,7 @@ def preprocess(
     "reference"; None takes the first that can run. Raises InputError that names the image that
     does not fit, NotFiniteError where a value is not finite as float32, and BackendUnavailable.
     """
-    expect(dtype in OUTPUTDTYPES, "dtype", f"one of {[str(d) for d in OUTPUTDTYPES]}", dtype)
+    expect(dtype in OUTPUT_DTYPES, "dtype", f"one of {[str(d) for d in OUTPUT_DTYPES]}", dtype)
     parts = images if is_list(images) else [images]
     _check_one_device(parts)
     # A tensor of another dtype fits no implementation; the checks say so.

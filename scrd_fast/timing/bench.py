@@ -26,7 +26,13 @@ from scrd_fast.engine.manifest import Manifest, Work
 from scrd_fast.errors import ScrdError, expect
 from scrd_fast.machine import this_machine
 from scrd_fast.progress import Progress, silent
-from scrd_fast.timing.measure import cpu_limits, percentiles, random_images, repeated
+from scrd_fast.timing.measure import (
+    LARGEST_COPY,
+    cpu_limits,
+    percentiles,
+    random_images,
+    repeated,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -101,7 +107,12 @@ def environment(device: "torch.device | None" = None) -> dict[str, Any]:
     flags = set(found[1].split()) if found else set()
     here = this_machine(device)
     load = os.getloadavg()[0]
-    return asdict(here) | {
+    # Flat, as results were stored before machines had parts; on a CPU nothing is said of a GPU.
+    machine = {name: value for name, value in asdict(here).items() if name != "gpu"}
+    if here.gpu is not None:
+        machine |= {"gpu": here.gpu.name, "cuda": here.gpu.cuda, "cudnn": here.gpu.cudnn,
+                    "compute_capability": list(here.gpu.compute_capability)}
+    return machine | {
         "cpu_flags": sorted(f for f in flags if f.startswith(("avx", "amx", "fma"))),
         "load_average": load,
         "busy": load > BUSY * here.cores,
@@ -132,7 +143,7 @@ def limit_of(manifest: Manifest, rates: Mapping[str, float | None]) -> Limit | N
 
 
 def weight_bytes(manifest: Manifest, work: Work) -> float:
-    """That the weights of an engine take where they are read."""
+    """Count the bytes that the weights of an engine take where they are read."""
     return work.weights * _BYTES[manifest.precision]
 
 
@@ -222,6 +233,6 @@ def bench(
 
 def _limit_here(manifest: Manifest) -> tuple[dict[str, float | None], Limit | None]:
     """The CPU's rates, and the limit that they set for an engine."""
-    work = manifest.work
-    rates = cpu_limits(*(() if work is None else [weight_bytes(manifest, work)]))
+    rates = cpu_limits() if manifest.work is None else cpu_limits(
+        min(weight_bytes(manifest, manifest.work), LARGEST_COPY))
     return rates, limit_of(manifest, rates)

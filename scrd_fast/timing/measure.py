@@ -50,7 +50,10 @@ def repeated(
     return np.array(times)
 
 
-def cpu_limits(nbytes: float = 2.0**29) -> dict[str, float | None]:
+LARGEST_COPY = 2.0**29  # bytes, far beyond any cache
+
+
+def cpu_limits(nbytes: float = LARGEST_COPY) -> dict[str, float | None]:
     """What this CPU can do at most, measured with as many threads as operations use: operations
     per second in "fp32", "bf16" and "int8" on registers, None where they are not known (see
     csrc/include/scrd/peak.hpp), and "copy", bytes read and written per second where as many as

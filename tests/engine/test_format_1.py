@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import scrd_fast
 from scrd_fast.engine.engine_file import read_engine_file
@@ -58,6 +59,7 @@ def test_compiled_again_it_scores_without_onnx(old, tmp_path):
     if old.stem == "fp32":  # int8's golden images are those of a CPU with VNNI
         scrd_fast.rebuild_engine(old, again).close()
         assert read_engine_file(again)[0].format == FORMAT
+        assert read_engine_file(again)[0].work.weights > 1e7
         with scrd_fast.load_engine(again) as engine:
             np.testing.assert_array_equal(engine.score(organs(40, 64)[:4]).scores, before)
     done = base_only("info", old)
@@ -65,3 +67,19 @@ def test_compiled_again_it_scores_without_onnx(old, tmp_path):
     done = base_only("bench", old)
     assert done.returncode == 2
     assert "to compile its portable graph: expected onnx, got none" in done.stderr
+
+
+def test_what_the_caller_has_set_changes_nothing(old):
+    """Its graph is made again by PyTorch."""
+    with scrd_fast.load_engine(old) as engine:
+        expected = engine.score(organs(40, 64)[:4]).scores
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), torch.device("meta"), np.errstate(all="raise"):
+            with scrd_fast.load_engine(old) as engine:
+                np.testing.assert_array_equal(engine.score(organs(40, 64)[:4]).scores, expected)
+            if old.stem == "fp32":
+                scrd_fast.verify_engine(old)
+    finally:
+        torch.set_default_dtype(before)

@@ -130,6 +130,16 @@ def test_a_loaded_engine_or_the_path_of_its_file(path):
             scrd_fast.monitor(engine, FRESH, device="cpu")
     with pytest.raises(EngineFileError, match=r"No such file"):
         scrd_fast.monitor(path.with_name("none.scrd"), FRESH)
+    with pytest.raises(InputError, match=r"^engine: expected a path"):
+        scrd_fast.monitor(None, FRESH)
+
+
+def test_the_working_directory_may_change(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    with scrd_fast.load_engine(path.name) as engine:
+        monkeypatch.chdir(tmp_path)
+        scrd_fast.calibrate(engine, NORMALS, fpr=0.05)
+    assert read_engine_file(path)[0].calibration is not None
 
 
 def test_a_broken_image_is_named(path, tmp_path):

@@ -1,6 +1,7 @@
 """Figures of an engine against the reference, on made-up scores; the probe and golden images."""
 
 import hashlib
+import math
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from scrd_fast.backends.registry import PRECISIONS
 from scrd_fast.building.judge import make_probe, odd_pixels
 from scrd_fast.data.golden_images import golden_images
+from scrd_fast.errors import InputError
 from scrd_fast.metrics.agreement import (
     JUDGED_FROM,
     LIMITS,
@@ -259,3 +261,16 @@ def test_few_images_still_give_enough_to_judge():
     assert (probe.labels == 1).sum() == len(probe.labels) - 3 - 7
     noisy = probe.pixels[3:-7]
     assert len({p.numpy().tobytes() for p in noisy}) == len(noisy)
+
+
+@pytest.mark.parametrize("limit", [math.inf, math.nan, True, "much", 1e40])
+def test_limits_are_finite_numbers(limit):
+    """Others could be written into a file, and not be read back."""
+    with pytest.raises(InputError, match=r"^limits\.flipped: expected None or a finite number"):
+        Limits(flipped=limit)
+
+
+def test_scores_without_an_order_agree_with_none():
+    maps = torch.zeros(N, 4, 4)
+    report = compare(None, torch.ones(N), maps, torch.arange(N).float(), maps)
+    assert report.rank_correlation == 0

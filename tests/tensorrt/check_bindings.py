@@ -17,7 +17,8 @@ from tests.tensorrt.uses import OBJECTS
 
 # Not from tests.conftest, which turns on Triton's interpreter.
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted((ROOT / "scrd_fast/backends").glob("tensorrt*.py"))
+SOURCES = sorted((ROOT / "scrd_fast/backends/tensorrt").glob("*.py"))
+assert SOURCES
 
 
 def load(folder: Path) -> Any:

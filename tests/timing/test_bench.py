@@ -15,6 +15,7 @@ from scrd_fast.engine.engine_file import read_engine_file
 from scrd_fast.errors import InputError, ScrdError
 from scrd_fast.graph.portable import build_graph
 from scrd_fast.graph.quantize import STEM, Quantisation, Ranges
+from scrd_fast.machine import Gpu, this_machine
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
@@ -140,3 +141,15 @@ def test_the_command_line(engine_file, tmp_path):
                              capture_output=True, text=True, check=False)
     assert missing.returncode == 2
     assert missing.stderr.startswith("error: ")
+
+
+def test_the_environment_is_flat(monkeypatch):
+    """As in results that were stored before; on a CPU nothing is said of a GPU."""
+    found = benching.environment()
+    assert "gpu" not in found
+    gpu = Gpu("NVIDIA H100", (9, 0), "13.0", 91900)
+    monkeypatch.setattr(benching, "this_machine",
+                        lambda device: replace(this_machine(), gpu=gpu))
+    found = benching.environment(torch.device("cpu"))
+    assert (found["gpu"], found["compute_capability"]) == ("NVIDIA H100", [9, 0])
+    assert (found["cuda"], found["cudnn"]) == ("13.0", 91900)

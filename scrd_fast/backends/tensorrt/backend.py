@@ -17,7 +17,7 @@ from scrd_fast.backends.tensorrt.plan import (
     check_plan,
     remember_plan,
 )
-from scrd_fast.errors import EngineBuildError, EngineFileError
+from scrd_fast.errors import PYTORCH_MISSING, EngineBuildError, EngineFileError
 from scrd_fast.machine import Machine
 from scrd_fast.precisions import QUANTISED
 
@@ -33,6 +33,8 @@ class _TensorRt(Backend):
     members = (PLAN,)
 
     def missing(self) -> str | None:
+        if not find_spec("torch"):
+            return PYTORCH_MISSING
         if not find_spec("tensorrt"):
             import torch
 
@@ -73,11 +75,12 @@ class _TensorRt(Backend):
         spec, device, options = request.spec, request.device, request.options or TensorRtOptions()
         assert device is not None
         source = request.source
-        if request.precision in QUANTISED:
-            graph = quantise(scoring_graph(source.proto, spec), request.precision,
-                             source.quantisation)
-        else:
-            graph = explicit_graph(source.proto, spec, request.precision)
+        with own_state():
+            if request.precision in QUANTISED:
+                graph = quantise(scoring_graph(source.proto, spec), request.precision,
+                                 source.quantisation)
+            else:
+                graph = explicit_graph(source.proto, spec, request.precision)
         plan = request.compiled.get(PLAN)
         loaded = plan or build_plan(graph, spec, request.buckets, options, device,
                                     request.progress)

@@ -44,6 +44,9 @@ class TensorRtOptions:
         expect(good, "tensorrt.workspace_gb", "None or a number above 0", self.workspace_gb)
         expect(type(self.level) is int and self.level in range(6), "tensorrt.level",
                "an integer from 0 to 5", self.level)
+        for name in ("version_compatible", "hardware_compatible", "stripped"):
+            expect(type(getattr(self, name)) is bool, f"tensorrt.{name}", "True or False",
+                   getattr(self, name))
         expect(self.tail in ("onnx", "plugin"), "tensorrt.tail", "'onnx' or 'plugin'", self.tail)
         expect(not (self.hardware_compatible and self.tail == "plugin"), "tensorrt.tail",
                "'onnx' with hardware_compatible", self.tail)

@@ -17,8 +17,9 @@ from scrd_fast.progress import Progress
 GOLDEN_COUNT = 8
 
 
-def record(checkpoint: Checkpoint, runner: Runner, progress: Progress) -> bytes:
-    """The member of an engine file, from a runner that was just built (see engine.golden)."""
+def make_golden(checkpoint: Checkpoint, runner: Runner, progress: Progress) -> bytes:
+    """Make the golden member of an engine file from a runner that was just built (see
+    engine.golden)."""
     spec = checkpoint.spec
     images = golden_images(GOLDEN_COUNT, spec.input_size)
     reference, _ = score_images(checkpoint.model, spec, images)
