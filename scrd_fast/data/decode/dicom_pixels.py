@@ -1,0 +1,351 @@
+"""A DICOM file's pixels as they are stored: transfer syntaxes, compressed streams, bits.
+
+pydicom drives the packages that decompress. Which of them reads a syntax is fixed here, so that a
+file gives the same pixels wherever the same packages are installed.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scrd_fast.data.decode.image import check_size
+from scrd_fast.data.decode.quiet import one_line
+from scrd_fast.errors import DataError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+MEDICAL = "pip install 'scrd-fast[medical]'"
+DEFLATED = "1.2.840.10008.1.2.1.99"
+_IMPLICIT, _EXPLICIT, _BIG = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+_NATIVE = (_IMPLICIT, _EXPLICIT, _BIG, DEFLATED)
+_RLE = "1.2.840.10008.1.2.5"
+_EXTENDED = "1.2.840.10008.1.2.4.51"  # JPEG of 12 bits
+# pydicom's names of the packages, in the order in which they are tried.
+_PLUGINS = {
+    "1.2.840.10008.1.2.4.50": ("gdcm", "pillow", "pylibjpeg"),
+    _EXTENDED: ("gdcm", "pillow", "pylibjpeg"),
+    "1.2.840.10008.1.2.4.57": ("gdcm", "pylibjpeg"),
+    "1.2.840.10008.1.2.4.70": ("gdcm", "pylibjpeg"),
+    "1.2.840.10008.1.2.4.80": ("pyjpegls", "gdcm", "pylibjpeg"),
+    "1.2.840.10008.1.2.4.81": ("pyjpegls", "gdcm", "pylibjpeg"),
+    "1.2.840.10008.1.2.4.90": ("pylibjpeg", "gdcm"),
+    "1.2.840.10008.1.2.4.91": ("pylibjpeg", "gdcm"),
+    "1.2.840.10008.1.2.4.201": ("pylibjpeg",),
+    "1.2.840.10008.1.2.4.202": ("pylibjpeg",),
+    "1.2.840.10008.1.2.4.203": ("pylibjpeg",),
+    _RLE: ("pylibjpeg", "pydicom"),
+}
+_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+_J2K = b"\xff\x4f\xff\x51"
+# Deflated, the part of a stream that carries pixels has no more bytes where they are all the same:
+# its codes repeat. 1/200 stays above what deflate leaves of the longest repetition (1/1000).
+_TRIVIAL, _TRIVIAL_SHARE = 256, 200
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the Image Pixel module (PS3.3 C.7.6.3) says, checked.
+
+    allocated, stored and high are bits; frames is 1 for one picture. syntax is a transfer syntax,
+    made out for files that do not name one.
+    """
+
+    syntax: str
+    rows: int
+    columns: int
+    frames: int
+    samples: int
+    allocated: int
+    stored: int
+    high: int
+    signed: bool
+    colour: str
+    planar: int
+
+    def limits(self) -> tuple[int, int]:
+        """The smallest and largest value that the stored bits can hold."""
+        if self.signed:
+            return -(2 ** (self.stored - 1)), 2 ** (self.stored - 1) - 1
+        return 0, 2**self.stored - 1
+
+
+def read_meta(dataset: "Dataset") -> "Dataset":
+    """The meta header of a data set; an empty one where a file has none."""
+    from pydicom.dataset import FileMetaDataset
+
+    return getattr(dataset, "file_meta", None) or FileMetaDataset()
+
+
+def read_texts(item: "Dataset", keyword: str) -> tuple[str, ...]:
+    """The values of an element as texts; none where it is not there or does not parse."""
+    try:
+        value = item.get(keyword)
+    except Exception:  # a damaged value; errors of libraries may quote it
+        return ()
+    if value is None or value == "":
+        return ()
+    return tuple(map(str, value if _is_many(value) else [value]))
+
+
+def read_numbers(item: "Dataset", keyword: str) -> tuple[float, ...]:
+    """The values of an element as floats; DataError where one is no finite number."""
+    try:
+        value = item.get(keyword)
+        found = () if value is None or value == "" else tuple(
+            float(each) for each in (value if _is_many(value) else [value]))
+    except Exception as error:
+        raise DataError(f"{keyword} is no number") from error
+    if not np.isfinite(found).all():
+        raise DataError(f"{keyword} is not finite")
+    return found
+
+
+def _is_many(value: object) -> bool:
+    from pydicom.multival import MultiValue
+
+    return isinstance(value, MultiValue | list | tuple)
+
+
+def read_whole(item: "Dataset", keyword: str, default: int | None = None) -> int:
+    """One integer of an element; DataError where there is none and no default."""
+    found = read_numbers(item, keyword)
+    if not found and default is not None:
+        return default
+    if len(found) != 1 or found[0] != int(found[0]):
+        raise DataError(f"expected one integer as {keyword}, got {len(found)} values"
+                        if len(found) != 1 else f"{keyword} is no integer")
+    return int(found[0])
+
+
+def read_header(dataset: "Dataset") -> Header:
+    """The header of a data set, whose pixels need not be read yet."""
+    syntax = _find_syntax(dataset)
+    rows, columns = read_whole(dataset, "Rows"), read_whole(dataset, "Columns")
+    frames = read_whole(dataset, "NumberOfFrames", 1)
+    check_size(columns, rows, frames)
+    samples = read_whole(dataset, "SamplesPerPixel", 1)
+    colour = " ".join(read_texts(dataset, "PhotometricInterpretation")) or "none"
+    known = {1: _GREY, 3: _COLOURS}.get(samples, ())
+    if colour not in known:
+        raise DataError(f"expected a photometric interpretation of {', '.join(_GREY + _COLOURS)}"
+                        f" with 1 or 3 samples, got {colour[:20]} with {samples}")
+    allocated = read_whole(dataset, "BitsAllocated")
+    stored = read_whole(dataset, "BitsStored", allocated)
+    high = read_whole(dataset, "HighBit", stored - 1)
+    if allocated not in (1, 8, 16, 32) or not 1 <= stored <= allocated or (
+            not stored - 1 <= high < allocated):
+        raise DataError("expected 1, 8, 16 or 32 bits allocated that hold the bits stored, got"
+                        f" {stored} bits up to bit {high} of {allocated}")
+    signed = read_whole(dataset, "PixelRepresentation", 0)
+    planar = read_whole(dataset, "PlanarConfiguration", 0)
+    if signed not in (0, 1) or planar not in (0, 1):
+        raise DataError("expected a pixel representation and planar configuration of 0 or 1, got"
+                        f" {signed} and {planar}")
+    return Header(syntax, rows, columns, frames, samples, allocated, stored, high, bool(signed),
+                  colour, planar)
+
+
+def _find_syntax(dataset: "Dataset") -> str:
+    named = read_texts(read_meta(dataset), "TransferSyntaxUID")
+    if named:
+        return named[0]
+    # A file without meta header is not compressed, for nothing would say how.
+    implicit, little = dataset.original_encoding
+    if implicit:
+        return _IMPLICIT
+    return _EXPLICIT if little else _BIG
+
+
+def check_syntax(header: Header) -> None:
+    """Raise DataError that names the transfer syntax and the package where none here reads it."""
+    from pydicom.uid import UID
+
+    if header.syntax in _NATIVE:
+        return
+    name = UID(header.syntax).name
+    if header.syntax not in _PLUGINS:
+        raise DataError(f"expected a transfer syntax that a package reads, got {name}, which none"
+                        " does that works with pydicom")
+    if header.syntax == _EXTENDED and header.stored > 8 and not _can_libjpeg():
+        raise DataError(f"{name} with {header.stored} bits needs pylibjpeg-libjpeg, which has the"
+                        " licence GPL-3.0: pip install pylibjpeg pylibjpeg-libjpeg")
+    if not _plugins(header.syntax):
+        raise DataError(f"no package is installed that reads {name}: {MEDICAL}")
+
+
+def _can_libjpeg() -> bool:
+    return find_spec("libjpeg") is not None and find_spec("pylibjpeg") is not None
+
+
+def _plugins(syntax: str) -> list[str]:
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
+
+    there = get_decoder(UID(syntax)).available_plugins
+    return [name for name in _PLUGINS[syntax] if name in there]
+
+
+def iterate_stored(dataset: "Dataset", header: Header) -> Iterator[NDArray[Any]]:
+    """The stored values of each frame: integers (H, W), or (H, W, 3) in RGB.
+
+    Bits that are not used are cleared, signs extended. Raises DataError where bytes are missing,
+    where nothing decodes them, and where a decoder gives one value for all pixels of a stream that
+    carries more.
+    """
+    check_syntax(header)
+    data = dataset.get("PixelData")
+    if not data:
+        raise DataError("holds no byte of pixel data")
+    if header.syntax in _NATIVE:
+        yield from _iterate_native(dataset, header, data)
+    else:
+        yield from _iterate_compressed(dataset, header, data)
+
+
+def _options(header: Header, **others: Any) -> dict[str, Any]:
+    return {"rows": header.rows, "columns": header.columns, "number_of_frames": header.frames,
+            "samples_per_pixel": header.samples, "bits_allocated": header.allocated,
+            "bits_stored": header.stored, "pixel_representation": int(header.signed),
+            "photometric_interpretation": header.colour, "pixel_keyword": "PixelData",
+            "planar_configuration": header.planar, "allow_excess_frames": False, **others}
+
+
+def _iterate_native(dataset: "Dataset", header: Header, data: bytes) -> Iterator[NDArray[Any]]:
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
+
+    # Two neighbours share their colour in YBR_FULL_422.
+    shared = header.colour == "YBR_FULL_422"
+    bits = header.rows * header.columns * header.frames * header.allocated * (
+        2 if shared else header.samples)
+    if len(data) < (bits + 7) // 8:
+        raise DataError(f"cut, or its header lies: expected {(bits + 7) // 8} bytes of pixels, got"
+                        f" {len(data)}")
+    shifted = header.high + 1 - header.stored
+    options = _options(header, pixel_vr=dataset["PixelData"].VR,
+                       correct_unused_bits=not shifted)
+    if dataset["PixelData"].is_undefined_length:
+        raise DataError("names a transfer syntax without compression, got compressed pixels")
+    try:
+        frames = get_decoder(UID(header.syntax)).iter_array(data, **options)
+        for stored, _ in frames:
+            yield _shift(stored, header) if shifted else stored
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"the pixels do not decode: {one_line(error)}") from error
+
+
+def _iterate_compressed(dataset: "Dataset", header: Header, data: bytes) -> Iterator[NDArray[Any]]:
+    from pydicom.encaps import generate_frames
+
+    tables = [dataset.get(name) for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
+    count = 0
+    try:
+        for stream in generate_frames(data, number_of_frames=header.frames,
+                                      extended_offsets=tuple(tables) if all(tables) else None):
+            if count == header.frames:
+                break
+            yield _decompress(stream, header, count)
+            count += 1
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"the compressed pixels are cut or damaged: {one_line(error)}") from error
+    if count < header.frames:
+        raise DataError(f"cut, or its header lies: expected {header.frames} frames, got {count}")
+
+
+def _decompress(stream: bytes, header: Header, frame: int) -> NDArray[Any]:
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
+
+    carries = stream
+    if header.syntax != _RLE:
+        carries = stream[_check_stream(stream, header, frame):]
+    shifted = header.syntax == _RLE and header.high + 1 > header.stored
+    options = _options(header, number_of_frames=1, **(
+        {"correct_unused_bits": False} if shifted else {}))
+    failures = []
+    for plugin in _plugins(header.syntax):
+        try:
+            stored, _ = get_decoder(UID(header.syntax)).as_array(
+                encapsulate([stream]), index=0, decoding_plugin=plugin, **options)
+        except Exception as error:
+            # pydicom tells of all plugins, although one was asked.
+            failures.append(one_line(error).rpartition("plugins: ")[2])
+            continue
+        if stored.size > 1 and (stored == stored.flat[0]).all() and not _is_trivial(carries):
+            failures.append(f"{plugin}: all pixels are the same, but the stream carries more")
+            continue
+        return _shift(stored, header) if shifted else stored
+    raise DataError(f"frame {frame} does not decode as {UID(header.syntax).name}:"
+                    f" {'; '.join(failures)}")
+
+
+def _is_trivial(carries: bytes) -> bool:
+    return len(zlib.compress(carries, 9)) <= _TRIVIAL + len(carries) // _TRIVIAL_SHARE
+
+
+def _shift(stored: NDArray[Any], header: Header) -> NDArray[Any]:
+    """Bits that do not begin at bit 0 (HighBit above BitsStored - 1, retired but allowed)."""
+    # Left until the highest bit is the sign, then right, which extends it.
+    left = header.allocated - 1 - header.high
+    return (stored << left) >> (header.allocated - header.stored)
+
+
+def _check_stream(stream: bytes, header: Header, frame: int) -> int:
+    """Compare a JPEG, JPEG-LS or JPEG 2000 stream with the header, before a decoder takes memory
+    for what the stream says; returns where in it the coded pixels begin."""
+    try:
+        height, width, channels, start = _read_j2k(stream) if _J2K in stream[:4096] else (
+            _read_jpeg(stream))
+    except (struct.error, ValueError) as error:
+        raise DataError(f"the stream of frame {frame} is cut or damaged") from error
+    # JPEG may tell the height at the end.
+    if (height or header.rows, width, channels) != (header.rows, header.columns, header.samples):
+        raise DataError(f"expected {header.rows} x {header.columns} x {header.samples} as the"
+                        f" header says, got a stream of {height} x {width} x {channels} as frame"
+                        f" {frame}")
+    if stream.rfind(b"\xff\xd9", start) < 0:
+        raise DataError(f"the stream of frame {frame} is cut: its end is missing")
+    return start
+
+
+def _read_j2k(stream: bytes) -> tuple[int, int, int, int]:
+    """Height, width and channels by the SIZ segment (ISO 15444-1 A.5.1), the first tile's place."""
+    at = stream.index(_J2K) + 4
+    right, bottom, left, top = struct.unpack_from(">IIII", stream, at + 4)
+    (channels,) = struct.unpack_from(">H", stream, at + 36)
+    return bottom - top, right - left, channels, stream.index(b"\xff\x90", at)
+
+
+def _read_jpeg(stream: bytes) -> tuple[int, int, int, int]:
+    """Height, width and channels by the frame's segment (ITU T.81 B.2.2), the scan's place."""
+    at, size = 2, None
+    if stream[:2] != b"\xff\xd8":
+        raise ValueError
+    while True:
+        marker, length = struct.unpack_from(">HH", stream, at)
+        if marker == 0xFFFF:  # fill
+            at += 1
+            continue
+        if marker < 0xFFC0:
+            raise ValueError
+        if marker == 0xFFDA:
+            if size is None:
+                raise ValueError
+            return *size, at + 2 + length
+        if (0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC)) or (
+                marker == 0xFFF7):
+            size = struct.unpack_from(">HHB", stream, at + 5)
+        at += 2 + length
