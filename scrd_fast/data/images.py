@@ -136,7 +136,7 @@ def _is_image(path: Path) -> bool:
 
 def list_images(
     where: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    is_image: Callable[[Path], bool] = _is_image, formats: str = FORMATS,
+    is_image: Callable[[Path], bool] = _is_image, formats: str = FORMATS, stacklevel: int = 2,
 ) -> list[Path]:
     """The image files below a folder (sorted), one file, or the given paths in their order.
 
@@ -148,7 +148,7 @@ def list_images(
     the number and kinds.
 
     Another `is_image` decides by a file's path what is one, of `formats` as messages name them; it
-    may raise OSError.
+    may raise OSError. `stacklevel` is that of the warning, 2 for the caller's line.
 
     Raises DataError where there is no image.
     """
@@ -172,7 +172,7 @@ def list_images(
     if not paths:
         raise DataError("images: expected at least one path, got an empty list")
     if others:
-        warnings.warn(_summary(others, formats), stacklevel=2)
+        warnings.warn(_summary(others, formats), stacklevel=stacklevel)
     return paths
 
 

@@ -34,7 +34,7 @@ from scrd_fast.errors import DataError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-_FILE_OF_MEDIUM = b"1.2.840.10008.1.3.10\0"  # the class of a DICOMDIR
+_FILE_OF_MEDIUM = b"1.2.840.10008.1.3.10\2\0"  # the class of a DICOMDIR, the next element
 # Results that are stored as pixels, and are no pictures of a patient.
 _NO_IMAGES = {"1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
               "1.2.840.10008.5.1.4.1.1.66.7": "a label map",

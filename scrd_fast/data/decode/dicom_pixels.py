@@ -45,9 +45,10 @@ _PLUGINS = {
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 _J2K = b"\xff\x4f\xff\x51"
-# Deflated, the part of a stream that carries pixels has no more bytes where they are all the same:
-# its codes repeat. 1/200 stays above what deflate leaves of the longest repetition (1/1000).
-_TRIVIAL, _TRIVIAL_SHARE = 256, 200
+# Where all pixels are the same, the part of a stream that carries them repeats its codes, and is
+# no longer than this when deflated: 256 bytes, a 200th of it (deflate leaves a 1000th of the longest
+# repetition), and a byte for 50 000 pixels (JPEG 2000 counts its blocks).
+_TRIVIAL, _OF_STREAM, _OF_PIXELS = 256, 200, 50_000
 
 
 @dataclass(frozen=True)
@@ -284,7 +285,8 @@ def _decompress(stream: bytes, header: Header, frame: int) -> NDArray[Any]:
             # pydicom tells of all plugins, although one was asked.
             failures.append(one_line(error).rpartition("plugins: ")[2])
             continue
-        if stored.size > 1 and (stored == stored.flat[0]).all() and not _is_trivial(carries):
+        if stored.size > 1 and (stored == stored.flat[0]).all() and (
+                not _is_trivial(carries, header.rows * header.columns)):
             failures.append(f"{plugin}: all pixels are the same, but the stream carries more")
             continue
         return _shift(stored, header) if shifted else stored
@@ -292,8 +294,9 @@ def _decompress(stream: bytes, header: Header, frame: int) -> NDArray[Any]:
                     f" {'; '.join(failures)}")
 
 
-def _is_trivial(carries: bytes) -> bool:
-    return len(zlib.compress(carries, 9)) <= _TRIVIAL + len(carries) // _TRIVIAL_SHARE
+def _is_trivial(carries: bytes, pixels: int) -> bool:
+    most = _TRIVIAL + len(carries) // _OF_STREAM + pixels // _OF_PIXELS
+    return len(zlib.compress(carries, 9)) <= most
 
 
 def _shift(stored: NDArray[Any], header: Header) -> NDArray[Any]:

@@ -66,7 +66,7 @@ def read_images(
     expect(known, "path", "a path, or a list of paths", type(path).__name__)
     remarks: list[str] = []
     found: list[DecodedImage | Unscaled] = []
-    for file in list_images(path, _is_known, NAMES):
+    for file in list_images(path, _is_known, NAMES, stacklevel=3):
         found += _read_file(file, rule, remarks)
     images = _scale_series(found, rule, remarks)
     for remark in remarks:
