@@ -151,9 +151,16 @@ def read_dicom(path: Path, rule: DecodingRule) -> list[DecodedImage | Unscaled]:
         import pydicom.pixels  # noqa: F401  # loads the decompressing packages, to be silenced, too
     except ImportError as error:
         raise DataError(f"reading DICOM needs pydicom: {MEDICAL}") from error
-    with silent_libraries():
-        frames = read_frames(open_dataset(path), path, rule)
-        return [frame.scaled() if isinstance(frame, Monochrome) else frame for frame in frames]
+    try:
+        with silent_libraries():
+            frames = read_frames(open_dataset(path), path, rule)
+            return [frame.scaled() if isinstance(frame, Monochrome) else frame for frame in frames]
+    except (DataError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        # Elements are parsed when asked for; what pydicom says may quote what the file says.
+        raise DataError("a DICOM file that is cut or damaged:"
+                        f" {type(error).__name__} while reading it") from error
 
 
 def open_dataset(path: Path) -> "Dataset":
@@ -172,16 +179,9 @@ def open_dataset(path: Path) -> "Dataset":
 def _parse(path: Path, stop_before_pixels: bool) -> "Dataset":
     import pydicom
 
-    try:
-        with path.open("rb") as file:
-            _check_deflated(path)
-            return pydicom.dcmread(file, force=True, stop_before_pixels=stop_before_pixels)
-    except (DataError, OSError):
-        raise
-    except Exception as error:
-        # What pydicom says may quote what the file says.
-        raise DataError("a DICOM file that is cut or damaged:"
-                        f" {type(error).__name__} while reading it") from error
+    _check_deflated(path)
+    with path.open("rb") as file:
+        return pydicom.dcmread(file, force=True, stop_before_pixels=stop_before_pixels)
 
 
 def _check_deflated(path: Path) -> None:

@@ -26,28 +26,34 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 _IMPLICIT, _EXPLICIT, _BIG = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 _NATIVE = (_IMPLICIT, _EXPLICIT, _BIG, DEFLATED)
 _RLE = "1.2.840.10008.1.2.5"
-_EXTENDED = "1.2.840.10008.1.2.4.51"  # JPEG of 12 bits
-# pydicom's names of the packages, in the order in which they are tried.
+# By which package each is read: pydicom's names of those that it drives, and imagecodecs. GDCM,
+# pylibjpeg-libjpeg and pylibjpeg-rle would read them, too. But damaged streams make GDCM end the
+# process and pylibjpeg-rle panic, and pylibjpeg-libjpeg has the licence GPL-3.0.
 _PLUGINS = {
-    "1.2.840.10008.1.2.4.50": ("gdcm", "pillow", "pylibjpeg"),
-    _EXTENDED: ("gdcm", "pillow", "pylibjpeg"),
-    "1.2.840.10008.1.2.4.57": ("gdcm", "pylibjpeg"),
-    "1.2.840.10008.1.2.4.70": ("gdcm", "pylibjpeg"),
-    "1.2.840.10008.1.2.4.80": ("pyjpegls", "gdcm", "pylibjpeg"),
-    "1.2.840.10008.1.2.4.81": ("pyjpegls", "gdcm", "pylibjpeg"),
-    "1.2.840.10008.1.2.4.90": ("pylibjpeg", "gdcm"),
-    "1.2.840.10008.1.2.4.91": ("pylibjpeg", "gdcm"),
-    "1.2.840.10008.1.2.4.201": ("pylibjpeg",),
-    "1.2.840.10008.1.2.4.202": ("pylibjpeg",),
-    "1.2.840.10008.1.2.4.203": ("pylibjpeg",),
-    _RLE: ("pylibjpeg", "pydicom"),
+    "1.2.840.10008.1.2.4.50": "imagecodecs",
+    "1.2.840.10008.1.2.4.51": "imagecodecs",
+    "1.2.840.10008.1.2.4.57": "imagecodecs",
+    "1.2.840.10008.1.2.4.70": "imagecodecs",
+    "1.2.840.10008.1.2.4.80": "pyjpegls",
+    "1.2.840.10008.1.2.4.81": "pyjpegls",
+    "1.2.840.10008.1.2.4.90": "pylibjpeg",
+    "1.2.840.10008.1.2.4.91": "pylibjpeg",
+    "1.2.840.10008.1.2.4.201": "pylibjpeg",
+    "1.2.840.10008.1.2.4.202": "pylibjpeg",
+    "1.2.840.10008.1.2.4.203": "pylibjpeg",
+    _RLE: "pydicom",
 }
+# Of which kind a JPEG's or JPEG-LS's frame is: markers of ITU T.81 and T.87.
+_FRAMES = {"1.2.840.10008.1.2.4.50": (0xFFC0,),
+           "1.2.840.10008.1.2.4.51": (0xFFC0, 0xFFC1),
+           "1.2.840.10008.1.2.4.57": (0xFFC3,), "1.2.840.10008.1.2.4.70": (0xFFC3,),
+           "1.2.840.10008.1.2.4.80": (0xFFF7,), "1.2.840.10008.1.2.4.81": (0xFFF7,)}
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 _J2K = b"\xff\x4f\xff\x51"
 # Where all pixels are the same, the part of a stream that carries them repeats its codes, and is
-# no longer than this when deflated: 256 bytes, a 200th of it (deflate leaves a 1000th of the longest
-# repetition), and a byte for 50 000 pixels (JPEG 2000 counts its blocks).
+# no longer than this when deflated: 256 bytes, a 200th of it (deflate leaves a 1000th of the
+# longest repetition), and a byte for 50 000 pixels (JPEG 2000 counts its blocks).
 _TRIVIAL, _OF_STREAM, _OF_PIXELS = 256, 200, 50_000
 
 
@@ -175,23 +181,18 @@ def check_syntax(header: Header) -> None:
     if header.syntax not in _PLUGINS:
         raise DataError(f"expected a transfer syntax that a package reads, got {name}, which none"
                         " does that works with pydicom")
-    if header.syntax == _EXTENDED and header.stored > 8 and not _can_libjpeg():
-        raise DataError(f"{name} with {header.stored} bits needs pylibjpeg-libjpeg, which has the"
-                        " licence GPL-3.0: pip install pylibjpeg pylibjpeg-libjpeg")
-    if not _plugins(header.syntax):
-        raise DataError(f"no package is installed that reads {name}: {MEDICAL}")
+    if not _is_there(header.syntax):
+        raise DataError(f"{_PLUGINS[header.syntax]}, which reads {name}, is not installed:"
+                        f" {MEDICAL}")
 
 
-def _can_libjpeg() -> bool:
-    return find_spec("libjpeg") is not None and find_spec("pylibjpeg") is not None
-
-
-def _plugins(syntax: str) -> list[str]:
+def _is_there(syntax: str) -> bool:
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
-    there = get_decoder(UID(syntax)).available_plugins
-    return [name for name in _PLUGINS[syntax] if name in there]
+    if _PLUGINS[syntax] == "imagecodecs":
+        return find_spec("imagecodecs") is not None
+    return _PLUGINS[syntax] in get_decoder(UID(syntax)).available_plugins
 
 
 def iterate_stored(dataset: "Dataset", header: Header) -> Iterator[NDArray[Any]]:
@@ -266,32 +267,65 @@ def _iterate_compressed(dataset: "Dataset", header: Header, data: bytes) -> Iter
 
 
 def _decompress(stream: bytes, header: Header, frame: int) -> NDArray[Any]:
-    from pydicom.encaps import encapsulate
-    from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
     carries = stream
     if header.syntax != _RLE:
         carries = stream[_check_stream(stream, header, frame):]
+    decode = _decode_jpeg if _PLUGINS[header.syntax] == "imagecodecs" else _decode_by_pydicom
+    name = UID(header.syntax).name
+    try:
+        stored = decode(stream, header)
+    except Exception as error:
+        raise DataError(f"frame {frame} does not decode as {name}: {one_line(error)}") from error
+    same = stored.size > 1 and bool((stored == stored[0, 0]).all())
+    if same and not _is_trivial(carries, header.rows * header.columns):
+        raise DataError(f"frame {frame} does not decode as {name}: all pixels are the same, but the"
+                        " stream carries more")
+    return stored
+
+
+def _decode_by_pydicom(stream: bytes, header: Header) -> NDArray[Any]:
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
+
     shifted = header.syntax == _RLE and header.high + 1 > header.stored
     options = _options(header, number_of_frames=1, **(
         {"correct_unused_bits": False} if shifted else {}))
-    failures = []
-    for plugin in _plugins(header.syntax):
-        try:
-            stored, _ = get_decoder(UID(header.syntax)).as_array(
-                encapsulate([stream]), index=0, decoding_plugin=plugin, **options)
-        except Exception as error:
-            # pydicom tells of all plugins, although one was asked.
-            failures.append(one_line(error).rpartition("plugins: ")[2])
-            continue
-        if stored.size > 1 and (stored == stored.flat[0]).all() and (
-                not _is_trivial(carries, header.rows * header.columns)):
-            failures.append(f"{plugin}: all pixels are the same, but the stream carries more")
-            continue
-        return _shift(stored, header) if shifted else stored
-    raise DataError(f"frame {frame} does not decode as {UID(header.syntax).name}:"
-                    f" {'; '.join(failures)}")
+    stored, _ = get_decoder(UID(header.syntax)).as_array(
+        encapsulate([stream]), index=0, decoding_plugin=_PLUGINS[header.syntax], **options)
+    return _shift(stored, header) if shifted else stored
+
+
+def _decode_jpeg(stream: bytes, header: Header) -> NDArray[Any]:
+    """JPEG of ITU T.81, with loss or without, of 8 to 16 bits, by libjpeg-turbo."""
+    import imagecodecs
+    from pydicom.pixels import convert_color_space
+
+    colour = header.samples == 3
+    # The same on both sides: libjpeg-turbo shall not guess, for DICOM says what is coded.
+    space = "YCBCR" if colour else None
+    found = imagecodecs.jpeg8_decode(stream, colorspace=space, outcolorspace=space)
+    if found.shape != (header.rows, header.columns, 3)[:3 if colour else 2]:
+        raise ValueError(f"decoded as {found.shape}")
+    if colour and _is_ybr(stream, header):
+        return convert_color_space(found, "YBR_FULL", "RGB")
+    wide = f"{header.allocated // 8}"
+    stored = found.astype(f"u{wide}")
+    # Streams are unsigned; the sign is the highest bit stored.
+    left = header.allocated - header.stored
+    return (stored << left).view(f"i{wide}" if header.signed else f"u{wide}") >> left
+
+
+def _is_ybr(stream: bytes, header: Header) -> bool:
+    """Whether the colours coded are YBR: by the stream where that says so, else by the header."""
+    jfif = False
+    for marker, start, end in _segments(stream):
+        if marker in _FRAMES[header.syntax] and stream[start + 6:end:3].upper() == b"RGB":
+            return False
+        jfif |= marker == 0xFFE0 and stream.startswith(b"JFIF", start)
+    return jfif or header.colour != "RGB"
 
 
 def _is_trivial(carries: bytes, pixels: int) -> bool:
@@ -311,7 +345,7 @@ def _check_stream(stream: bytes, header: Header, frame: int) -> int:
     for what the stream says; returns where in it the coded pixels begin."""
     try:
         height, width, channels, start = _read_j2k(stream) if _J2K in stream[:4096] else (
-            _read_jpeg(stream))
+            _read_jpeg(stream, _FRAMES.get(header.syntax, ()), header.allocated))
     except (struct.error, ValueError) as error:
         raise DataError(f"the stream of frame {frame} is cut or damaged") from error
     # JPEG may tell the height at the end.
@@ -332,23 +366,34 @@ def _read_j2k(stream: bytes) -> tuple[int, int, int, int]:
     return bottom - top, right - left, channels, stream.index(b"\xff\x90", at)
 
 
-def _read_jpeg(stream: bytes) -> tuple[int, int, int, int]:
-    """Height, width and channels by the frame's segment (ITU T.81 B.2.2), the scan's place."""
-    at, size = 2, None
+def _read_jpeg(stream: bytes, kinds: tuple[int, ...],
+               allocated: int) -> tuple[int, int, int, int]:
+    """Height, width and channels by the frame's segment (ITU T.81 B.2.2), which must be one of
+    `kinds` and of a precision that fits, and the scan's place."""
+    size, at = list[int](), 0
+    for marker, start, end in _segments(stream):
+        if (0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC)) or (
+                marker == 0xFFF7):
+            precision, *size = struct.unpack_from(">BHHB", stream, start)
+            if marker not in kinds or not 2 <= precision <= allocated:
+                raise ValueError
+        at = end
+    height, width, channels = size  # ValueError where no frame came before
+    return height, width, channels, at
+
+
+def _segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
+    """The marker of each segment up to the first scan's, and where its content begins and ends."""
+    at = 2
     if stream[:2] != b"\xff\xd8":
         raise ValueError
-    while True:
+    marker = 0
+    while marker != 0xFFDA:
         marker, length = struct.unpack_from(">HH", stream, at)
         if marker == 0xFFFF:  # fill
             at += 1
             continue
         if marker < 0xFFC0:
             raise ValueError
-        if marker == 0xFFDA:
-            if size is None:
-                raise ValueError
-            return *size, at + 2 + length
-        if (0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC)) or (
-                marker == 0xFFF7):
-            size = struct.unpack_from(">HHB", stream, at + 5)
+        yield marker, at + 4, at + 2 + length
         at += 2 + length

@@ -15,7 +15,7 @@ pytest.importorskip("pydicom", reason="pydicom reads DICOM")
 
 import pydicom
 from pydicom.pixels import apply_modality_lut
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit
 
 import scrd_fast
 from scrd_fast.data.decode.dicom import Monochrome, read_frames
@@ -70,11 +70,27 @@ def test_values_are_pydicoms(path):
             np.testing.assert_allclose(frame.pixels, colours / np.iinfo(colours.dtype).max,
                                        atol=1e-7)
         else:
-            np.testing.assert_allclose(frame.pixels, stored / (2.0**data.BitsStored - 1), atol=1e-7)
+            # Decoders of lossy JPEG round in their own ways, and colours of half the resolution
+            # may be interpolated.
+            lossy = data.file_meta.TransferSyntaxUID == JPEGBaseline8Bit
+            off = np.abs(frame.pixels - stored / (2.0**data.BitsStored - 1))
+            assert off.max() <= (0.5 if lossy else 1e-7)
+            assert off.mean() <= (0.01 if lossy else 1e-7)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_jpeg_of_twelve_bits():
+    """The same picture comes with JPEG 2000, too."""
+    for name in ("JPEG-lossy.dcm", "JPGExtended.dcm"):
+        (frame,) = read_frames(pydicom.dcmread(OWN / name), OWN / name, DecodingRule())
+        other = pydicom.dcmread(OWN / "JPEG2000.dcm").pixel_array
+        assert np.abs(frame.stored.astype(int) - other).mean() < 5
+        assert frame.stored.max() > 200
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_each_transfer_syntax_is_among_them():
+    pytest.importorskip("gdcm", reason="pydicom needs it to decode all to compare with")
     syntaxes = {pydicom.dcmread(path).file_meta.TransferSyntaxUID.rpartition("2.840.10008.1.2")[2]
                 for path in OWN_FILES}
     assert {"", ".1", ".1.99", ".2", ".4.50", ".4.70", ".4.80", ".4.81", ".4.90", ".4.91",

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-nibabel = pytest.importorskip("nibabel", reason="nibabel reads NIfTI")
+pytest.importorskip("nibabel", reason="nibabel reads NIfTI")
+
+import nibabel
 
 import scrd_fast
 from scrd_fast.data.decode.rule import PLANES, DecodingRule

@@ -11,8 +11,9 @@ import warnings
 import numpy as np
 import pytest
 
-pydicom = pytest.importorskip("pydicom", reason="pydicom reads DICOM")
+pytest.importorskip("pydicom", reason="pydicom reads DICOM")
 
+import pydicom
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     MPEG2MPML,
@@ -69,16 +70,13 @@ def test_pydicoms_own(name, reason):
     refused(OWN / name, reason)
 
 
-@pytest.mark.parametrize("name", ["JPEG-lossy.dcm", "JPGExtended.dcm"])
-def test_twelve_bits_of_jpeg_name_their_package(name, monkeypatch):
-    monkeypatch.setattr(dicom_pixels, "_can_libjpeg", lambda: False)
-    refused(OWN / name, "JPEG Extended .* 12 bits needs pylibjpeg-libjpeg, .* GPL-3.0: pip install")
-
-
-@pytest.mark.parametrize("name", ["693_J2KI.dcm", "MR_small_jpeg_ls_lossless.dcm"])
-def test_a_missing_codec_names_the_extra(name, monkeypatch):
-    monkeypatch.setattr(dicom_pixels, "_plugins", lambda syntax: [])
-    refused(OWN / name, r"no package .* JPEG.*pip install 'scrd-fast\[medical\]'")
+@pytest.mark.parametrize(("name", "package"), [
+    ("JPEG-lossy.dcm", "imagecodecs, which reads JPEG Extended"),
+    ("693_J2KI.dcm", "pylibjpeg, which reads JPEG 2000"),
+    ("MR_small_jpeg_ls_lossless.dcm", "pyjpegls, which reads JPEG-LS")])
+def test_a_missing_codec_names_the_extra(name, package, monkeypatch):
+    monkeypatch.setattr(dicom_pixels, "_is_there", lambda syntax: False)
+    refused(OWN / name, rf"{package}.*, is not installed: pip install 'scrd-fast\[medical\]'$")
 
 
 def test_a_syntax_that_nothing_reads(tmp_path):
@@ -211,8 +209,7 @@ def test_rubbish_inside(tmp_path):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     images = scrd_fast.read_images(tmp_path / "a")
-            except DataError as error:
-                assert "\n" not in str(error)
+            except DataError:
                 continue
             assert all(np.isfinite(image.pixels).all() for image in images)
 
@@ -228,11 +225,11 @@ def test_a_bomb_of_deflate(tmp_path, monkeypatch):
 
 def test_one_value_out_of_a_stream_that_carries_more(tmp_path, monkeypatch):
     """What a decoder gives that does not know 12 bits of lossless JPEG: zeros."""
-    from pydicom.pixels.decoders import base
+    def zeros(stream, header):
+        return np.zeros((header.rows, header.columns, header.samples), np.uint16)
 
-    monkeypatch.setattr(
-        base.DecodeRunner, "_decode_frame",
-        lambda self, src: bytes(self.frame_length(unit="bytes")))
+    monkeypatch.setattr(dicom_pixels, "_decode_by_pydicom", zeros)
+    monkeypatch.setattr(dicom_pixels, "_decode_jpeg", zeros)
     for name in ("SC_rgb_jpeg_lossy_gdcm.dcm", "MR_small_jp2klossless.dcm", "MR_small_RLE.dcm",
                  "MR_small_jpeg_ls_lossless.dcm", "SC_rgb_jpeg_dcmtk.dcm"):
         refused(OWN / name, "all pixels are the same, but the stream carries more")
