@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from scrd_fast.backends.tensorrt.plan import TensorRtOptions
     from scrd_fast.building.build import build_engine, export_onnx
     from scrd_fast.building.rebuild import rebuild_engine
+    from scrd_fast.data.decode.image import DecodedImage
+    from scrd_fast.data.decode.read import read_images
+    from scrd_fast.data.decode.rule import DecodingRule
     from scrd_fast.data.noise_config import NoiseConfig
     from scrd_fast.engine.current import score
     from scrd_fast.engine.engine import Engine, Result
@@ -42,6 +45,9 @@ _HOMES = {
     "load_engine": "engine.load",
     "rebuild_engine": "building.rebuild",
     "verify_engine": "engine.load",
+    "DecodedImage": "data.decode.image",
+    "DecodingRule": "data.decode.rule",
+    "read_images": "data.decode.read",
     "Engine": "engine.engine",
     "Limits": "metrics.agreement",
     "NoiseConfig": "data.noise_config",
@@ -57,10 +63,10 @@ _HOMES = {
 }
 
 __all__ = [
-    "Bench", "Engine", "Limits", "NoiseConfig", "PretrainConfig", "Result", "Scored",
-    "ScoringSpec", "ScrdError", "TensorRtOptions", "TrainConfig", "bench", "build_engine",
-    "calibrate", "convert_published", "export_onnx", "load_engine", "monitor",
-    "pretrain_teacher", "rebuild_engine", "score", "train", "verify_engine",
+    "Bench", "DecodedImage", "DecodingRule", "Engine", "Limits", "NoiseConfig", "PretrainConfig",
+    "Result", "Scored", "ScoringSpec", "ScrdError", "TensorRtOptions", "TrainConfig", "bench",
+    "build_engine", "calibrate", "convert_published", "export_onnx", "load_engine", "monitor",
+    "pretrain_teacher", "read_images", "rebuild_engine", "score", "train", "verify_engine",
 ]
 
 

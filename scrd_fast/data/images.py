@@ -5,7 +5,7 @@ import re
 import stat
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scrd_fast.data.picture_formats import FORMATS, HEAD, Header, format_of, inspect
+from scrd_fast.data.picture_formats import FORMATS, HEAD, MOST_PIXELS, Header, format_of, inspect
 from scrd_fast.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -33,13 +33,18 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[Any]:
     for more than one picture, page or frame in a file.
     """
     try:
-        data = _read_bytes(Path(path))
-        header = inspect(data)
-        return _as_shown(_decode(data), header)
+        return read_picture(Path(path))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except MemoryError as error:
         raise DataError(f"{path}: does not fit into memory") from error
+
+
+def read_picture(path: Path, most_pixels: int = MOST_PIXELS) -> NDArray[Any]:
+    """As read_image, of at most `most_pixels`; the message of DataError does not name the file."""
+    data = _read_bytes(path)
+    header = inspect(data, most_pixels)
+    return _as_shown(_decode(data), header)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -120,7 +125,19 @@ def is_paths(value: object) -> bool:
     return isinstance(one, str | os.PathLike)
 
 
-def list_images(where: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
+def _is_image(path: Path) -> bool:
+    if not stat.S_ISREG(path.stat().st_mode):
+        return False  # not to be opened: see _read_bytes
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    with path.open("rb") as file:
+        return format_of(file.read(HEAD)) is not None
+
+
+def list_images(
+    where: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    is_image: Callable[[Path], bool] = _is_image, formats: str = FORMATS, stacklevel: int = 2,
+) -> list[Path]:
     """The image files below a folder (sorted), one file, or the given paths in their order.
 
     Of given paths, too, a folder stands for the images below it. Those are the files with a suffix
@@ -129,6 +146,9 @@ def list_images(where: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
     to folders are followed, each folder once. Hidden files and those of the system (`._a.png`,
     `__MACOSX`, `Thumbs.db`) are no images; of all other files that are left out, one warning tells
     the number and kinds.
+
+    Another `is_image` decides by a file's path what is one, of `formats` as messages name them; it
+    may raise OSError. `stacklevel` is that of the warning, 2 for the caller's line.
 
     Raises DataError where there is no image.
     """
@@ -143,20 +163,20 @@ def list_images(where: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         if not os.path.isdir(place):
             paths.append(Path(place))
             continue
-        images, left_out = _search(Path(place))
+        images, left_out = _search(Path(place), is_image)
         if not images:
-            raise DataError(f"{place}: expected {FORMATS} files below it, got none"
-                            + (f"; {_summary(left_out)}" if left_out else ""))
+            raise DataError(f"{place}: expected {formats} files below it, got none"
+                            + (f"; {_summary(left_out, formats)}" if left_out else ""))
         paths += images
         others += left_out
     if not paths:
         raise DataError("images: expected at least one path, got an empty list")
     if others:
-        warnings.warn(_summary(others), stacklevel=2)
+        warnings.warn(_summary(others, formats), stacklevel=stacklevel)
     return paths
 
 
-def _search(root: Path) -> tuple[list[Path], list[Path]]:
+def _search(root: Path, is_image: Callable[[Path], bool]) -> tuple[list[Path], list[Path]]:
     """The image files below a folder, and all others that are not the system's; both sorted."""
     images: list[Path] = []
     others: list[Path] = []
@@ -183,23 +203,14 @@ def _search(root: Path) -> tuple[list[Path], list[Path]]:
                 if entry.is_dir():
                     (links if entry.is_symlink() else folders).append(path)
                     continue
-                image = _is_image(path)
+                image = is_image(path)
             except OSError:
                 image = True
             (images if image else others).append(path)
     return sorted(images), sorted(others)
 
 
-def _is_image(path: Path) -> bool:
-    if not stat.S_ISREG(path.stat().st_mode):
-        return False  # not to be opened: see _read_bytes
-    if path.suffix.lower() in SUFFIXES:
-        return True
-    with path.open("rb") as file:
-        return format_of(file.read(HEAD)) is not None
-
-
-def _summary(others: list[Path]) -> str:
+def _summary(others: list[Path], formats: str) -> str:
     """One line on files that are left out: how many of which kinds, and three of them."""
     kinds = Counter(map(_kind, others)).most_common()
     shown = [f"{count} {kind}" for kind, count in kinds[:8]]
@@ -207,7 +218,7 @@ def _summary(others: list[Path]) -> str:
         shown.append(f"{sum(count for _, count in kinds[8:])} others")
     more = f" and {len(others) - 3} more" if len(others) > 3 else ""
     return (f"skipped {len(others)} file{'s' if len(others) > 1 else ''} that"
-            f" {'are' if len(others) > 1 else 'is'} no {FORMATS}: {', '.join(shown)}"
+            f" {'are' if len(others) > 1 else 'is'} no {formats}: {', '.join(shown)}"
             f" ({', '.join(map(str, others[:3]))}{more})")
 
 
@@ -217,7 +228,7 @@ def _kind(path: Path) -> str:
     return found[0] if found else "without suffix"  # digits alone end a DICOM file's name
 
 
-def read_images(
+def read_all(
     where: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
 ) -> list[NDArray[Any]]:
     """All images of a folder or list of paths; raises DataError naming the first bad file."""

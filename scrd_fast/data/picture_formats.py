@@ -15,7 +15,7 @@ from scrd_fast.errors import DataError
 
 FORMATS = "PNG, JPEG, TIFF or BMP"
 HEAD = 32  #: So many bytes tell a file's format.
-_MOST_PIXELS = 2**30  # OpenCV's limit
+MOST_PIXELS = 2**30  #: OpenCV's limit.
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}  # the last two: BigTIFF
 _ORIENTATION = 0x112
@@ -56,8 +56,9 @@ def format_of(head: bytes) -> str | None:
     return None
 
 
-def inspect(data: bytes) -> Header:
-    """The header of a whole file; raises DataError where that is cut, damaged or not one picture.
+def inspect(data: bytes, most_pixels: int = MOST_PIXELS) -> Header:
+    """The header of a whole file; raises DataError where that is cut, damaged or not one picture,
+    and where the picture has more than `most_pixels`.
 
     The message does not name the file, which is for the caller to do.
     """
@@ -69,8 +70,9 @@ def inspect(data: bytes) -> Header:
         header = read(data)
     except (struct.error, _Damaged) as error:
         raise DataError(f"truncated or damaged {name} file") from error
-    if not 0 < header.width * header.height <= _MOST_PIXELS:
-        raise DataError(f"expected 1 to 2^30 pixels, got {header.width} x {header.height}")
+    if not 0 < header.width * header.height <= most_pixels:
+        most = "2^30" if most_pixels == MOST_PIXELS else f"{most_pixels:,}".replace(",", " ")
+        raise DataError(f"expected 1 to {most} pixels, got {header.width} x {header.height}")
     return header
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from scrd_fast.data.images import list_images, read_image, read_images
+from scrd_fast.data.images import list_images, read_all, read_image
 from scrd_fast.errors import DataError
 
 
@@ -208,7 +208,7 @@ def test_content_makes_an_image_of_a_file_without_its_suffix(tmp_path):
         path.rename(tmp_path / f"a_{suffix[1:]}")
         write(path, picture()).rename(tmp_path / f"a{suffix}.0001")
     assert len(list_images(tmp_path)) == 8
-    assert len(read_images(tmp_path)) == 8
+    assert len(read_all(tmp_path)) == 8
 
 
 @pytest.mark.filterwarnings("error")
@@ -284,10 +284,10 @@ def test_list_images_of_nothing(tmp_path):
         list_images([])
 
 
-def test_read_images_names_the_bad_file(tmp_path):
+def test_read_all_names_the_bad_file(tmp_path):
     for i in range(3):
         write(tmp_path / f"{i}.png", picture(side=5 + i))
-    assert [image.shape for image in read_images(tmp_path)] == [(5, 19, 3), (6, 20, 3), (7, 21, 3)]
+    assert [image.shape for image in read_all(tmp_path)] == [(5, 19, 3), (6, 20, 3), (7, 21, 3)]
     (tmp_path / "1.png").write_bytes(b"garbage")
     with pytest.raises(DataError, match=r"1\.png: "):
-        read_images(tmp_path)
+        read_all(tmp_path)

@@ -25,6 +25,10 @@ class _WithoutTraining(MetaPathFinder):
             return None
         return self.finder.find_spec(name, path, target)
 
+    def find_distributions(self, *context: Any) -> Any:
+        """Versions of packages, which some ask for about themselves."""
+        return getattr(self.finder, "find_distributions", lambda *_: ())(*context)
+
 
 def forbid_training() -> None:
     """From now on, in this process."""

@@ -1,0 +1,1 @@
+"""One decoder for pictures, DICOM and NIfTI: `read.read_images`."""

@@ -1,0 +1,78 @@
+"""Silence of the decoding libraries: what they have to say is for our errors to tell.
+
+Their warnings may quote what a file says, a patient's name among it.
+"""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any
+
+# By whom a warning is given; libraries pass some of theirs up to the module that called them.
+_MODULES = r"(pydicom|nibabel|PIL|pylibjpeg|openjpeg|rle|jpeg_ls|gdcm|scrd_fast\.data\.decode)\b"
+_LOGGERS = ("pydicom", "nibabel", "nibabel.global", "PIL", "pylibjpeg", "openjpeg", "rle")
+
+_lock, _inside = Lock(), 0
+_filter: list[Any] = []
+_levels: dict[str, int] = {}
+_flags: dict[str, bool] = {}
+
+
+@contextmanager
+def silent_libraries() -> Iterator[None]:
+    """No warning, log or trace of the decoding libraries while any thread is in here.
+
+    Filters, levels and flags are the process's: the first thread in sets them, the last one out
+    puts them back. Other modules' warnings and logs are left alone.
+    """
+    global _inside
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            _set()
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _put_back()
+
+
+def _set() -> None:
+    import re
+
+    # Not by warnings.filterwarnings, nor catch_warnings: both forget which warnings were shown,
+    # and everybody's would be shown anew after every file.
+    _filter[:] = [("ignore", None, Warning, re.compile(_MODULES), 0)]
+    warnings.filters.insert(0, _filter[0])  # type: ignore[attr-defined]
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        _levels[name] = logger.level
+        logger.setLevel(logging.CRITICAL + 1)
+    trace = getattr(sys.modules.get("gdcm"), "Trace", None)
+    if trace is not None:
+        for kind in ("Warning", "Error", "Debug"):
+            _flags[kind] = getattr(trace, f"Get{kind}Flag")()
+            getattr(trace, f"{kind}Off")()
+
+
+def _put_back() -> None:
+    # Somebody's catch_warnings may have put the old filters back already.
+    if _filter[0] in warnings.filters:
+        warnings.filters.remove(_filter[0])  # type: ignore[attr-defined]
+    for name, level in _levels.items():
+        logging.getLogger(name).setLevel(level)
+    for kind, was_on in _flags.items():
+        if was_on:
+            getattr(sys.modules["gdcm"].Trace, f"{kind}On")()
+    _flags.clear()
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of a library says, on one line of at most 200 characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:197] + "..."
