@@ -32,7 +32,8 @@ with scrd_fast.load_engine(path, verify=True) as engine:
 np.savez(out, scores=result.scores, maps=result.maps, weights=result.scale_weights,
          mixed=pending.result().scores, streamed=streamed)
 """
-PRECISIONS = [p for p in ("fp32", "bf16", "int8") if p in native_precisions("openvino")]
+PRECISIONS = [pytest.param(p, marks=pytest.mark.slow if p == "bf16" else ())
+              for p in ("fp32", "bf16", "int8") if p in native_precisions("openvino")]
 
 
 @pytest.fixture(scope="module", params=PRECISIONS)

@@ -52,7 +52,7 @@ def run(start, limits: Limits, seconds: float = 1e6, progress=lambda *_: None):
 
 
 @pytest.mark.parametrize(("backbone", "teacher", "student"), [
-    ("resnet18", 6, 6), ("wide_resnet50_2", 13, 13)])
+    ("resnet18", 6, 6), pytest.param("wide_resnet50_2", 13, 13, marks=pytest.mark.slow)])
 def test_blocks(backbone, teacher, student):
     proto = build_graph(SCRD(backbone).eval(), ScoringSpec(input_size=64))
     found = blocks(proto)
@@ -149,7 +149,8 @@ def spoilt(proto: onnx.ModelProto) -> onnx.ModelProto:
 @pytest.mark.parametrize("planted", [
     pytest.param(("bf16",), marks=pytest.mark.slow),
     pytest.param(("int8",), marks=pytest.mark.slow),
-    ("bf16", "int8"), ("fp32", "bf16", "int8")], ids="+".join)
+    ("bf16", "int8"), pytest.param(("fp32", "bf16", "int8"), marks=pytest.mark.slow)],
+    ids="+".join)
 def test_auto_never_takes_what_breaks_the_limits(trained, trained_path, tmp_path, monkeypatch,
                                                  planted):
     make = candidates.make_runner

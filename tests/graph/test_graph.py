@@ -37,6 +37,7 @@ def test_small_export_matches_engine(small_path, tmp_path, count):
     np.testing.assert_allclose(weights, expected.scale_weights, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_large_export_matches_reference(large, large_path, tmp_path):
     path = scrd_fast.export_onnx(large_path, tmp_path / "model.onnx")
     images = pictures(2, 256)

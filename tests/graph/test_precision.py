@@ -31,7 +31,8 @@ def test_form_of_every_spec(small, precision, weighting, reduction):
 
 
 @pytest.mark.parametrize(("backbone", "precision"), [
-    *(("resnet18", precision) for precision in FLOATS), ("wide_resnet50_2", "fp16")])
+    *(("resnet18", precision) for precision in FLOATS),
+    pytest.param("wide_resnet50_2", "fp16", marks=pytest.mark.slow)])
 def test_types(backbone, precision):
     """The network in the precision, all else float32, and casts where they meet only."""
     torch.manual_seed(0)

@@ -13,6 +13,9 @@ from tests.conftest import ROOT
 SHARED = 48 * 1024
 
 
+pytestmark = pytest.mark.slow  # half a minute of compiling
+
+
 @pytest.fixture(scope="module")
 def compiled() -> list[dict[str, Any]]:
     environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}

@@ -38,6 +38,7 @@ def test_the_same_values_do_not_differ(n):
     assert ks_p_value(values, values) == 1.0
 
 
+@pytest.mark.slow
 def test_it_takes_no_longer_than_seconds():
     """The worst sizes, before the limit takes over and after."""
     start = time.process_time()

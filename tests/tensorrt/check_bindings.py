@@ -17,8 +17,10 @@ from tests.tensorrt.uses import OBJECTS
 
 # Not from tests.conftest, which turns on Triton's interpreter.
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted((ROOT / "scrd_fast/backends/tensorrt").glob("*.py"))
-assert SOURCES
+# Two of the folder need no TensorRT: a test would not see what they used.
+SOURCES = [path for path in sorted((ROOT / "scrd_fast/backends/tensorrt").glob("*.py"))
+           if path.name not in ("__init__.py", "plan.py")]
+assert len(SOURCES) >= 5
 
 
 def load(folder: Path) -> Any:

@@ -37,6 +37,7 @@ PTX = """.version 8.0
 """
 
 
+@pytest.mark.slow
 def test_compiled_for_every_generation():
     """Nine tensors and nothing else, no spills, little shared memory."""
     environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
