@@ -102,9 +102,8 @@ def _store(request: CompileRequest) -> dict[str, bytes]:
     """The members for a network.
 
     fp32: up to the distances. Else up to the features, which are handed out in bf16 and never
-    copied; computing float32 distances of them in the graph takes 2 % more where the CPU computes
-    in bf16 (docs/performance.md), a third more where it does not. int8: with the network's
-    convolutions quantised.
+    copied; computing float32 distances of them in the graph takes 2 % more (docs/performance.md).
+    int8: with the network's convolutions quantised.
     """
     from scrd_fast.graph.portable import network_graph
     from scrd_fast.graph.quantize import quantise

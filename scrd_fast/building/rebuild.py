@@ -46,7 +46,8 @@ def rebuild_engine(
     manifest = replace(
         manifest, buckets=runner.buckets, precision_used=runner.precision_used(),
         machine=this_machine(place), plan=backend.ties(runner.version, options),
-        versions=library_versions(manifest.backend, runner), work=_work_of(manifest, members))
+        versions=library_versions(manifest.backend, runner),
+        work=manifest.work or _work_of(manifest, members))
     engine = Engine(manifest, runner, target, device=device)
     try:
         replay(engine, members[GOLDEN], alike=False, whole=True, progress=progress)

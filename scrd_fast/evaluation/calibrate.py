@@ -11,7 +11,7 @@ import numpy as np
 from scrd_fast.data.images import is_paths, list_images
 from scrd_fast.engine.engine import Engine, Result
 from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
-from scrd_fast.engine.load import open_engine, read_runnable
+from scrd_fast.engine.load import open_engine
 from scrd_fast.errors import DataError, EngineFileError, InputError, expect
 from scrd_fast.files import as_path, check_writable
 from scrd_fast.metrics.decisions import (
@@ -99,16 +99,13 @@ def monitor(
     alpha: the chance of a false alarm. Raises InputError where the engine is not calibrated or the
     images are too few, and what `load_engine` raises.
     """
-    path = engine.path if isinstance(engine, Engine) else as_path(engine, "engine")
-    decisions = (engine.decisions if isinstance(engine, Engine)
-                 else read_runnable(path)[0].calibration)
-    if decisions is None:
-        raise InputError(f"engine: expected a calibrated one, got {path}; calibrate it with:"
-                         f" scrd-fast calibrate {path} NORMAL_IMAGES")
-    if isinstance(recent, Result):
-        return drift(decisions, recent.scores, recent.scale_weights, alpha=alpha)
     with _opened(engine, device, trust) as opened:
-        return drift(decisions, *_scored(opened, recent, "recent", progress), alpha=alpha)
+        if opened.decisions is None:
+            raise InputError(f"engine: expected a calibrated one, got {opened.path}; calibrate it"
+                             f" with: scrd-fast calibrate {opened.path} NORMAL_IMAGES")
+        if isinstance(recent, Result):
+            return drift(opened.decisions, recent.scores, recent.scale_weights, alpha=alpha)
+        return drift(opened.decisions, *_scored(opened, recent, "recent", progress), alpha=alpha)
 
 
 def _scored(engine: Engine, images: Any, name: str, progress: Progress) -> tuple[Array, Array]:
