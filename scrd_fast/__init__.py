@@ -73,9 +73,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'scrd_fast' has no attribute {name!r}")
-    from scrd_fast.errors import saying_which_extra
+    from scrd_fast.errors import explain_missing
 
-    with saying_which_extra(f"scrd_fast.{name}"):
+    with explain_missing(f"scrd_fast.{name}"):
         return getattr(import_module(f"scrd_fast.{_HOMES[name]}"), name)
 
 

@@ -67,7 +67,7 @@ PYTORCH_MISSING = "PyTorch is not installed; pip install 'scrd-fast[train]'"
 
 
 @contextmanager
-def saying_which_extra(what: str) -> Iterator[None]:
+def explain_missing(what: str) -> Iterator[None]:
     """Raise MissingExtra where a package of the training half is missing inside: it says what needs
     the package and which extra brings it."""
     try:

@@ -46,8 +46,7 @@ def _cpu() -> str:
     return names[0] if names else platform.processor()
 
 
-def usable_cores() -> int:
-    """How many cores this process may use."""
+def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -56,7 +55,7 @@ def usable_cores() -> int:
 def this_machine(device: "torch.device | None" = None) -> Machine:
     """The machine at hand; device: the GPU, where one is used."""
     return Machine(platform.machine(), platform.system(), _native.isas()[-1], _cpu(),
-                   usable_cores(), None if device is None else _gpu(device))
+                   _cores(), None if device is None else _gpu(device))
 
 
 def _gpu(device: "torch.device") -> Gpu:

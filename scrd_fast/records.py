@@ -7,12 +7,10 @@ from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from scrd_fast.errors import InputError, expect, fail
-from scrd_fast.spec import from_mapping
+from scrd_fast.spec import from_mapping, is_number
 
 T = TypeVar("T")
 
-# A bound instead of isfinite, which overflows on the long integers that JSON allows.
-_LARGEST = 1e30
 _NAMES = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false",
           types.NoneType: "null"}
 
@@ -45,8 +43,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         expect(isinstance(value, Mapping), where, "a JSON object", type(value).__name__)
         return {name: _read(arguments[1], each, f"{where}.{name}") for name, each in value.items()}
     # A bool is an int to Python, and an int is a number to JSON.
-    good = (type(value) in (int, float) and abs(value) < _LARGEST if kind is float
-            else type(value) is kind)
+    good = is_number(value) if kind is float else type(value) is kind
     expect(good, where, _NAMES[kind], repr(value))
     return float(value) if kind is float else value
 

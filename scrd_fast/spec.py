@@ -43,7 +43,8 @@ def is_whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether this is a finite integer or float (no bool) that float32 can hold."""
     # A bound instead of isfinite, which overflows on the long integers that JSON allows.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
@@ -81,10 +82,10 @@ class ScoringSpec:
         for name in ("mean", "std"):
             values = getattr(self, name)
             numbers = isinstance(values, tuple) and len(values) == 3
-            expect(numbers and all(map(_is_number, values)), f"spec.{name}",
+            expect(numbers and all(map(is_number, values)), f"spec.{name}",
                    "three finite numbers", values)
         expect(min(self.std) > 0, "spec.std", "three numbers above 0", self.std)
-        expect(_is_number(self.blur_sigma) and 0 <= self.blur_sigma <= size / 4,
+        expect(is_number(self.blur_sigma) and 0 <= self.blur_sigma <= size / 4,
                "spec.blur_sigma", f"a number from 0 to {size / 4:g}", self.blur_sigma)
         for name, allowed in (("channels", CHANNEL_RULES), ("resize", RESIZE_RULES),
                               ("weighting", WEIGHTINGS), ("reduction", REDUCTIONS)):

@@ -13,7 +13,7 @@ import torch
 from scrd_fast.backends.registry import backend_of, check_precision, choose_backend, gpu_of
 from scrd_fast.backends.runner import Runner
 from scrd_fast.backends.tensorrt.plan import TensorRtOptions
-from scrd_fast.building.candidates import Candidates, tried_precisions
+from scrd_fast.building.candidates import Candidates, list_precisions
 from scrd_fast.building.golden_member import make_golden
 from scrd_fast.building.judge import Judge
 from scrd_fast.building.work import count_work
@@ -108,7 +108,7 @@ def build_engine(
         Judge(loaded, probe_images, progress), time.monotonic() + budget)
     try:
         best, attempts = builder.fastest(
-            [precision] if precision != "auto" else tried_precisions(name, device, probe_images))
+            [precision] if precision != "auto" else list_precisions(name, device, probe_images))
     except FidelityError as error:
         raise FidelityError(f"{path}: {error}") from error
     golden = make_golden(loaded, best.runner, progress)

@@ -173,7 +173,7 @@ class Candidates:
             return time_in_turn(calls, random_images(self.judge.spec.input_size))
 
 
-def tried_precisions(backend: str, device: str | None, images: Any) -> list[str]:
+def list_precisions(backend: str, device: str | None, images: Any) -> list[str]:
     """The precisions that "auto" tries: the quick ones to build first, fastest first.
 
     images: normal images, without which int8 is left out.

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TextIO
 import typer
 
 from scrd_fast.cli.app import app
-from scrd_fast.errors import ScrdError, saying_which_extra
+from scrd_fast.errors import ScrdError, explain_missing
 
 # Whether typer brings its own click or uses the installed one, this is click's UsageError.
 _UsageError: Any = typer.BadParameter.__mro__[1]
@@ -62,7 +62,7 @@ def _run(arguments: list[str]) -> tuple[int, str]:
     """Exit code, and what to say on standard error."""
     command = typer.main.get_command(app)
     try:
-        with saying_which_extra(f"scrd-fast {' '.join(arguments[:1])}"), (
+        with explain_missing(f"scrd-fast {' '.join(arguments[:1])}"), (
                 command.make_context("scrd-fast", arguments)) as context:
             command.invoke(context)
         return 0, ""

@@ -47,7 +47,7 @@ def _is_paths(value: Any) -> bool:
     return isinstance(value, Sequence) and len(value) > 0 and all(map(is_path, value))
 
 
-def _decided(result: Result, decisions: Decisions | None) -> Result:
+def _decide(result: Result, decisions: Decisions | None) -> Result:
     if decisions is None:
         return result
     return replace(result, p_values=decisions.p_values(result.scores),
@@ -87,7 +87,7 @@ class Pending:
                 if timeout is not None and not self._pending.wait(left):
                     raise TimeoutError(_LATE.format(timeout))
                 try:
-                    self._outcome = _decided(Result(*self._pending.get()), self._decisions)
+                    self._outcome = _decide(Result(*self._pending.get()), self._decisions)
                 except ScrdError as error:
                     self._outcome = error
             if isinstance(self._outcome, ScrdError):
@@ -206,4 +206,4 @@ class Engine:
                 all_maps[item.index] = item.map
             if item.error is not None:
                 errors[item.index] = item.error
-        return _decided(Result(scores, all_maps, weights, errors=errors), self.decisions)
+        return _decide(Result(scores, all_maps, weights, errors=errors), self.decisions)

@@ -16,7 +16,7 @@ from safetensors.numpy import save as save_tensors
 
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.stream import BATCH
-from scrd_fast.errors import EngineFileError, FidelityError, saying_which_extra
+from scrd_fast.errors import EngineFileError, FidelityError, explain_missing
 from scrd_fast.metrics.agreement import (
     JUDGED_FROM,
     LIMITS,
@@ -145,7 +145,7 @@ def _check(engine: Engine, figures: dict[str, float], allowed: dict[str, float])
 
 def probe_images(side: int) -> list[NDArray[np.uint8]]:
     """The larger probe set, made again; needs SciPy."""
-    with saying_which_extra("the larger probe set (load_engine(verify=True) needs none)"):
+    with explain_missing("the larger probe set (load_engine(verify=True) needs none)"):
         from scrd_fast.data.golden_images import PROBE_SEED, golden_images
 
     return golden_images(JUDGED_FROM, side, PROBE_SEED)

@@ -14,7 +14,7 @@ from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.engine_file import GOLDEN, NETWORK, manifest_digest, read_engine_file
 from scrd_fast.engine.golden import replay
 from scrd_fast.engine.manifest import Manifest, are_buckets
-from scrd_fast.errors import EngineFileError, ScrdError, saying_which_extra
+from scrd_fast.errors import EngineFileError, ScrdError, explain_missing
 from scrd_fast.files import as_path
 from scrd_fast.graph.stored import QUANTISATION
 from scrd_fast.machine import this_machine
@@ -106,7 +106,7 @@ def compile_file(
         compiled or {}, progress)
     try:
         # Files of format 1 hold nothing that OpenVINO could compile as it is.
-        with saying_which_extra(f"{path}: to compile its portable graph"):
+        with explain_missing(f"{path}: to compile its portable graph"):
             return make_runner(manifest.backend, request)
     except EngineFileError as error:
         told = str(error)

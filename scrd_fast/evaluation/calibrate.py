@@ -56,12 +56,12 @@ def calibrate(
                " false alarms there", fpr)
     path = engine.path if isinstance(engine, Engine) else as_path(engine, "engine")
     check_writable(path, "engine")
-    with _opened(engine, device, trust) as opened:
-        scores, weights = _scored(opened, normals, "normals", progress)
+    with _open(engine, device, trust) as opened:
+        scores, weights = _score(opened, normals, "normals", progress)
         if anomalous is None:
             decisions = conformal(scores, weights, 0.01 if fpr is None else fpr)
         else:
-            sick, _ = _scored(opened, anomalous, "anomalous", progress)
+            sick, _ = _score(opened, anomalous, "anomalous", progress)
             decisions = labelled(scores, weights, sick, rule or "f1", target, seed=seed)
         manifest, members = read_engine_file(path)
         if manifest.members != opened.manifest.members:
@@ -74,7 +74,7 @@ def calibrate(
 
 
 @contextmanager
-def _opened(
+def _open(
     engine: Engine | str | os.PathLike[str], device: str | None = None, trust: bool = False
 ) -> Iterator[Engine]:
     """A loaded engine as it is; that of a file for as long as it is needed."""
@@ -99,16 +99,16 @@ def monitor(
     alpha: the chance of a false alarm. Raises InputError where the engine is not calibrated or the
     images are too few, and what `load_engine` raises.
     """
-    with _opened(engine, device, trust) as opened:
+    with _open(engine, device, trust) as opened:
         if opened.decisions is None:
             raise InputError(f"engine: expected a calibrated one, got {opened.path}; calibrate it"
                              f" with: scrd-fast calibrate {opened.path} NORMAL_IMAGES")
         if isinstance(recent, Result):
             return drift(opened.decisions, recent.scores, recent.scale_weights, alpha=alpha)
-        return drift(opened.decisions, *_scored(opened, recent, "recent", progress), alpha=alpha)
+        return drift(opened.decisions, *_score(opened, recent, "recent", progress), alpha=alpha)
 
 
-def _scored(engine: Engine, images: Any, name: str, progress: Progress) -> tuple[Array, Array]:
+def _score(engine: Engine, images: Any, name: str, progress: Progress) -> tuple[Array, Array]:
     """Scores (N,) and scale weights (N, 3); raises DataError naming a file that cannot be read."""
     chosen = list_images(images) if is_paths(images) else images
     sized = isinstance(chosen, list | tuple) or getattr(chosen, "ndim", 0) > 0

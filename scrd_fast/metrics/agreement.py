@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from scrd_fast.errors import expect
 from scrd_fast.metrics.ranking import auroc, rank_correlation
+from scrd_fast.spec import is_number
 
 JUDGED_FROM = 200  # ranks and an AUROC of fewer images say little
 # What the order of sums moves scores by at most, a share of the largest: an engine repeats itself
@@ -30,9 +31,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, limit in asdict(self).items():
-            number = isinstance(limit, int | float) and not isinstance(limit, bool)
-            expect(limit is None or (number and abs(limit) < 1e30), f"limits.{name}",
-                   "None or a finite number", limit)
+            expect(limit is None or is_number(limit), f"limits.{name}", "None or a finite number",
+                   limit)
 
     def need_ranks(self) -> bool:
         """Whether they can only be judged on many images."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from scrd_fast.errors import NotFiniteError, expect
 from scrd_fast.metrics.two_samples import ks_p_value
+from scrd_fast.spec import is_number
 
 Array = NDArray[Any]
 RULES = ("conformal", "f1", "sensitivity", "specificity")
@@ -52,8 +53,7 @@ class Decisions:
         expect(weights.shape == (len(scores), 3) and bool(np.isfinite(weights).all()),
                "calibration.scale_weights", "three finite weights per score", "others")
         expect(self.rule in RULES, "calibration.rule", f"one of {RULES}", repr(self.rule))
-        # NaN and what float32 cannot hold are not.
-        expect(abs(self.threshold) < 1e30, "calibration.threshold", "a finite number",
+        expect(is_number(self.threshold), "calibration.threshold", "a finite number",
                self.threshold)
 
     @cached_property

@@ -1,10 +1,9 @@
 """DecodingRule: how values in a file become the pixels in [0, 1] that a model sees."""
 
-import math
 from dataclasses import dataclass
 
 from scrd_fast.errors import expect
-from scrd_fast.spec import is_whole
+from scrd_fast.spec import is_number, is_whole
 
 INTENSITIES = ("voi", "window", "percentile")
 PLANES = ("axial", "coronal", "sagittal")
@@ -12,7 +11,6 @@ PLANES = ("axial", "coronal", "sagittal")
 #: settings for the brain, lung and bone of CT (https://radiopaedia.org/articles/windowing-ct).
 WINDOWS = {"brain": (0.0, 80.0), "lung": (-1350.0, 150.0), "bone": (-500.0, 1300.0)}
 
-_LARGEST = 1e30  # as in spec.py: JSON allows integers that overflow a float
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,4 @@ class DecodingRule:
 
 def _rises(pair: object) -> bool:
     return (isinstance(pair, tuple) and len(pair) == 2
-            and all(isinstance(each, int | float) and not isinstance(each, bool)
-                    and abs(each) < _LARGEST and not math.isnan(each) for each in pair)
-            and pair[0] < pair[1])
+            and all(map(is_number, pair)) and pair[0] < pair[1])
