@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from scrd_fast.building.rebuild import rebuild_engine
     from scrd_fast.data.decode.image import DecodedImage
     from scrd_fast.data.decode.read import read_images
-    from scrd_fast.data.decode.rule import DecodingRule
     from scrd_fast.data.noise_config import NoiseConfig
     from scrd_fast.engine.current import score
     from scrd_fast.engine.engine import Engine, Result
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from scrd_fast.evaluation.calibrate import calibrate, monitor
     from scrd_fast.metrics.agreement import Limits
     from scrd_fast.model.published_pickle import convert_published
-    from scrd_fast.spec import ScoringSpec
+    from scrd_fast.spec import DecodingRule, ScoringSpec
     from scrd_fast.timing.bench import Bench, bench
     from scrd_fast.training.config import PretrainConfig, TrainConfig
     from scrd_fast.training.loop import train
@@ -46,7 +45,7 @@ _HOMES = {
     "rebuild_engine": "building.rebuild",
     "verify_engine": "engine.load",
     "DecodedImage": "data.decode.image",
-    "DecodingRule": "data.decode.rule",
+    "DecodingRule": "spec",
     "read_images": "data.decode.read",
     "Engine": "engine.engine",
     "Limits": "metrics.agreement",

@@ -2,12 +2,11 @@
 
 import types
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from scrd_fast.errors import InputError, expect, fail
-from scrd_fast.spec import from_mapping, is_number
 
 T = TypeVar("T")
 
@@ -15,6 +14,32 @@ _NAMES = {int: "an integer", float: "a finite number", str: "a text", bool: "tru
           types.NoneType: "null"}
 
 _annotations = cache(get_type_hints)
+
+
+def from_mapping(
+    cls: type[T], values: Mapping[str, Any], where: str, *, partial: bool = False
+) -> T:
+    """Build dataclass `cls` from `values`, refusing unknown and (unless `partial`) missing names.
+
+    Lists become tuples, as JSON has no tuples. Raises InputError naming `where`.
+    """
+    expect(isinstance(values, Mapping), where, "a JSON object", type(values).__name__)
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    unknown, missing = sorted(set(values) - known), sorted(known - set(values))
+    expect(not unknown, where, f"only the fields {sorted(known)}", f"unknown {unknown}")
+    expect(partial or not missing, where, f"all the fields {sorted(known)}", f"none for {missing}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def is_whole(value: object, least: int) -> bool:
+    """Whether this is an integer (no bool) from `least` that fits into 63 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+
+
+def is_number(value: object) -> bool:
+    """Whether this is a finite integer or float (no bool) that float32 can hold."""
+    # A bound instead of isfinite, which overflows on the long integers that JSON allows.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def read_record(cls: type[T], values: Any, where: str) -> T:

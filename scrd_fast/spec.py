@@ -1,14 +1,15 @@
-"""ScoringSpec: the one description of the path from pixels to score.
+"""ScoringSpec: the one description of the path from a file to its score.
 
 The reference model, the exported graph and every engine are built from it; nothing else in the
 package knows a default for any of these values.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from scrd_fast.errors import expect
+from scrd_fast.errors import InputError, expect
+from scrd_fast.records import is_number, is_whole, read_record
 
 WEIGHTINGS = ("none", "scale", "feature")
 REDUCTIONS = ("mean", "max")
@@ -20,38 +21,114 @@ STRIDES = (4, 8, 16)  # of the three scales: a feature map's side is the input's
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-T = TypeVar("T")
+INTENSITIES = ("voi", "window", "percentile")
+PLANES = ("axial", "coronal", "sagittal")
+#: Low and high in Hounsfield units: centre 40 and width 80, -600 and 1500, 400 and 1800, the usual
+#: settings for the brain, lung and bone of CT (https://radiopaedia.org/articles/windowing-ct).
+WINDOWS = {"brain": (0.0, 80.0), "lung": (-1350.0, 150.0), "bone": (-500.0, 1300.0)}
 
 
-def from_mapping(
-    cls: type[T], values: Mapping[str, Any], where: str, *, partial: bool = False
-) -> T:
-    """Build dataclass `cls` from `values`, refusing unknown and (unless `partial`) missing names.
+def parse_window(text: str) -> str | tuple[float, float]:
+    """A window as a command line gives it: a name, or "LOW,HIGH". Raises InputError."""
+    if text in WINDOWS:
+        return text
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError as error:
+        raise InputError(f"window: expected LOW,HIGH or one of {tuple(WINDOWS)}, got {text!r}"
+                         ) from error
+    return low, high
 
-    Lists become tuples, as JSON has no tuples. Raises InputError naming `where`.
+
+@dataclass(frozen=True)
+class DecodingRule:
+    """How a file becomes images with pixels in [0, 1].
+
+    intensity: "voi": what the file says that a viewer shows: DICOM's own window or table, a
+        picture's pixels as they are. NIfTI says nothing of the kind and is scaled by percentiles;
+        so is, with a warning, a DICOM series of more than 8 bits that names no window.
+        "window": low and high of `window` become 0 and 1. Colour and pictures have no units and
+        are refused.
+        "percentile": the `percentiles` of a DICOM series (its files that are read together) or
+        NIfTI volume (its voxels that are not 0) become 0 and 1. Colour and pictures stay as they
+        are.
+    window: for "window" alone: (low, high) in the units of the file (Hounsfield units in CT), or a
+        name among WINDOWS.
+    voi_index: which of several alternatives of a DICOM file "voi" takes, from 0: its VOI tables in
+        their order, then its windows.
+    percentiles: low and high in percent.
+    plane: of NIfTI's slices: "axial", "coronal" or "sagittal".
+    slices: the first slice of NIfTI and the one after the last, counted from the patient's feet,
+        back or left, from 0; None: all.
+    volume: which volume of a NIfTI series, from 0; None: a series is refused.
+    exif: turn pictures as their EXIF data say.
+    most_megapixels: larger images are refused before they take memory.
+
+    To JSON by dataclasses.asdict, back by records.read_record. Raises InputError that names the
+    field.
     """
-    expect(isinstance(values, Mapping), where, "a JSON object", type(values).__name__)
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    unknown, missing = sorted(set(values) - known), sorted(known - set(values))
-    expect(not unknown, where, f"only the fields {sorted(known)}", f"unknown {unknown}")
-    expect(partial or not missing, where, f"all the fields {sorted(known)}", f"none for {missing}")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    intensity: str = field(default="voi", metadata={
+        "help": "Which values become 0 and 1: voi (what the file says that a viewer shows), window"
+                " (in the file's units, recommended for CT) or percentile (of a series or volume,"
+                " for MR)."})
+    window: str | tuple[float, float] | None = field(default=None, metadata={
+        "help": "For the intensity window: LOW,HIGH in the file's units, or"
+                f" {', '.join([*WINDOWS][:-1])} or {[*WINDOWS][-1]}.", "parser": parse_window})
+    voi_index: int = field(default=0, metadata={
+        "help": "Which of a DICOM file's tables and windows, from 0."})
+    percentiles: tuple[float, float] = field(default=(0.5, 99.5), metadata={
+        "help": "Low and high in percent."})
+    plane: str = field(default="axial", metadata={
+        "help": f"Of a NIfTI volume's slices: {', '.join(PLANES[:-1])} or {PLANES[-1]}."})
+    slices: tuple[int, int] | None = field(default=None, metadata={
+        "help": "The first slice of a NIfTI volume, from 0, and the one after the last; else all."})
+    volume: int | None = field(default=None, metadata={
+        "help": "Which volume of a NIfTI series, from 0; without it a series is refused."})
+    exif: bool = field(default=True, metadata={
+        "help": "Turn pictures as their EXIF data say.", "option": "exif/--no-exif"})
+    most_megapixels: int = field(default=100, metadata={
+        "help": "Larger images are refused before they take memory."})
+
+    def __post_init__(self) -> None:
+        expect(isinstance(self.intensity, str) and self.intensity in INTENSITIES,
+               "rule.intensity", f"one of {INTENSITIES}", self.intensity)
+        if self.intensity == "window":
+            named = isinstance(self.window, str) and self.window in WINDOWS
+            expect(named or _rises(self.window), "rule.window",
+                   f"(low, high) with low < high, or one of {tuple(WINDOWS)}", self.window)
+        else:
+            expect(self.window is None, "rule.window",
+                   f"None where the intensity is {self.intensity!r}", self.window)
+        expect(is_whole(self.voi_index, 0), "rule.voi_index", "an integer from 0", self.voi_index)
+        expect(_rises(self.percentiles) and self.percentiles[0] >= 0 and self.percentiles[1] <= 100,
+               "rule.percentiles", "(low, high) with 0 <= low < high <= 100", self.percentiles)
+        expect(isinstance(self.plane, str) and self.plane in PLANES, "rule.plane",
+               f"one of {PLANES}", self.plane)
+        pair = self.slices
+        expect(pair is None or (isinstance(pair, tuple) and len(pair) == 2
+                                and all(is_whole(each, 0) for each in pair) and pair[0] < pair[1]),
+               "rule.slices", "None or (first, one after the last), integers from 0", pair)
+        expect(self.volume is None or is_whole(self.volume, 0), "rule.volume",
+               "None or an integer from 0", self.volume)
+        expect(isinstance(self.exif, bool), "rule.exif", "True or False", self.exif)
+        expect(is_whole(self.most_megapixels, 1) and self.most_megapixels <= 1000,
+               "rule.most_megapixels", "an integer from 1 to 1000", self.most_megapixels)
+
+    def limits(self) -> tuple[float, float]:
+        """Low and high of the window; only where the intensity is "window"."""
+        assert self.window is not None
+        return WINDOWS[self.window] if isinstance(self.window, str) else self.window
 
 
-def is_whole(value: object, least: int) -> bool:
-    """Whether this is an integer (no bool) from `least` that fits into 63 bits."""
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
-
-
-def is_number(value: object) -> bool:
-    """Whether this is a finite integer or float (no bool) that float32 can hold."""
-    # A bound instead of isfinite, which overflows on the long integers that JSON allows.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+def _rises(pair: object) -> bool:
+    return (isinstance(pair, tuple) and len(pair) == 2
+            and all(map(is_number, pair)) and pair[0] < pair[1])
 
 
 @dataclass(frozen=True)
 class ScoringSpec:
-    """How pixels become a score.
+    """How a file becomes a score.
 
     input_size: side of the square network input in pixels, divisible by 32.
     channels: "rgb": three channels in RGB order; a single channel is repeated three times.
@@ -63,6 +140,7 @@ class ScoringSpec:
     blur_sigma: sigma in pixels of the Gaussian over the map (SciPy's rule: radius
         int(4 sigma + 0.5), border mode "reflect"); 0 means no blur.
     reduction: image score = "mean" or "max" of the map.
+    decoding: how files become pixels; images in memory are pixels already.
     """
 
     input_size: int = 256
@@ -73,6 +151,7 @@ class ScoringSpec:
     weighting: str = "none"
     blur_sigma: float = 4.0
     reduction: str = "mean"
+    decoding: DecodingRule = field(default_factory=DecodingRule)
 
     def __post_init__(self) -> None:
         size = self.input_size
@@ -91,6 +170,8 @@ class ScoringSpec:
                               ("weighting", WEIGHTINGS), ("reduction", REDUCTIONS)):
             expect(getattr(self, name) in allowed, f"spec.{name}", f"one of {allowed}",
                    repr(getattr(self, name)))
+        expect(isinstance(self.decoding, DecodingRule), "spec.decoding", "a DecodingRule",
+               type(self.decoding).__name__)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values."""
@@ -99,6 +180,6 @@ class ScoringSpec:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ScoringSpec":
         """The inverse of `to_dict`; raises InputError on unknown, missing or wrong fields."""
-        return from_mapping(cls, values, "spec")
+        return read_record(cls, values, "spec")
 
 

@@ -7,7 +7,8 @@ from dataclasses import FrozenInstanceError, dataclass
 import pytest
 
 from scrd_fast.errors import InputError, ScrdError
-from scrd_fast.spec import ScoringSpec, from_mapping
+from scrd_fast.records import from_mapping
+from scrd_fast.spec import ScoringSpec
 
 OTHER = ScoringSpec(input_size=96, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 0.5), weighting="scale",
                     blur_sigma=0, reduction="max")
@@ -25,6 +26,9 @@ def test_the_defaults_are_the_published_method():
         "input_size": 256, "channels": "rgb", "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225), "resize": "bilinear_half_pixel", "weighting": "none",
         "blur_sigma": 4.0, "reduction": "mean",
+        "decoding": {"intensity": "voi", "window": None, "voi_index": 0,
+                     "percentiles": (0.5, 99.5), "plane": "axial", "slices": None, "volume": None,
+                     "exif": True, "most_megapixels": 100},
     }
 
 
@@ -73,7 +77,7 @@ def test_wrong_values(name, value):
     values = ScoringSpec().to_dict() | {name: value}
     with pytest.raises(InputError, match=rf"^spec\.{name}: expected .*, got "):
         ScoringSpec(**values)
-    with pytest.raises(InputError, match=rf"^spec\.{name}: expected .*, got "):
+    with pytest.raises(InputError, match=rf"^spec\.{name}(\[\d\])?: expected .*, got "):
         ScoringSpec.from_dict(values)
 
 
@@ -81,7 +85,7 @@ def test_wrong_values(name, value):
 def test_a_json_integer_too_large_for_a_float(name):
     huge = json.loads("1" + "0" * 400)
     values = ScoringSpec().to_dict() | {name: [huge] * 3 if name in ("mean", "std") else huge}
-    with pytest.raises(InputError, match=rf"^spec\.{name}: expected "):
+    with pytest.raises(InputError, match=rf"^spec\.{name}(\[0\])?: expected "):
         ScoringSpec.from_dict(values)
 
 

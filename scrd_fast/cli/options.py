@@ -14,7 +14,7 @@ Verb = Callable[..., None]
 class _Options:
     """The fields of `default`, a dataclass, as options.
 
-    Those of a dataclass inside of it have its field's name before theirs, and its help as the
+    Those of a dataclass inside of it have its field's "prefix" before theirs, and its help as the
     title of a panel of their own.
     """
 
@@ -25,7 +25,8 @@ class _Options:
 
     def _inside(self) -> dict[str, "_Options"]:
         """Map the fields that hold a dataclass to its options."""
-        return {each.name: _Options(value, f"{self.prefix}{each.name}_", each.metadata["help"], ())
+        return {each.name: _Options(value, self.prefix + each.metadata["prefix"],
+                                    each.metadata["help"], ())
                 for each in fields(self.default)
                 if is_dataclass(value := getattr(self.default, each.name))}
 
@@ -39,11 +40,13 @@ class _Options:
                 yield from inside[each.name].parameters()
                 continue
             name = f"--{self.prefix}{each.metadata.get('option', each.name)}".replace("_", "-")
-            option = typer.Option(name, help=each.metadata["help"], rich_help_panel=self.panel)
+            parser = each.metadata.get("parser")
+            option = typer.Option(name, help=each.metadata["help"], rich_help_panel=self.panel,
+                                  parser=parser, metavar="TEXT" if parser else None)
             yield inspect.Parameter(
                 f"{self.prefix}{each.name}", inspect.Parameter.KEYWORD_ONLY,
                 default=getattr(self.default, each.name),
-                annotation=Annotated[hints[each.name], option])
+                annotation=Annotated[Any if parser else hints[each.name], option])
 
     def take(self, given: dict[str, Any]) -> Any:
         """Make the dataclass of the values that are taken out of `given`."""
@@ -62,7 +65,8 @@ def options_of(
 
     They take the parameter's place, and the verb is called with the dataclass that they make. A
     field says what it is by metadata={"help": ...}, and what its option is called, where that is
-    not its name, by "option". Fields of a dataclass inside become --<its field>-<name>.
+    not its name, by "option"; "parser" makes its value of the option's text. A field that is a
+    dataclass says by "prefix" what stands before the names of its fields.
 
     prefix: before the options' names. panel: the title that the help shows them under. leave_out:
     fields that keep their defaults.

@@ -1,7 +1,7 @@
 """The manifest: what an engine file says of itself, typed to the leaves."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from scrd_fast.backends.tensorrt.plan import PlanTies
@@ -10,10 +10,10 @@ from scrd_fast.machine import Machine
 from scrd_fast.metrics.agreement import Limits, Report
 from scrd_fast.metrics.decisions import Decisions
 from scrd_fast.records import read_record
-from scrd_fast.spec import ScoringSpec
+from scrd_fast.spec import DecodingRule, ScoringSpec
 
-FORMAT = 2
-READABLE = (1, FORMAT)
+FORMAT = 3
+READABLE = (1, 2, FORMAT)
 LARGEST_BATCH = 1024
 MOST_BUCKETS = 16  # each is compiled on its own
 
@@ -140,6 +140,10 @@ def read_manifest(values: Any) -> Manifest:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"manifest: expected one of format 1, got another ({error!r})"
                              ) from error
+    if found < 3 and isinstance(values.get("spec"), dict):
+        # Pictures were all that there was, and they are read as before by default.
+        values = values | {"format": FORMAT, "spec": values["spec"] | {
+            "decoding": asdict(DecodingRule())}}
     return read_record(Manifest, values, "manifest")
 
 

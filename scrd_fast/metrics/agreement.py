@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from scrd_fast.errors import expect
 from scrd_fast.metrics.ranking import auroc, rank_correlation
-from scrd_fast.spec import is_number
+from scrd_fast.records import is_number
 
 JUDGED_FROM = 200  # ranks and an AUROC of fewer images say little
 # What the order of sums moves scores by at most, a share of the largest: an engine repeats itself

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scrd_fast.errors import NotFiniteError, expect
 from scrd_fast.metrics.two_samples import ks_p_value
-from scrd_fast.spec import is_number
+from scrd_fast.records import is_number
 
 Array = NDArray[Any]
 RULES = ("conformal", "f1", "sensitivity", "specificity")

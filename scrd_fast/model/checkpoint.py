@@ -20,9 +20,11 @@ from scrd_fast.errors import CheckpointError, InputError, OutputError, expect
 from scrd_fast.files import as_path, atomic_write
 from scrd_fast.model.backbones import backbone_of
 from scrd_fast.model.scrd import SCRD, model_without_weights
-from scrd_fast.spec import ScoringSpec, from_mapping
+from scrd_fast.records import from_mapping
+from scrd_fast.spec import DecodingRule, ScoringSpec
 
-FORMAT = 1
+FORMAT = 2
+_READABLE = (1, FORMAT)  # 1 had no rule for decoding: pictures were read as by default
 _KEY = "scrd_fast"
 
 
@@ -103,11 +105,14 @@ def _open(path: Path, kind: str) -> tuple[dict[str, Any], Any]:
     if not isinstance(header, dict) or header.get("kind") != kind:
         raise CheckpointError(f"{path}: expected a {kind}, got {header.get('kind')!r}"
                               if isinstance(header, dict) else f"{path}: its header is no object")
-    if header.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: expected format {FORMAT}, got {header.get('format')!r}; a newer scrd_fast"
-            " may have written it"
-        )
+    found = header.get("format")
+    if type(found) is not int or found not in _READABLE:
+        raise CheckpointError(f"{path}: expected format {FORMAT} or older, got {found!r}; a newer"
+                              " scrd_fast may have written it")
+    if found == 1:
+        for name in {"spec", "training"} & header.keys():
+            if isinstance(header[name], dict) and header[name]:
+                header[name].setdefault("decoding", asdict(DecodingRule()))
     return header, file
 
 

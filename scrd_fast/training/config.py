@@ -11,7 +11,8 @@ from typing import Any
 from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.errors import expect
 from scrd_fast.model.backbones import BACKBONES, backbone_of
-from scrd_fast.spec import ScoringSpec, is_whole
+from scrd_fast.records import is_whole
+from scrd_fast.spec import DecodingRule, ScoringSpec
 
 SCHEDULES = ("constant", "cosine")
 SELECTIONS = ("validation", "published_test")
@@ -24,21 +25,23 @@ _INPUT_SIZE = {"help": "Side of the network input in pixels, divisible by 32."}
 _STEPS = {"help": "Training steps."}
 _PRECISION = {"help": "fp32, or autocast to bf16 or fp16."}
 _SEED = {"help": "Of everything random: weights, order of the images, anomalies."}
-_NOISE = {"help": "Synthetic anomalies"}
+_NOISE = {"help": "Synthetic anomalies", "prefix": "noise_"}
+_DECODING = {"help": "How files become images", "prefix": ""}
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How a model is trained; the defaults are the published ones unless a field says otherwise.
 
-    Each field's "help" says what it is. input_size, weighting, blur_sigma and reduction go into
-    the ScoringSpec, which has their defaults.
+    Each field's "help" says what it is. input_size, decoding, weighting, blur_sigma and reduction
+    go into the ScoringSpec, which has their defaults.
     """
 
     backbone: str = field(default="wide_resnet50_2", metadata=_BACKBONE)
     teacher: str = field(default="imagenet", metadata={
         "help": "imagenet, random, or a file (torchvision's .pth, or of pretrain-teacher)."})
     input_size: int = field(default=ScoringSpec.input_size, metadata=_INPUT_SIZE)
+    decoding: DecodingRule = field(default_factory=DecodingRule, metadata=_DECODING)
     weighting: str = field(default=ScoringSpec.weighting, metadata={
         "help": "What the scale weights multiply: none, scale (the distances) or feature (the"
                 " features)."})
@@ -91,7 +94,8 @@ class TrainConfig:
     def spec(self) -> ScoringSpec:
         """From pixels to score, as the trained model will do it."""
         return ScoringSpec(input_size=self.input_size, weighting=self.weighting,
-                           blur_sigma=self.blur_sigma, reduction=self.reduction)
+                           blur_sigma=self.blur_sigma, reduction=self.reduction,
+                           decoding=self.decoding)
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class PretrainConfig:
 
     backbone: str = field(default="resnet18", metadata=_BACKBONE)
     input_size: int = field(default=ScoringSpec.input_size, metadata=_INPUT_SIZE)
+    decoding: DecodingRule = field(default_factory=DecodingRule, metadata=_DECODING)
     steps: int = field(default=2000, metadata=_STEPS)
     coarse_steps: int = field(default=0, metadata={
         "help": "How many of the steps, from the first on, at half the input size, for a quarter of"

@@ -24,7 +24,7 @@ from scrd_fast.model.checkpoint import Checkpoint
 from scrd_fast.model.scrd import model_without_weights, new_model
 from scrd_fast.model.teacher_weights import load_teacher
 from scrd_fast.progress import Progress, show_progress
-from scrd_fast.spec import from_mapping
+from scrd_fast.records import from_mapping
 from scrd_fast.torch_state import own_state
 from scrd_fast.training.batches import Batches
 from scrd_fast.training.config import TrainConfig

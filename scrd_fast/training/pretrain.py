@@ -25,8 +25,9 @@ from scrd_fast.model.backbones import backbone_of
 from scrd_fast.model.checkpoint import FORMAT, write_tensors
 from scrd_fast.model.scrd import Teacher
 from scrd_fast.progress import show_progress
+from scrd_fast.records import from_mapping
 from scrd_fast.reference.preprocess import normalise
-from scrd_fast.spec import ScoringSpec, from_mapping
+from scrd_fast.spec import ScoringSpec
 from scrd_fast.torch_state import own_state, seeded
 from scrd_fast.training.batches import Batches, autocast
 from scrd_fast.training.config import PretrainConfig

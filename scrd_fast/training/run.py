@@ -26,7 +26,7 @@ from scrd_fast.model.checkpoint import (
     write_tensors,
 )
 from scrd_fast.model.scrd import SCRD, model_without_weights
-from scrd_fast.spec import from_mapping
+from scrd_fast.records import from_mapping
 from scrd_fast.training.config import TrainConfig
 from scrd_fast.training.evaluation import FIGURES
 from scrd_fast.training.trainer import Trainer

@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from scrd_fast import NoiseConfig, PretrainConfig, TensorRtOptions, TrainConfig, cli
+from scrd_fast import DecodingRule, NoiseConfig, PretrainConfig, TensorRtOptions, TrainConfig, cli
 from scrd_fast.errors import InputError
 from tests.cli.commands import main
 
@@ -27,6 +27,17 @@ NOISE = {
     "--noise-texture": ("shared", "texture", "shared"),
     "--noise-weakest": ("0.5", "weakest", 0.5),
 }
+DECODING = {
+    "--intensity": ("percentile", "intensity", "percentile"),
+    "--voi-index": ("1", "voi_index", 1),
+    "--percentiles": ("1 99", "percentiles", (1.0, 99.0)),
+    "--plane": ("coronal", "plane", "coronal"),
+    "--slices": ("3 9", "slices", (3, 9)),
+    "--volume": ("2", "volume", 2),
+    "--no-exif": ("", "exif", False),
+    "--most-megapixels": ("7", "most_megapixels", 7),
+}
+WINDOW = {"--window": ("0,80", "window", (0.0, 80.0))}  # only with another intensity
 BOTH = {
     "--backbone": ("resnet34", "backbone", "resnet34"),
     "--input-size": ("128", "input_size", 128),
@@ -96,6 +107,27 @@ def test_every_field_of_the_noise_is_an_option(verb, kind, options):
     shows_the_defaults_of(kind().noise, verb, options)
 
 
+@pytest.mark.parametrize(("verb", "kind"), [
+    ("train", TrainConfig), ("pretrain-teacher", PretrainConfig)])
+def test_every_field_of_the_decoding_is_an_option(verb, kind):
+    assert named(DECODING | WINDOW) == plain(DecodingRule)
+    shows_the_defaults_of(kind().decoding, verb, {
+        option: each for option, each in DECODING.items() if option != "--no-exif"})
+
+
+def test_a_window_is_a_name_or_two_numbers(monkeypatch):
+    def run(data, out, *, decoding, **_):
+        told.append(decoding)
+        raise InputError("end")
+
+    told: list[DecodingRule] = []
+    monkeypatch.setattr("scrd_fast.training.loop.train", run)
+    for window in ("0,80", "brain", "-1350,150.5"):
+        assert main("train", "n", "m", "--intensity", "window", "--window", window) == 2
+    assert told == [DecodingRule(intensity="window", window=window)
+                    for window in ((0.0, 80.0), "brain", (-1350.0, 150.5))]
+
+
 def shows_the_defaults_of(default, verb, options):
     text = CliRunner().invoke(cli.app, [verb, "--help"], env={"COLUMNS": "400"}).output
     by_option = {option: each for each in COMMANDS[verb].params for option in each.opts}
@@ -122,13 +154,15 @@ def test_what_an_option_says_arrives(verb, module, options, noise, monkeypatch):
 
     told: dict[str, object] = {}
     monkeypatch.setattr(f"scrd_fast.{module}", run)
-    line = [word for option, (value, _, _) in (options | noise).items()
+    line = [word for option, (value, _, _) in (options | noise | DECODING).items()
             for word in (option, *value.split())]
     assert main(verb, "normals", "model.safetensors", *line) == 2
     assert told
     for _, name, value in options.values():
         assert told[name] == value
     assert told["noise"] == NoiseConfig(**{name: value for _, name, value in noise.values()})
+    assert told["decoding"] == DecodingRule(**{
+        name: value for _, name, value in DECODING.values()})
     assert told["progress"] is True
 
 
@@ -172,6 +206,9 @@ def test_a_test_set_selects_the_checkpoint(tmp_path, monkeypatch):
      "precision: expected one of ['bf16', 'fp16', 'fp32'], got 'int8'"),
     ("pretrain-teacher n m --threshold inf", "threshold: expected a finite number from 0, got inf"),
     ("build m --tensorrt-level 6", "tensorrt.level: expected an integer from 0 to 5, got 6"),
+    ("train n m --window x,y", "window: expected LOW,HIGH or one of ('brain', 'lung', 'bone')"),
+    ("train n m --window 0,80", "rule.window: expected None where the intensity is 'voi', got"),
+    ("train n m --slices 9 3", "rule.slices: expected None or (first, one after the last)"),
     ("train n m --betas 0.5", "Option '--betas' requires 2 arguments"),
 ])
 def test_a_wrong_value_is_named(line, says, capfd):

@@ -28,8 +28,8 @@ from scrd_fast.data.decode.dicom_pixels import (
 from scrd_fast.data.decode.image import DecodedImage, Source, Unscaled
 from scrd_fast.data.decode.intensity import FUNCTIONS, Table, Window, apply_limits, apply_voi
 from scrd_fast.data.decode.quiet import silent_libraries
-from scrd_fast.data.decode.rule import DecodingRule
 from scrd_fast.errors import DataError
+from scrd_fast.spec import DecodingRule
 
 if TYPE_CHECKING:
     from pydicom import Dataset

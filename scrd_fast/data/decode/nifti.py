@@ -19,8 +19,8 @@ from scrd_fast.data.decode.dicom_pixels import MEDICAL
 from scrd_fast.data.decode.image import DecodedImage, Source, check_size
 from scrd_fast.data.decode.intensity import Array, apply_limits, find_limits
 from scrd_fast.data.decode.quiet import one_line, silent_libraries
-from scrd_fast.data.decode.rule import PLANES, DecodingRule
 from scrd_fast.errors import DataError
+from scrd_fast.spec import PLANES, DecodingRule
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Image

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from scrd_fast.data.decode.image import MOST_PIXELS, DecodedImage, Source
-from scrd_fast.data.decode.rule import DecodingRule
 from scrd_fast.data.images import read_picture
 from scrd_fast.errors import DataError
+from scrd_fast.spec import DecodingRule
 
 
 def read_one_picture(path: Path, rule: DecodingRule) -> list[DecodedImage]:

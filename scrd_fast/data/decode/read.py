@@ -15,12 +15,12 @@ from scrd_fast.data.decode.image import DecodedImage, Unscaled
 from scrd_fast.data.decode.intensity import find_limits
 from scrd_fast.data.decode.nifti import is_nifti, read_nifti
 from scrd_fast.data.decode.pictures import read_one_picture
-from scrd_fast.data.decode.rule import DecodingRule
 from scrd_fast.data.images import list_images
 from scrd_fast.data.picture_formats import FORMATS as PICTURES
 from scrd_fast.data.picture_formats import HEAD as PICTURE_HEAD
 from scrd_fast.data.picture_formats import format_of
 from scrd_fast.errors import DataError, expect
+from scrd_fast.spec import DecodingRule
 
 _HEAD = 4096  # bytes; enough to inflate NIfTI's header
 Decoder = Callable[[Path, DecodingRule, list[str]], Sequence[DecodedImage | Unscaled]]

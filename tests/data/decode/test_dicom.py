@@ -19,8 +19,8 @@ from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEGBaselin
 
 import scrd_fast
 from scrd_fast.data.decode.dicom import Monochrome, read_frames
-from scrd_fast.data.decode.rule import DecodingRule
 from scrd_fast.errors import DataError
+from scrd_fast.spec import DecodingRule
 from tests.data.decode.dicom_by_hand import OWN, dicom, enhanced, rle, save, table
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)

@@ -15,8 +15,8 @@ pytest.importorskip("nibabel", reason="nibabel reads NIfTI")
 import nibabel
 
 import scrd_fast
-from scrd_fast.data.decode.rule import PLANES, DecodingRule
 from scrd_fast.errors import DataError
+from scrd_fast.spec import PLANES, DecodingRule
 
 LESION = np.array([30.0, -22.0, 40.0])  # mm: right, back, up
 ORIENTATIONS = [np.column_stack([axes, flips])

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import scrd_fast
-from scrd_fast.data.decode.rule import DecodingRule
 from scrd_fast.data.images import read_image
 from scrd_fast.errors import DataError
+from scrd_fast.spec import DecodingRule
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])

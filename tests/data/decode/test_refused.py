@@ -25,8 +25,8 @@ from pydicom.uid import (
 
 import scrd_fast
 from scrd_fast.data.decode import dicom_pixels
-from scrd_fast.data.decode.rule import DecodingRule
 from scrd_fast.errors import DataError, InputError
+from scrd_fast.spec import DecodingRule
 from tests.data.decode.dicom_by_hand import OWN, dicom, rle, save
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)

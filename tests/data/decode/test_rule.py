@@ -5,9 +5,9 @@ from dataclasses import asdict
 
 import pytest
 
-from scrd_fast.data.decode.rule import WINDOWS, DecodingRule
 from scrd_fast.errors import InputError
 from scrd_fast.records import read_record
+from scrd_fast.spec import WINDOWS, DecodingRule
 
 
 @pytest.mark.parametrize("rule", [
