@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scrd_fast.data.picture_formats import FORMATS, HEAD, MOST_PIXELS, Header, format_of, inspect
+from scrd_fast.data.pictures.directory import set_first_directory
 from scrd_fast.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -24,27 +25,53 @@ _OF_THE_SYSTEM = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r
 
 
 def read_image(path: str | os.PathLike[str]) -> NDArray[Any]:
-    """One PNG, JPEG, TIFF or BMP as uint8 or uint16 (H, W) or (H, W, 3) in RGB order.
+    """The one picture of a PNG, JPEG, TIFF or BMP file, as read_pictures gives it.
 
-    The content decides which of these a file is, not its name. The pixels are what a viewer shows,
-    without colour management: turned as EXIF says, inverted where zero is white, an alpha channel
-    dropped where all is opaque. Raises DataError naming the file and the reason: among others for
-    files that are cut, though decoders would fill in the missing part, for real transparency, and
-    for more than one picture, page or frame in a file.
+    Raises DataError naming the file and the reason, among others for a TIFF of several pages.
     """
     try:
-        return read_picture(Path(path))
+        pages = read_pictures(Path(path))
+        if len(pages) > 1:
+            raise DataError(f"expected one picture, got a TIFF of {len(pages)} pages; split it into"
+                            " one file per page or slice")
+        return pages[0]
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except MemoryError as error:
         raise DataError(f"{path}: does not fit into memory") from error
 
 
-def read_picture(path: Path, most_pixels: int = MOST_PIXELS) -> NDArray[Any]:
-    """As read_image, of at most `most_pixels`; the message of DataError does not name the file."""
+def read_pictures(
+    path: Path, most_pixels: int = MOST_PIXELS, turn: bool = True,
+) -> list[NDArray[Any]]:
+    """The pictures of a PNG, JPEG, TIFF or BMP file: a TIFF's pages in their order, else one.
+
+    Each is (H, W) or, in RGB order, (H, W, 3); uint8, uint16, or float32 in [0, 1] from a TIFF of
+    floating-point numbers. The content decides of which format a file is, not its name. The pixels
+    are what a viewer shows, without colour management: turned as EXIF says unless `turn` is False,
+    inverted where zero is white, inks and palettes as their colours, an alpha channel dropped where
+    all is opaque.
+
+    Raises DataError, without the path, among others for files that are cut, though decoders would
+    fill in the missing part, for real transparency, for animations, for floating-point numbers
+    outside [0, 1], and, before memory is taken, for pictures of more than `most_pixels` and files
+    of more than 2^30 pixels.
+    """
     data = _read_bytes(path)
-    header = inspect(data, most_pixels)
-    return _as_shown(_decode(data), header)
+    headers = inspect(data, most_pixels)
+    stored = np.frombuffer(data, np.uint8)
+    if headers[0].directory is not None:
+        stored = stored.copy()  # _decode writes into it
+        del data
+    pages = []
+    for number, header in enumerate(headers):
+        try:
+            pages.append(_as_shown(_decode(stored, header), header, turn))
+        except DataError as error:
+            if len(headers) == 1:
+                raise
+            raise DataError(f"page {number + 1} of {len(headers)}: {error}") from error
+    return pages
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -80,26 +107,39 @@ def _silent_opencv() -> Iterator[None]:
                 logging.setLogLevel(_level)
 
 
-def _decode(data: bytes) -> NDArray[Any]:
+def _decode(stored: NDArray[np.uint8], header: Header) -> NDArray[Any]:
+    """The pixels of one picture of a file, colour as BGR."""
     import cv2
 
+    if header.raw is not None:
+        raw = header.raw
+        count = header.width * header.height * raw.samples
+        pixels = stored[raw.start :][: count * np.dtype(raw.dtype).itemsize].view(raw.dtype)
+        shape = (header.height, header.width, raw.samples)
+        return pixels.astype(pixels.dtype.newbyteorder("=")).reshape(shape)[:, :, ::-1]
+    if header.directory is not None:
+        set_first_directory(stored, header.directory)
     try:
         with _silent_opencv():  # the errors below say it all
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            image = cv2.imdecode(stored, cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise DataError(f"not an image that OpenCV can decode: {error.err}") from error
     if image is None:
         raise DataError("damaged, or of a kind that OpenCV cannot decode")
-    if image.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"expected 8 or 16 bits per channel, got {image.dtype}")
+    if image.dtype not in (np.uint8, np.uint16, np.float32, np.float64):
+        raise DataError(f"expected 8 or 16 bits per channel or floats, got {image.dtype}")
+    size = (header.height, header.width)
+    if image.shape[:2] != (size[::-1] if header.turned and header.orientation >= 5 else size):
+        raise DataError("damaged: its pixels are not as many as its header says")
     return image
 
 
-def _as_shown(image: NDArray[Any], header: Header) -> NDArray[Any]:
+def _as_shown(image: NDArray[Any], header: Header, turn: bool) -> NDArray[Any]:
     """Decoded pixels (BGR, as stored) as a viewer shows them, in RGB."""
-    most = np.iinfo(image.dtype).max
+    floats = image.dtype.kind == "f"
+    most = 1 if floats else np.iinfo(image.dtype).max
     if image.ndim == 3 and image.shape[2] == 4:
-        if header.alpha and image[:, :, 3].min() < most:
+        if header.alpha and (image[:, :, 3] != most).any():
             raise DataError("expected an opaque image, got one with transparent pixels; save it"
                             " without alpha channel")
         image = image[:, :, :3]
@@ -108,15 +148,39 @@ def _as_shown(image: NDArray[Any], header: Header) -> NDArray[Any]:
                         " transparent; save it without transparency")
     if image.ndim == 3:
         image = image[:, :, 0] if header.grey or image.shape[2] == 1 else image[:, :, ::-1]
+    if floats:
+        image = _as_fractions(image)
     if header.inverted:
         image = most - image
-    if header.orientation >= 5:
-        image = image.swapaxes(0, 1)
-    if header.orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    if header.orientation in (3, 4, 7, 8):
-        image = image[::-1]
+    if turn and not header.turned:
+        image = _turn(image, header.orientation)
+    elif header.turned and not turn:
+        image = _turn(image, {6: 8, 8: 6}.get(header.orientation, header.orientation))  # back
     return np.ascontiguousarray(image)
+
+
+def _as_fractions(image: NDArray[Any]) -> NDArray[np.float32]:
+    """Floating-point pixels as float32, which have to be in [0, 1]."""
+    low, high = image.min(), image.max()
+    if not np.isfinite([low, high]).all():
+        raise DataError("expected finite floating-point pixels, got NaN or infinity; replace them,"
+                        " the same way in all images")
+    if low < 0 or high > 1:
+        raise DataError(f"expected floating-point pixels in [0, 1], got values from {low:g} to"
+                        f" {high:g}; map one fixed range to [0, 1] in all images, or save them as"
+                        " 8 or 16 bits")
+    return image.astype(np.float32)
+
+
+def _turn(image: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """What was stored in an orientation of EXIF, 1 to 8, upright."""
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return image
 
 
 def is_paths(value: object) -> bool:

@@ -2,10 +2,13 @@
 
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+
+from scrd_fast.data.images import read_pictures
 
 # What turns stored pixels upright, by EXIF orientation.
 UPRIGHT = {
@@ -21,6 +24,13 @@ UPRIGHT = {
 ORDERS = pytest.mark.parametrize("order", ["<", ">"], ids=["little", "big"])
 GREY = np.array([[10, 20, 30], [40, 50, 60]], np.uint8)
 RGB = np.stack([GREY, 2 * GREY, 255 - GREY], axis=-1)
+
+
+def pages_of(folder: Path, data: bytes, *args: object, **options: object) -> list[np.ndarray]:
+    """What read_pictures gives of a file with this content."""
+    path = folder / "pages.img"
+    path.write_bytes(data)
+    return read_pictures(path, *args, **options)
 
 
 def exif(orientation: int, order: str = "<", kind: str = "H") -> bytes:
@@ -57,7 +67,10 @@ def png(rows: np.ndarray, bits: int, colour: int, *before: bytes, after: tuple[b
 
 
 def tiff(*pages: dict, order: str = "<", big: bool = False) -> bytes:
-    """Pages as {tag: value or values}; tag 0 is the pixels, an array or bytes, in one strip."""
+    """Pages as {tag: value or values}; tag 0 is the pixels, an array or bytes, in one strip.
+
+    A tag that is None is left out.
+    """
     word, count = ("Q", "Q") if big else ("I", "H")
     out = bytearray(b"II" if order == "<" else b"MM")
     out += struct.pack(order + "HHHQ", 43, 8, 0, 0) if big else struct.pack(order + "HI", 42, 0)
@@ -75,12 +88,13 @@ def tiff(*pages: dict, order: str = "<", big: bool = False) -> bytes:
         tags = {259: 1, 273: len(out), 278: tags[257], 279: len(pixels), **tags}
         out += pixels + bytes(len(pixels) % 2)
         entries = b""
+        tags = {tag: value for tag, value in tags.items() if value is not None}
         for tag, value in sorted(tags.items()):
             if isinstance(value, bytes):
                 kind, values, packed = 2, value, value
             else:
                 values = value if isinstance(value, tuple) else (value,)
-                kind = 4 if tag in (256, 257, 273, 278, 279) else 3
+                kind = 4 if tag in (256, 257, 273, 278, 279, 324, 325) else 3
                 packed = struct.pack(f"{order}{len(values)}{'I' if kind == 4 else 'H'}", *values)
             if len(packed) > struct.calcsize(word):
                 place, packed = len(out), packed + bytes(len(packed) % 2)

@@ -29,26 +29,6 @@ def test_tiff_of_one_bit(read):
     assert read(tiff({**page, 262: 0})).tolist() == [[255] * 4 + [0] * 4]
 
 
-@ORDERS
-@pytest.mark.parametrize("big", [False, True], ids=["classic", "bigtiff"])
-def test_tiff_of_several_pages_is_refused(refused, read, big, order):
-    pages = [{0: GREY}, {0: 255 - GREY}, {0: GREY}]
-    refused(tiff(*pages, order=order, big=big), "got a TIFF of 3 pages; split it")
-    # Reduced copies are no pages.
-    small = {0: GREY[:1, :2], 254: 1}
-    for thumbnail in (small, {0: GREY[:1, :2], 255: 2}):
-        assert np.array_equal(read(tiff(pages[0], thumbnail, order=order, big=big)), GREY)
-    refused(tiff(pages[0], small, pages[1], order=order, big=big), "of 2 pages")
-    refused(tiff(small, pages[0], order=order, big=big), "got a reduced copy")
-
-
-def test_tiff_of_slices_behind_one_page(refused, read):
-    description = b"ImageJ=1.53t\nimages=3\nslices=3\n\0"
-    refused(tiff({0: GREY, 270: description}), "got a TIFF of 3 slices")
-    refused(tiff({0: GREY, 32997: 4}), "got a TIFF of 4 slices")
-    assert np.array_equal(read(tiff({0: GREY, 270: b"ImageJ=1.53t\nunit=mm\n\0"})), GREY)
-
-
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("extra", [0, 1, 2], ids=["unspecified", "associated", "unassociated"])
 def test_alpha_of_a_tiff(read, refused, dtype, extra):
@@ -73,7 +53,10 @@ def test_palette_tiff(read, refused):
 
 @pytest.mark.parametrize(
     ("page", "reason"),
-    [({0: GREY.astype(np.float32), 339: 3}, "floating-point"),
+    [({0: GREY.astype(np.float16), 339: 3}, "1 channels of 16 bits in floating point"),
+     ({0: GREY.astype(np.float32), 339: 3, 262: 0}, "zero is black"),
+     ({0: RGB.astype(np.float32), 339: 3, 284: 2}, "TIFF of 32 bits side by side"),
+     ({0: GREY.astype(np.complex64), 339: 6}, "numbers of another kind"),
      ({0: GREY.astype(np.int16), 339: 2}, "signed integers"),
      ({0: GREY, 339: 2}, "signed integers"),
      ({0: GREY.astype(np.uint32)}, "got grey, 1 channels of 32 bits"),

@@ -1,0 +1,1 @@
+"""What picture files say of their pixels where OpenCV does not tell."""
