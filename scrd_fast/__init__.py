@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from scrd_fast.backends.tensorrt.plan import TensorRtOptions
     from scrd_fast.building.build import build_engine, export_onnx
     from scrd_fast.building.rebuild import rebuild_engine
+    from scrd_fast.data.decode.find import read_images
     from scrd_fast.data.decode.image import DecodedImage
-    from scrd_fast.data.decode.read import read_images
     from scrd_fast.data.noise_config import NoiseConfig
     from scrd_fast.engine.current import score
     from scrd_fast.engine.engine import Engine, Result
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from scrd_fast.engine.stream import Scored
     from scrd_fast.errors import ScrdError
     from scrd_fast.evaluation.calibrate import calibrate, monitor
+    from scrd_fast.evaluation.evaluate import Evaluation, evaluate
     from scrd_fast.metrics.agreement import Limits
     from scrd_fast.model.published_pickle import convert_published
     from scrd_fast.spec import DecodingRule, ScoringSpec
@@ -41,12 +42,14 @@ _HOMES = {
     "bench": "timing.bench",
     "calibrate": "evaluation.calibrate",
     "monitor": "evaluation.calibrate",
+    "Evaluation": "evaluation.evaluate",
+    "evaluate": "evaluation.evaluate",
     "load_engine": "engine.load",
     "rebuild_engine": "building.rebuild",
     "verify_engine": "engine.load",
     "DecodedImage": "data.decode.image",
     "DecodingRule": "spec",
-    "read_images": "data.decode.read",
+    "read_images": "data.decode.find",
     "Engine": "engine.engine",
     "Limits": "metrics.agreement",
     "NoiseConfig": "data.noise_config",
@@ -62,10 +65,11 @@ _HOMES = {
 }
 
 __all__ = [
-    "Bench", "DecodedImage", "DecodingRule", "Engine", "Limits", "NoiseConfig", "PretrainConfig",
-    "Result", "Scored", "ScoringSpec", "ScrdError", "TensorRtOptions", "TrainConfig", "bench",
-    "build_engine", "calibrate", "convert_published", "export_onnx", "load_engine", "monitor",
-    "pretrain_teacher", "read_images", "rebuild_engine", "score", "train", "verify_engine",
+    "Bench", "DecodedImage", "DecodingRule", "Engine", "Evaluation", "Limits", "NoiseConfig",
+    "PretrainConfig", "Result", "Scored", "ScoringSpec", "ScrdError", "TensorRtOptions",
+    "TrainConfig", "bench", "build_engine", "calibrate", "convert_published", "evaluate",
+    "export_onnx", "load_engine", "monitor", "pretrain_teacher", "read_images",
+    "rebuild_engine", "score", "train", "verify_engine",
 ]
 
 

@@ -23,6 +23,12 @@ def silent(done: int, total: int, what: str, **figures: Any) -> None:
     """Tell nothing."""
 
 
+def tell(text: str, *, enabled: bool = True) -> None:
+    """Print a line on standard error."""
+    if enabled and sys.stderr is not None:
+        print(text, file=sys.stderr)
+
+
 @contextmanager
 def show_progress(what: str = "", *, enabled: bool = True) -> Iterator[Progress]:
     """Yield a `Progress` that is shown on standard error while the block runs.

@@ -22,6 +22,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 INTENSITIES = ("voi", "window", "percentile")
+MOST_MEGAPIXELS = 1000  # that a rule can allow
 PLANES = ("axial", "coronal", "sagittal")
 #: Low and high in Hounsfield units: centre 40 and width 80, -600 and 1500, 400 and 1800, the usual
 #: settings for the brain, lung and bone of CT (https://radiopaedia.org/articles/windowing-ct).
@@ -112,8 +113,9 @@ class DecodingRule:
         expect(self.volume is None or is_whole(self.volume, 0), "rule.volume",
                "None or an integer from 0", self.volume)
         expect(isinstance(self.exif, bool), "rule.exif", "True or False", self.exif)
-        expect(is_whole(self.most_megapixels, 1) and self.most_megapixels <= 1000,
-               "rule.most_megapixels", "an integer from 1 to 1000", self.most_megapixels)
+        expect(is_whole(self.most_megapixels, 1) and self.most_megapixels <= MOST_MEGAPIXELS,
+               "rule.most_megapixels", f"an integer from 1 to {MOST_MEGAPIXELS}",
+               self.most_megapixels)
 
     def limits(self) -> tuple[float, float]:
         """Low and high of the window; only where the intensity is "window"."""

@@ -17,7 +17,8 @@ from scrd_fast.building.candidates import Candidates, list_precisions
 from scrd_fast.building.golden_member import make_golden
 from scrd_fast.building.judge import Judge
 from scrd_fast.building.work import count_work
-from scrd_fast.data.images import is_paths, read_all
+from scrd_fast.data.decode.find import read_all
+from scrd_fast.data.images import is_paths
 from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.engine_file import (
@@ -96,7 +97,7 @@ def build_engine(
     target = path.with_suffix(".scrd") if out is None else as_path(out, "out")
     check_writable(target, "out", inputs=[path])
     loaded = load_checkpoint(path)
-    probe_images = read_all(images) if is_paths(images) else images
+    probe_images = read_all(images, loaded.spec.decoding) if is_paths(images) else images
     proto = build_graph(loaded.model, loaded.spec)
 
     expect(probe_images is not None or precision not in QUANTISED, "images",

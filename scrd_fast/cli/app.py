@@ -20,6 +20,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 SkipBad = Annotated[bool, typer.Option(
     "--skip-bad", help="Leave out images that cannot be used instead of stopping.")]
+PatientFrom = Annotated[str | None, typer.Option(
+    help="Regular expression that finds the patient in each file's path, as its first group, so"
+         " that no patient is in two parts; else DICOM and data sets tell.")]
 Precision = Annotated[str, typer.Option(
     help="auto, fp32, bf16, fp16 (on a GPU), int8 or, with TensorRT, fp8 (8 bits with --images);"
          " auto is the fastest for which the fidelity limits hold, as measured here.")]

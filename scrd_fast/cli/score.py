@@ -13,28 +13,38 @@ from scrd_fast.progress import show_progress
 @app.command(epilog=example("scrd-fast score model.scrd images/ --out scores.csv"))
 def score(
     engine: Annotated[Path, typer.Argument(help="Engine file (.scrd).")],
-    images: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
+    images: Annotated[list[Path], typer.Argument(
+        help="Files (pictures, DICOM, NIfTI) or folders of such.")],
     out: Annotated[Path | None, typer.Option(help="CSV file instead of standard output.")] = None,
     overlays: Annotated[Path | None, typer.Option(help="Folder for heat-map PNGs.")] = None,
+    failed: Annotated[Path | None, typer.Option(
+        help="CSV file of what could not be scored; failed.csv beside --out by default.")] = None,
     trust: Trust = False,
 ) -> None:
     """Score images; unreadable ones are named, the rest is scored (exit code 1 then)."""
-    from scrd_fast.data.images import list_images
+    from scrd_fast.data.decode.find import find_files
     from scrd_fast.engine.load import load_engine
     from scrd_fast.files import check_writable
-    from scrd_fast.report.scores import score_files
+    from scrd_fast.report.scores import score_files, write_failed
 
-    paths = list_images(images)
+    found = find_files(images)
+    if failed is None and out is not None:
+        failed = out.with_name("failed.csv")
     if out is not None:
-        check_writable(out, "--out", inputs=[engine, *paths])
+        check_writable(out, "--out", inputs=[engine, *found.paths])
+    if failed is not None:
+        check_writable(failed, "--failed", inputs=[engine, *found.paths])
     if overlays is not None:
         check_writable(overlays, "--overlays", folder=True)
     with show_progress("loading") as step:
         loaded = load_engine(engine, trust=trust)
-        failed = score_files(loaded, paths, out=out, overlays=overlays, progress=step)
-    for message in failed:
+        reasons = score_files(loaded, found.paths, out=out, overlays=overlays,
+                              refused=found.refused, progress=step)
+    for message in reasons.values():
         typer.echo(f"not scored: {message}", err=True)
-    if failed:
+    if failed is not None:
+        write_failed(reasons, failed)
+    if reasons:
         raise typer.Exit(1)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from scrd_fast.cli.app import Precision, Quiet, Seed, SkipBad, app, example
+from scrd_fast.cli.app import PatientFrom, Precision, Quiet, Seed, SkipBad, app, example
 from scrd_fast.cli.options import options_of
 from scrd_fast.progress import show_progress
 from scrd_fast.training.config import PretrainConfig, TrainConfig
@@ -32,7 +32,8 @@ def demo(
     "scrd-fast pretrain-teacher normals/ teacher.safetensors --backbone resnet18"))
 @options_of(PretrainConfig)
 def pretrain_teacher(
-    data: Annotated[Path, typer.Argument(help="Folder of normal images.")],
+    data: Annotated[Path, typer.Argument(
+        help="Folder of normal images, or a data set in a known layout (docs/data_sets.md).")],
     out: Annotated[Path, typer.Argument(help="Teacher file to write (.safetensors).")],
     config: PretrainConfig,
     skip_bad: SkipBad = False,
@@ -51,7 +52,8 @@ def pretrain_teacher(
     "torchrun --nproc-per-node 2 -m scrd_fast train normals/ model.safetensors"))
 @options_of(TrainConfig, leave_out=["selection"])  # --published-test says it
 def train(
-    data: Annotated[Path, typer.Argument(help="Folder of normal images.")],
+    data: Annotated[Path, typer.Argument(
+        help="Folder of normal images, or a data set in a known layout (docs/data_sets.md).")],
     out: Annotated[Path, typer.Argument(help="Checkpoint to write (.safetensors).")],
     config: TrainConfig,
     validation: Annotated[Path | None, typer.Option(
@@ -62,6 +64,7 @@ def train(
         help="Folder with good/ and other subfolders: choose the checkpoint on this test set, as"
              " published; its AUROC is then optimistic.",
     )] = None,
+    patient_from: PatientFrom = None,
     resume: Annotated[bool, typer.Option(
         "--resume", help="Continue a run that was interrupted, or that is to have more steps; where"
                          " there is none, begin it.")] = False,
@@ -70,18 +73,18 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train on normal images only."""
-    from scrd_fast.data.dataset import labelled_folder
+    from scrd_fast.training.data import labelled_test
     from scrd_fast.training.loop import train as run
     from scrd_fast.training.run import steps_done
 
     done = steps_done(out) if resume else 0
     test = None
     if published_test is not None:
-        test, config = labelled_folder(published_test), replace(config, selection="published_test")
+        test, config = labelled_test(published_test), replace(config, selection="published_test")
     checkpoint = run(
         str(data), out, validation=None if validation is None else str(validation), test=test,
-        resume=resume, skip_bad=skip_bad, progress=not quiet, tensorboard=tensorboard,
-        **vars(config))
+        patient_from=patient_from, resume=resume, skip_bad=skip_bad, progress=not quiet,
+        tensorboard=tensorboard, **vars(config))
     name, value = next((k, v) for k, v in checkpoint.metrics.items() if k.startswith("auroc"))
     if done == config.steps:
         typer.echo(f"{out}: complete: {done} steps are done; give more --steps to go on")

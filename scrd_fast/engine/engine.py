@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scrd_fast.backends.runner import PendingScores, Runner
+from scrd_fast.data.decode.image import Source
 from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine_file import manifest_digest
 from scrd_fast.engine.manifest import Manifest
@@ -33,6 +34,7 @@ class Result:
     scale_weights: float32 (N, 3); p_values: float32 (N,) and anomalous: bool (N,), both None
     until decisions are calibrated; errors: index -> why that image could not be read or scored. The
     score, map, scale weights and p-value of such an image are NaN, and it is not called anomalous.
+    sources: of paths, the file and place of each image, as a file may hold several; else None.
     """
 
     scores: NDArray[np.float32]
@@ -41,6 +43,7 @@ class Result:
     p_values: NDArray[np.float32] | None = None
     anomalous: NDArray[np.bool_] | None = None
     errors: dict[int, str] = field(default_factory=dict)
+    sources: list[Source] | None = None
 
 
 def _is_paths(value: Any) -> bool:
@@ -172,9 +175,11 @@ class Engine:
         """Score a batch of images.
 
         batch: a uint8/uint16 (N, H, W) or (N, H, W, 3) array or tensor, a float32 one in [0, 1],
-        a list of such images of different sizes, or a list of paths. Arrays on the CPU are read
-        where they are, whatever their strides. Of a list of paths the files that cannot be read or
-        scored are named in `Result.errors` and the rest is scored. Raises InputError that names
+        a list of such images of different sizes, or a list of paths, which are decoded by the
+        engine's own rule (spec.decoding). Arrays on the CPU are read where they are, whatever their
+        strides. Of a list of paths the files that cannot be read or scored are named in
+        `Result.errors` and the rest is scored; a file of several images gives several scores, and
+        `Result.sources` says which is which. Raises InputError that names
         the argument, what was expected and what came.
         """
         if is_path(batch):
@@ -188,22 +193,29 @@ class Engine:
         """Score images one after the other, in their order, in bounded memory.
 
         images: paths, or images as in `score`, of different sizes, from any iterable, which may
-        have no end; or an array or tensor of them. Batches are cut, and the images of the next one
-        read while the network works on the one before. A file that cannot be read or scored has
-        the reason in `Scored.error`; an image that does not fit raises InputError.
+        have no end; or an array or tensor of them. Batches are cut, and the files of the next ones
+        read by threads while the network works on the one before. Of a DICOM series that is scaled
+        by its percentiles all files are read first; they must follow one another. A file that
+        cannot be read or scored has the reason in `Scored.error`; an image that does not fit raises
+        InputError.
         """
         return stream(self, images, maps=maps)
 
     def _score_paths(self, paths: Sequence[Path], maps: bool) -> Result:
+        items = []
         side = self.spec.input_size
-        scores = np.empty(len(paths), np.float32)
-        weights = np.empty((len(paths), 3), np.float32)
         all_maps = np.empty((len(paths), side, side), np.float32) if maps else None
-        errors: dict[int, str] = {}
         for item in self.stream(paths, maps=maps):
-            scores[item.index], weights[item.index] = item.score, item.scale_weights
-            if all_maps is not None:
+            if all_maps is not None and item.map is not None:
+                if item.index == len(all_maps):  # more images than files
+                    all_maps = np.concatenate([all_maps, np.empty_like(all_maps)])
                 all_maps[item.index] = item.map
-            if item.error is not None:
-                errors[item.index] = item.error
-        return _decide(Result(scores, all_maps, weights, errors=errors), self.decisions)
+            items.append(replace(item, image=None, map=None))
+        count = len(items)
+        return _decide(Result(
+            np.array([item.score for item in items], np.float32),
+            None if all_maps is None else all_maps[:count],
+            np.array([item.scale_weights for item in items], np.float32).reshape(count, 3),
+            errors={item.index: item.error for item in items if item.error is not None},
+            sources=[item.source for item in items if item.source is not None],
+        ), self.decisions)

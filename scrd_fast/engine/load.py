@@ -1,7 +1,8 @@
 """load_engine, verify_engine: from an engine file to an engine."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.engine_file import GOLDEN, NETWORK, manifest_digest, read_engine_file
 from scrd_fast.engine.golden import replay
 from scrd_fast.engine.manifest import Manifest, are_buckets
-from scrd_fast.errors import EngineFileError, ScrdError, explain_missing
+from scrd_fast.errors import EngineFileError, ScrdError, expect, explain_missing
 from scrd_fast.files import as_path
 from scrd_fast.graph.stored import QUANTISATION
 from scrd_fast.machine import this_machine
@@ -142,3 +143,18 @@ def _alike(engine: Engine, device: str | None = None) -> bool:
             # A file of format 1 is compiled from another graph today.
             and set(backend_of(manifest.backend).members) <= set(manifest.members)
             and manifest.machine == this_machine(gpu_of(manifest.backend, device)))
+
+
+@contextmanager
+def borrow_engine(
+    engine: Engine | str | os.PathLike[str], device: str | None = None, trust: bool = False
+) -> Iterator[Engine]:
+    """A loaded engine as it is; that of a file for as long as it is needed."""
+    if isinstance(engine, Engine):
+        expect(device is None and not trust, "device, trust", "none with a loaded engine",
+               (device, trust))
+        yield engine
+        return
+    opened, _ = open_engine(as_path(engine, "engine"), device=device, trust=trust)
+    with opened:
+        yield opened

@@ -3,6 +3,7 @@ batches, looks ahead, keeps their order and finds out which of them was bad."""
 
 import os
 import re
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scrd_fast.data.images import read_image
-from scrd_fast.errors import DataError, InputError, expect
+from scrd_fast.data.decode.ahead import Decoded, decode_ahead
+from scrd_fast.data.decode.image import Source
+from scrd_fast.errors import InputError, expect
 from scrd_fast.files import as_path, is_path
 
 if TYPE_CHECKING:
@@ -27,15 +29,17 @@ IN_FLIGHT = 2  # batches: while the network works on one, the images of the next
 class Scored:
     """What scoring one image of a stream gives.
 
-    index: its place in the stream; path: its file, None where an image was given; image: its
-    pixels, None where the file could not be read; score: larger is more anomalous; map: float32
-    (S, S), None where maps were not asked for; scale_weights: float32 (3,); p_value and anomalous:
-    None until decisions are calibrated. error: why the file could not be read or scored: then
-    score, map, scale weights and p-value are NaN, and it is not called anomalous.
+    index: its place in the stream, where a file of several images has several places; source: the
+    file it comes from, and its place in that, None where an image was given; image: its pixels,
+    None where the file could not be read, (H, W) or (H, W, 3), float32 in [0, 1] or, of pictures,
+    what the file holds; geometry: as DecodedImage has it; score: larger is more anomalous; map:
+    float32 (S, S), None where maps were not asked for; scale_weights: float32 (3,); p_value and
+    anomalous: None until decisions are calibrated. error: why the file could not be read or scored:
+    then score, map, scale weights and p-value are NaN, and it is not called anomalous.
     """
 
     index: int
-    path: Path | None
+    source: Source | None
     image: Any
     score: np.float32
     map: NDArray[np.float32] | None
@@ -43,6 +47,12 @@ class Scored:
     p_value: np.float32 | None = None
     anomalous: bool | None = None
     error: str | None = None
+    geometry: NDArray[np.float64] | None = None
+
+    @property
+    def path(self) -> Path | None:
+        """The file that the image comes from, None where an image was given."""
+        return None if self.source is None else self.source.path
 
 
 @dataclass(frozen=True)
@@ -50,9 +60,10 @@ class _Entry:
     """An image to score, or why there is none."""
 
     index: int
-    path: Path | None
+    source: Source | None
     image: Any
     error: str | None = None
+    geometry: NDArray[np.float64] | None = None
 
 
 def stream(engine: "Engine", images: Iterable[Any], *, maps: bool) -> Iterator[Scored]:
@@ -61,15 +72,15 @@ def stream(engine: "Engine", images: Iterable[Any], *, maps: bool) -> Iterator[S
         raise InputError("images: expected images or paths, got one path;"
                          f" write stream([{os.fsdecode(images)!r}])")
     waiting: deque[tuple[list[_Entry], Pending | None]] = deque()
-    for entries, batch in _batches(images):
-        waiting.append((entries, _submitted(engine, entries, batch, maps)))
+    for entries, batch in _cut(engine, images):
+        waiting.append((entries, _submit(engine, entries, batch, maps)))
         if len(waiting) == IN_FLIGHT:
-            yield from _collected(engine, *waiting.popleft(), maps)
+            yield from _collect(engine, *waiting.popleft(), maps)
     while waiting:
-        yield from _collected(engine, *waiting.popleft(), maps)
+        yield from _collect(engine, *waiting.popleft(), maps)
 
 
-def _batches(images: Iterable[Any]) -> Iterator[tuple[list[_Entry], Any]]:
+def _cut(engine: "Engine", images: Iterable[Any]) -> Iterator[tuple[list[_Entry], Any]]:
     """Entries, and those of their images that can be scored, as the engine takes them."""
     if hasattr(images, "ndim"):  # cut without copying
         whole: Any = images
@@ -81,9 +92,8 @@ def _batches(images: Iterable[Any]) -> Iterator[tuple[list[_Entry], Any]]:
     expect(isinstance(images, Iterable), "images", "an array, images or paths",
            type(images).__name__)
     entries: list[_Entry] = []
-    for index, image in enumerate(images):
-        entries.append(_read(index, as_path(image, f"images[{index}]")) if is_path(image)
-                       else _Entry(index, None, image))
+    for entry in _read(engine, images):
+        entries.append(entry)
         if len(entries) == BATCH:
             yield entries, _usable(entries)
             entries = []
@@ -91,18 +101,31 @@ def _batches(images: Iterable[Any]) -> Iterator[tuple[list[_Entry], Any]]:
         yield entries, _usable(entries)
 
 
-def _read(index: int, path: Path) -> _Entry:
-    try:
-        return _Entry(index, path, read_image(path))
-    except DataError as error:
-        return _Entry(index, path, None, str(error))
+def _read(engine: "Engine", images: Iterable[Any]) -> Iterator[_Entry]:
+    """An entry for each image, of which a file may have several."""
+    index = 0
+    given = (as_path(image, f"images[{place}]") if is_path(image) else image
+             for place, image in enumerate(images))
+    for item in decode_ahead(given, engine.spec.decoding):
+        if not isinstance(item, Decoded):
+            yield _Entry(index, None, item)
+            index += 1
+            continue
+        for remark in item.remarks:
+            warnings.warn(remark, stacklevel=5)  # of the loop that takes from the stream
+        if item.error is not None:
+            yield _Entry(index, Source(item.path), None, item.error)
+            index += 1
+        for image in item.images:
+            yield _Entry(index, image.source, image.pixels, None, image.geometry)
+            index += 1
 
 
 def _usable(entries: list[_Entry]) -> list[Any]:
     return [entry.image for entry in entries if entry.error is None]
 
 
-def _submitted(
+def _submit(
     engine: "Engine", entries: list[_Entry], batch: Any, maps: bool
 ) -> "Pending | None":
     """The batch on its way; None where there is nothing to score, or no telling yet which of its
@@ -112,12 +135,12 @@ def _submitted(
     try:
         return engine.submit(batch, maps=maps)
     except InputError as error:
-        if all(entry.path is None for entry in entries):
-            raise _in_stream(error, entries) from error
+        if all(entry.source is None for entry in entries):
+            raise _name_in_stream(error, entries) from error
         return None
 
 
-def _in_stream(error: InputError, entries: list[_Entry]) -> InputError:
+def _name_in_stream(error: InputError, entries: list[_Entry]) -> InputError:
     """The error of a batch of images, naming the image by its place in the stream."""
     text = str(error)
     found = re.match(r"batch(?:\[(\d+)\])?", text)
@@ -127,7 +150,7 @@ def _in_stream(error: InputError, entries: list[_Entry]) -> InputError:
     return type(error)(f"images{place}{text[found.end():]}")
 
 
-def _collected(
+def _collect(
     engine: "Engine", entries: list[_Entry], pending: "Pending | None", maps: bool
 ) -> Iterator[Scored]:
     good = [entry for entry in entries if entry.error is None]
@@ -136,35 +159,35 @@ def _collected(
         try:
             result = pending.result()
         except InputError as error:
-            if all(entry.path is None for entry in entries):
-                raise _in_stream(error, entries) from error
+            if all(entry.source is None for entry in entries):
+                raise _name_in_stream(error, entries) from error
     place = {entry.index: i for i, entry in enumerate(good)}
     for entry in entries:
         if entry.error is None and result is not None:
-            yield _scored(entry, result, place[entry.index])
+            yield _make_scored(entry, result, place[entry.index])
         else:
-            yield _scored_alone(engine, entry, maps)
+            yield _score_alone(engine, entry, maps)
 
 
-def _scored_alone(engine: "Engine", entry: _Entry, maps: bool) -> Scored:
+def _score_alone(engine: "Engine", entry: _Entry, maps: bool) -> Scored:
     """After an error of its batch: says whether it was this image."""
     if entry.error is None:
         try:
-            return _scored(entry, engine.submit([entry.image], maps=maps).result(), 0)
+            return _make_scored(entry, engine.submit([entry.image], maps=maps).result(), 0)
         except InputError as error:
-            if entry.path is None:
-                raise _in_stream(error, [entry]) from error
-            entry = replace(entry, error=f"{entry.path}: {error}")
+            if entry.source is None:
+                raise _name_in_stream(error, [entry]) from error
+            entry = replace(entry, error=f"{entry.source.path}: {error}")
     nan, side = np.float32(np.nan), engine.spec.input_size
     known = engine.decisions is not None
-    return Scored(entry.index, entry.path, entry.image, nan,
+    return Scored(entry.index, entry.source, entry.image, nan,
                   np.full((side, side), nan) if maps else None, np.full(3, nan),
-                  nan if known else None, False if known else None, entry.error)
+                  nan if known else None, False if known else None, entry.error, entry.geometry)
 
 
-def _scored(entry: _Entry, result: "Result", i: int) -> Scored:
+def _make_scored(entry: _Entry, result: "Result", i: int) -> Scored:
     return Scored(
-        entry.index, entry.path, entry.image, result.scores[i],
+        entry.index, entry.source, entry.image, result.scores[i],
         None if result.maps is None else result.maps[i], result.scale_weights[i],
         None if result.p_values is None else result.p_values[i],
-        None if result.anomalous is None else bool(result.anomalous[i]))
+        None if result.anomalous is None else bool(result.anomalous[i]), geometry=entry.geometry)

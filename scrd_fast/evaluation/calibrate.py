@@ -1,17 +1,18 @@
 """calibrate, monitor: decisions learned from images, kept in the engine file, and watched."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scrd_fast.data.images import is_paths, list_images
+from scrd_fast.data.decode.find import arrange_files, find_files
+from scrd_fast.data.images import is_paths
+from scrd_fast.data.layouts import read_data_set
 from scrd_fast.engine.engine import Engine, Result
 from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
-from scrd_fast.engine.load import open_engine
+from scrd_fast.engine.load import borrow_engine
 from scrd_fast.errors import DataError, EngineFileError, InputError, expect
 from scrd_fast.files import as_path, check_writable
 from scrd_fast.metrics.decisions import (
@@ -56,7 +57,7 @@ def calibrate(
                " false alarms there", fpr)
     path = engine.path if isinstance(engine, Engine) else as_path(engine, "engine")
     check_writable(path, "engine")
-    with _open(engine, device, trust) as opened:
+    with borrow_engine(engine, device, trust) as opened:
         scores, weights = _score(opened, normals, "normals", progress)
         if anomalous is None:
             decisions = conformal(scores, weights, 0.01 if fpr is None else fpr)
@@ -73,21 +74,6 @@ def calibrate(
     return decisions
 
 
-@contextmanager
-def _open(
-    engine: Engine | str | os.PathLike[str], device: str | None = None, trust: bool = False
-) -> Iterator[Engine]:
-    """A loaded engine as it is; that of a file for as long as it is needed."""
-    if isinstance(engine, Engine):
-        expect(device is None and not trust, "device, trust", "none with a loaded engine",
-               (device, trust))
-        yield engine
-        return
-    opened, _ = open_engine(as_path(engine, "engine"), device=device, trust=trust)
-    with opened:
-        yield opened
-
-
 @np.errstate(all="warn", under="ignore")  # a caller may have made all of them errors
 def monitor(
     engine: Engine | str | os.PathLike[str], recent: Any, *, alpha: float = 0.01,
@@ -99,7 +85,7 @@ def monitor(
     alpha: the chance of a false alarm. Raises InputError where the engine is not calibrated or the
     images are too few, and what `load_engine` raises.
     """
-    with _open(engine, device, trust) as opened:
+    with borrow_engine(engine, device, trust) as opened:
         if opened.decisions is None:
             raise InputError(f"engine: expected a calibrated one, got {opened.path}; calibrate it"
                              f" with: scrd-fast calibrate {opened.path} NORMAL_IMAGES")
@@ -108,9 +94,26 @@ def monitor(
         return drift(opened.decisions, *_score(opened, recent, "recent", progress), alpha=alpha)
 
 
+def _find(where: Any, name: str) -> list[Path]:
+    """The files of a place; of normal images in a data set those that are held out for this."""
+    if name == "normals" and isinstance(where, str | os.PathLike):
+        found = read_data_set(where)
+        held = found.normals("validation") or (
+            () if found.part("test") else found.normals("train"))
+        if not held:
+            raise DataError(f"{os.fsdecode(where)}: expected held-out normal images, got a data set"
+                            f" ({found.layout}) without; give a folder of such")
+        arranged = arrange_files([item.path for item in held], stacklevel=5)
+    else:
+        arranged = find_files(where, stacklevel=5)
+    for reason in arranged.refused.values():
+        raise DataError(f"{name}: {reason}")
+    return arranged.paths
+
+
 def _score(engine: Engine, images: Any, name: str, progress: Progress) -> tuple[Array, Array]:
     """Scores (N,) and scale weights (N, 3); raises DataError naming a file that cannot be read."""
-    chosen = list_images(images) if is_paths(images) else images
+    chosen = _find(images, name) if is_paths(images) else images
     sized = isinstance(chosen, list | tuple) or getattr(chosen, "ndim", 0) > 0
     expect(sized, name, "an array or list of images, paths or a folder", type(images).__name__)
     scores: list[Any] = []

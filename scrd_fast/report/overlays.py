@@ -33,6 +33,13 @@ def overlay(image: NDArray[Any], anomaly_map: NDArray[np.float32], low: float,
     return np.round((1 - alpha) * colour + alpha * coloured).astype(np.uint8)
 
 
+def _as_bytes(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """Pixels as a screen shows them."""
+    if image.dtype == np.float32:
+        return np.asarray(np.rint(image * 255), np.uint8)
+    return image if image.dtype == np.uint8 else np.asarray(image // 257, np.uint8)
+
+
 class Overlays:
     """Pictures of images and their maps, all on one colour scale, which is known when all maps are:
     what comes before waits in a temporary file. Made by `collect_overlays`."""
@@ -43,12 +50,13 @@ class Overlays:
         self._counts = np.zeros(_BINS + 1, np.int64)  # the last is of _TOP itself
 
     def add(self, name: str, image: NDArray[Any], anomaly_map: NDArray[np.float32]) -> None:
-        """image: uint8 or uint16 (H, W) or (H, W, 3); anomaly_map: float32 (S, S)."""
+        """image: uint8, uint16 or float32 in [0, 1], (H, W) or (H, W, 3); anomaly_map: float32
+        (S, S)."""
         self._names.append(name)
         bins = (anomaly_map.clip(0, _TOP) * (_BINS / _TOP)).astype(np.int64)
         self._counts += np.bincount(bins.ravel(), minlength=_BINS + 1)
         with writing(self._folder):
-            np.save(self._spool, image, allow_pickle=False)
+            np.save(self._spool, _as_bytes(image), allow_pickle=False)
             np.save(self._spool, anomaly_map, allow_pickle=False)
 
     def scale(self) -> tuple[float, float]:
@@ -65,9 +73,8 @@ class Overlays:
         self._spool.seek(0)
         for name in self._names:
             image, heat = (np.load(self._spool, allow_pickle=False) for _ in range(2))
-            picture = image if image.dtype == np.uint8 else (image // 257).astype(np.uint8)
-            plain = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
-            both = np.concatenate([plain, overlay(picture, heat, low, high)], axis=1)
+            plain = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+            both = np.concatenate([plain, overlay(image, heat, low, high)], axis=1)
             while len(os.fsencode(f"{name}.png")) > _LONGEST:
                 name = name[:-1]
             # The bytes are ours to write: OpenCV cannot take every file name.

@@ -3,7 +3,7 @@
 import csv
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from scrd_fast.engine.engine import Engine, Result
+from scrd_fast.engine.stream import Scored
 from scrd_fast.errors import ScrdError
 from scrd_fast.files import atomic_write
 from scrd_fast.progress import Progress, silent
@@ -20,17 +21,19 @@ from scrd_fast.report.overlays import Overlays, collect_overlays
 Row = Sequence[Any]
 
 
-def _header(*, labelled: bool, calibrated: bool) -> Row:
-    return ["image", *(["label"] if labelled else []), "score",
+def _header(*, framed: bool = False, labelled: bool = False, calibrated: bool) -> Row:
+    return ["image", *(["frame"] if framed else []), *(["label"] if labelled else []), "score",
             *(["p_value", "anomalous"] if calibrated else [])]
 
 
-def _row(name: str, label: str | None, score: Any, p_value: Any, anomalous: Any) -> Row:
-    """Numbers are the shortest that read back as the same float32; what an image that could not be
-    read has no value for stays empty."""
+def _row(names: Sequence[str], score: Any, p_value: Any, anomalous: Any) -> Row:
+    """What the image is, by one cell or more, and what was found.
+
+    Numbers are the shortest that read back as the same float32; what an image that could not be
+    read has no value for stays empty.
+    """
     cells = [str(score), *([] if p_value is None else [str(p_value), str(int(anomalous))])]
-    return [name, *([] if label is None else [label]),
-            *(cells if np.isfinite(score) else [""] * len(cells))]
+    return [*names, *(cells if np.isfinite(score) else [""] * len(cells))]
 
 
 def table_rows(
@@ -40,7 +43,7 @@ def table_rows(
     p_value and anomalous, 1 or 0."""
     yield _header(labelled=labels is not None, calibrated=result.p_values is not None)
     for i, name in enumerate(names):
-        yield _row(name, None if labels is None else labels[i], result.scores[i],
+        yield _row([name] if labels is None else [name, labels[i]], result.scores[i],
                    None if result.p_values is None else result.p_values[i],
                    None if result.anomalous is None else result.anomalous[i])
 
@@ -78,35 +81,59 @@ def write_table(rows: Iterable[Row], out: Path | None) -> None:
 
 def score_files(
     engine: Engine, paths: Sequence[Path], *, out: Path | None, overlays: Path | None,
-    progress: Progress = silent,
-) -> list[str]:
-    """Score files, write table and overlays; returns why each unreadable file was left out.
+    refused: Mapping[Path, str] | None = None, progress: Progress = silent,
+) -> dict[Path, str]:
+    """Score files, write table and overlays; returns the files that were not scored, and why.
 
-    Overlays are drawn once the table is written.
+    The table's column "frame" is the number of an image in a file of several. refused: files that
+    are not to be scored, and why; they have a row, too. Overlays are drawn once the table is
+    written.
     """
-    errors: list[str] = []
+    failed = dict(refused or {})
+    files = 0
     with ExitStack() as stack:
         drawn: Overlays | None = None
         not_drawn: ScrdError | None = None
         if overlays is not None:
             drawn = stack.enter_context(collect_overlays(overlays))
         with open_table(out) as write:
-            write(_header(labelled=False, calibrated=engine.decisions is not None))
+            write(_header(framed=True, calibrated=engine.decisions is not None))
+            last = None
             for item in engine.stream(paths, maps=drawn is not None):
-                write(_row(str(item.path), None, item.score, item.p_value, item.anomalous))
+                assert item.source is not None
+                frame = item.source.frame
+                write(_row([str(item.path), "" if frame is None else str(frame)], item.score,
+                           item.p_value, item.anomalous))
                 if item.error is not None:
-                    errors.append(item.error)
+                    failed[item.source.path] = item.error
                 elif drawn is not None and not_drawn is None:
-                    assert item.path is not None
                     assert item.map is not None
                     try:
-                        drawn.add(f"{item.index:05d}_{item.path.stem}", item.image, item.map)
+                        drawn.add(_name_overlay(item), item.image, item.map)
                     except ScrdError as error:  # a full disk: the table is worth more
                         not_drawn = error
-                progress(item.index + 1, len(paths), "scoring")
+                files, last = files + (item.path != last), item.path
+                progress(files, len(paths), "scoring")
+            for path in refused or ():
+                calibrated = engine.decisions is not None
+                write(_row([str(path), ""], np.nan, np.nan if calibrated else None, False))
         if not_drawn is not None:
             raise not_drawn
         if drawn is not None:
             progress(0, 1, "drawing overlays")
             drawn.write()
-    return errors
+    return failed
+
+
+def _name_overlay(item: Scored) -> str:
+    assert item.source is not None
+    frame = "" if item.source.frame is None else f"_{item.source.frame}"
+    return f"{item.index:05d}_{item.source.path.stem}{frame}"
+
+
+def write_failed(failed: Mapping[Path, str], out: Path) -> None:
+    """The files that were not scored as CSV: file, reason. Without such a file only replaces an
+    older table, which would tell of other files."""
+    if failed or out.exists():
+        write_table([["file", "reason"], *([str(path), reason.removeprefix(f"{path}: ")]
+                                           for path, reason in failed.items())], out)

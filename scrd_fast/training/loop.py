@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import json
 import os
 import time
 import warnings
@@ -17,7 +18,8 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from scrd_fast.data.dataset import ImageSet, split_validation
+from scrd_fast.data.dataset import ImageSet
+from scrd_fast.data.layouts import split_by_patient
 from scrd_fast.errors import expect
 from scrd_fast.files import as_path, check_writable
 from scrd_fast.model.checkpoint import Checkpoint
@@ -28,6 +30,7 @@ from scrd_fast.records import from_mapping
 from scrd_fast.torch_state import own_state
 from scrd_fast.training.batches import Batches
 from scrd_fast.training.config import TrainConfig
+from scrd_fast.training.data import normals_of
 from scrd_fast.training.evaluation import (
     Validation,
     check_labels,
@@ -109,6 +112,7 @@ def train(
     *,
     validation: Any = None,
     test: tuple[Any, Any] | None = None,
+    patient_from: str | None = None,
     resume: bool = False,
     skip_bad: bool = False,
     progress: bool = True,
@@ -118,11 +122,13 @@ def train(
 ) -> Checkpoint:
     """Train on normal images and write the best checkpoint to `out` (.safetensors).
 
-    data: normal images, as an array, a list, a folder or a list of paths. validation: held-out
-    normals of other patients (else a share of `data` is held out). test: (images, labels) with
-    1 = anomalous, only for selection="published_test". All images are looked at (files: decoded)
-    before the first step; skip_bad: leave those out, with a warning, that cannot be used, instead
-    of raising an error that lists them.
+    data: normal images, as an array, a list, a list of paths, or the path of a data set in a layout
+    that data.layouts reads (a folder of normal images is one), whose training images are taken.
+    validation: held-out normals of other patients, as `data`; else those of the data set; else a
+    share of `data` is held out, whole patients where files or patient_from (as in read_data_set)
+    tell them. test: (images, labels) with 1 = anomalous, only for selection="published_test". All
+    images are looked at (files: decoded) before the first step; skip_bad: leave those out, with a
+    warning, that cannot be used, instead of raising an error that lists them.
 
     resume: continue from the state beside `out`, bit for bit on the same number of CPU threads,
     with the same images and configuration; where nothing is there, from the beginning. More steps
@@ -149,7 +155,9 @@ def train(
             if not run.finished:
                 check = partial(ImageSet.check, skip_bad=skip_bad, progress=progress, rank=rank,
                                 world=world)
-                images = _look_at(settings, data, validation, test, check)
+                sources = normals_of(data, validation, patient_from,
+                                     progress=progress and process.first)
+                images = _look_at(settings, sources, test, check)
                 _train(run, images, process, resumed=resumed, progress=progress,
                        tensorboard=tensorboard)
             return run.result()
@@ -197,34 +205,44 @@ class _Images:
 
 
 def _look_at(
-    config: TrainConfig, data: Any, validation: Any, test: tuple[Any, Any] | None,
+    config: TrainConfig, sources: tuple[Any, Any], test: tuple[Any, Any] | None,
     check: Callable[[ImageSet], NDArray[np.int64]],
 ) -> _Images:
-    """Check all images and set those apart that are held out; arguments as `train` has them."""
+    """Check all images and set those apart that are held out.
+
+    sources: what to train on, and what to validate on or None; test: as `train` has it.
+    """
     spec, noise, seed = config.spec(), config.noise, config.seed
-    images = ImageSet(data)
+    data, validation = sources
+    images = ImageSet(data, spec=spec)
     check(images)
     seen, chosen = {"data": _identity(images)}, np.arange(len(images))
     if test is not None:
-        held = ImageSet(test[0], "test")
+        held = ImageSet(test[0], "test", spec)
         labels = check_labels(test[1], len(held))[check(held)]
         judge = labelled_validation(held, labels, spec)
         digest = hashlib.sha256(labels.tobytes()).hexdigest()
         seen["test"] = _identity(held) | {"labels": digest}
     elif validation is not None:
-        held = ImageSet(validation, "validation")
+        held = ImageSet(validation, "validation", spec)
         check(held)
         judge = normal_validation(held, np.arange(len(held)), spec, noise, seed)
         seen["validation"] = _identity(held)
     else:
-        chosen, held_out = split_validation(len(images), config.validation_share, seed)
+        chosen, held_out = split_by_patient(images.patients, config.validation_share, seed)
         judge = normal_validation(images, held_out, spec, noise, seed)
     return _Images(images, chosen, judge, seen)
 
 
 def _identity(images: ImageSet) -> dict[str, Any]:
     """What a run that is resumed knows its images by."""
-    return {"count": len(images), "digest": images.digest}
+    found = {"count": len(images), "digest": images.digest}
+    if any(images.patients):
+        # Which belong together decides which are held out; who they are stays out of the file.
+        order = {patient: place for place, patient in reversed(list(enumerate(images.patients)))}
+        groups = json.dumps([order[patient] for patient in images.patients])
+        found["patients"] = hashlib.sha256(groups.encode()).hexdigest()
+    return found
 
 
 def _train(

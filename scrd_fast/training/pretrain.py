@@ -8,7 +8,7 @@ away afterwards. docs/method.md compares this with other tasks.
 
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from scrd_fast.spec import ScoringSpec
 from scrd_fast.torch_state import own_state, seeded
 from scrd_fast.training.batches import Batches, autocast
 from scrd_fast.training.config import PretrainConfig
+from scrd_fast.training.data import normals_of
 from scrd_fast.training.schedule import warmup_cosine
 
 
@@ -49,10 +50,11 @@ def _stages(settings: PretrainConfig) -> list[tuple[ScoringSpec, NoiseConfig, in
     """Pixels, law of the noise, and first and last step (exclusive) of the coarse and the full
     stage."""
     coarse, steps, noise = settings.coarse_steps, settings.steps, settings.noise
-    full = (ScoringSpec(input_size=settings.input_size), noise, coarse, steps)
+    spec = ScoringSpec(input_size=settings.input_size, decoding=settings.decoding)
+    full = (spec, noise, coarse, steps)
     if coarse == 0:
         return [full]
-    half = ScoringSpec(input_size=settings.input_size // 2)
+    half = replace(spec, input_size=settings.input_size // 2)
     return [(half, noise.scaled(0.5), 0, coarse), full]
 
 
@@ -67,10 +69,11 @@ def pretrain_teacher(
     `train(..., teacher=out)` takes. Raises InputError, DataError, OutputError.
     """
     settings = from_mapping(PretrainConfig, config, "pretrain_teacher", partial=True)
-    spec = ScoringSpec(input_size=settings.input_size)
+    spec = ScoringSpec(input_size=settings.input_size, decoding=settings.decoding)
     target = as_path(out, "out")
     check_writable(target, "out")
-    images = ImageSet(data)
+    chosen, _ = normals_of(data, None, None, progress=progress)
+    images = ImageSet(chosen, spec=spec)
     images.check(skip_bad=skip_bad, progress=progress)
     place = torch.device(device or "cpu")
     with seeded(settings.seed):

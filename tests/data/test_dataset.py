@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from scrd_fast.data.dataset import ImageSet, split_validation
+from scrd_fast.data.dataset import ImageSet
 from scrd_fast.errors import DataError, InputError
 from scrd_fast.spec import ScoringSpec
 
@@ -133,13 +133,3 @@ def test_a_file_that_is_damaged_later_is_named(tmp_path):
     cut(folder, 5)
     with pytest.raises(DataError, match=r"05\.png"):
         images.pixels(np.array([4, 5]), ScoringSpec(input_size=32))
-
-
-def test_validation_is_held_out_of_two_images_and_not_of_one():
-    for share in (0.01, 0.5, 0.99):
-        train, held = split_validation(2, share, 1)
-        assert sorted([*train, *held]) == [0, 1]
-        assert len(held) == 1
-    assert [len(part) for part in split_validation(40, 0.1, 1)] == [36, 4]
-    with pytest.raises(InputError, match="data: expected at least two images, or validation"):
-        split_validation(1, 0.1, 1)

@@ -18,7 +18,9 @@ import torch
 import scrd_fast
 from scrd_fast import _native
 from scrd_fast.backends.registry import choose_backend
-from scrd_fast.data.images import read_image
+from scrd_fast.data.decode import ahead
+from scrd_fast.data.decode.image import DecodedImage, Source
+from scrd_fast.data.decode.read import FileRead, read_file
 from scrd_fast.engine.engine import Pending
 from scrd_fast.errors import BackendUnavailable, ClosedError, InputError, NotFiniteError
 from scrd_fast.ops.anomaly_map import native_tail
@@ -309,9 +311,9 @@ def test_files_that_cannot_be_scored_are_named(engine, tmp_path, monkeypatch):
     for i, path in enumerate(paths):
         cv2.imwrite(str(path), pictures(1, 64, i)[0])
     paths[3].write_bytes(b"no image")
-    bad = np.full((8, 8), np.nan, np.float32)
-    monkeypatch.setattr("scrd_fast.engine.stream.read_image",
-                        lambda path: bad if path == paths[10] else read_image(path))
+    bad = DecodedImage(np.full((8, 8), np.nan, np.float32), None, Source(paths[10]))
+    monkeypatch.setattr(ahead, "read_file", lambda path, rule: (
+        FileRead(path, (bad,)) if path == paths[10] else read_file(path, rule)))
     result = engine.score(paths, maps=False)
     assert sorted(result.errors) == [3, 10]
     assert str(paths[10]) in result.errors[10]

@@ -8,6 +8,10 @@ import pytest
 import torch
 
 import scrd_fast
+from scrd_fast.data.decode import ahead
+from scrd_fast.data.decode.image import DecodedImage, Source
+from scrd_fast.data.decode.read import FileRead
+from scrd_fast.data.images import read_image
 from scrd_fast.engine import stream as streaming
 from scrd_fast.engine.engine import Result
 from scrd_fast.engine.stream import BATCH, IN_FLIGHT
@@ -91,7 +95,7 @@ def test_images_that_do_not_fit(engine):
 def test_the_network_works_while_files_are_read(engine, files, monkeypatch):
     """Each file is read once, and two batches are on their way, never more."""
     under_way, most, read = 0, 0, []
-    submit, read_image = engine.submit, streaming.read_image
+    submit, read_file = engine.submit, ahead.read_file
 
     def submitted(batch, *, maps=True):
         nonlocal under_way, most
@@ -109,9 +113,10 @@ def test_the_network_works_while_files_are_read(engine, files, monkeypatch):
         return pending
 
     monkeypatch.setattr(engine, "submit", submitted)
-    monkeypatch.setattr(streaming, "read_image", lambda path: read.append(path) or read_image(path))
+    monkeypatch.setattr(ahead, "read_file", lambda path, rule: (
+        read.append(path) or read_file(path, rule)))
     assert len(list(engine.stream(files))) == 24
-    assert read == files
+    assert sorted(read) == files
     assert (under_way, most) == (0, IN_FLIGHT)
 
 
@@ -131,22 +136,24 @@ class Counted:
 
 def test_a_hundred_thousand_files_need_the_memory_of_a_few(monkeypatch):
     read = itertools.count()
-    monkeypatch.setattr(streaming, "read_image", lambda path: next(read) or 1)
+    monkeypatch.setattr(ahead, "read_file", lambda path, rule: FileRead(
+        path, (DecodedImage(next(read) or 1, None, Source(path)),)))
     paths = (f"{i}.png" for i in range(100_000))
     seen = -1
     for seen, item in enumerate(streaming.stream(Counted(), paths, maps=False)):
         assert item.index == seen
-        assert item.image - seen < 1 + IN_FLIGHT * BATCH
+        assert item.image - seen < 1 + IN_FLIGHT * BATCH + ahead.AHEAD + ahead.THREADS
     assert seen == 99_999
 
 
 def test_overlays_of_all_files_have_one_scale(engine, files, tmp_path, monkeypatch):
     """And nothing is read twice for them."""
-    read, read_image = [], streaming.read_image
-    monkeypatch.setattr(streaming, "read_image", lambda path: read.append(path) or read_image(path))
+    read, read_file = [], ahead.read_file
+    monkeypatch.setattr(ahead, "read_file", lambda path, rule: (
+        read.append(path) or read_file(path, rule)))
     out = tmp_path / "overlays"
-    assert score_files(engine, files, out=tmp_path / "scores.csv", overlays=out) == []
-    assert read == files
+    assert score_files(engine, files, out=tmp_path / "scores.csv", overlays=out) == {}
+    assert sorted(read) == files
     maps = engine.score(files).maps
     low, high = np.quantile(maps, [0.5, 0.999])
     for part in np.split(maps, 3):  # the colours of a part alone would be others

@@ -236,7 +236,7 @@ def test_bad_arguments_and_images_are_found_before_the_teacher_is_loaded(
     with pytest.raises(InputError, match=r"^batch_size: expected at least 2 at an input_size of 32,"
                                          r" or a larger input_size, got 1"):
         scrd_fast.train(images, out, **SMALL | {"batch_size": 1})
-    with pytest.raises(InputError, match="data: expected at least two images"):
+    with pytest.raises(InputError, match="data: expected images of at least two patients"):
         scrd_fast.train(images[:1], out, **SMALL)
     assert list(tmp_path.iterdir()) == []
 

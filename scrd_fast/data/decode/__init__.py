@@ -1,1 +1,1 @@
-"""One decoder for pictures, DICOM and NIfTI: `read.read_images`."""
+"""One decoder for pictures, DICOM and NIfTI: `find.read_images`, `ahead.decode_ahead`."""

@@ -153,7 +153,7 @@ def read_dicom(path: Path, rule: DecodingRule) -> list[DecodedImage | Unscaled]:
         raise DataError(f"reading DICOM needs pydicom: {MEDICAL}") from error
     try:
         with silent_libraries():
-            frames = read_frames(open_dataset(path), path, rule)
+            frames = read_frames(open_dataset(path, rule), path, rule)
             return [frame.scaled() if isinstance(frame, Monochrome) else frame for frame in frames]
     except (DataError, OSError, MemoryError):
         raise
@@ -163,16 +163,15 @@ def read_dicom(path: Path, rule: DecodingRule) -> list[DecodedImage | Unscaled]:
                         f" {type(error).__name__} while reading it") from error
 
 
-def open_dataset(path: Path) -> "Dataset":
+def open_dataset(path: Path, rule: DecodingRule) -> "Dataset":
     """The data set of a file that holds pixels of a picture; its header is checked first.
 
-    Raises DataError for objects without pixels, for pixels that are no picture of a patient, and
-    for localizers.
+    Raises DataError for objects without pixels, and for what is no picture of a patient.
     """
     large = path.stat().st_size > _WHOLE_AT_ONCE
     dataset = _parse(path, stop_before_pixels=large)
     _check_kind(dataset, whole=not large)
-    check_syntax(read_header(dataset))
+    check_syntax(read_header(dataset, rule.most_megapixels))
     return _parse(path, stop_before_pixels=False) if large else dataset
 
 
@@ -206,24 +205,49 @@ def _check_deflated(path: Path) -> None:
                 raise DataError("expected at most 4 GiB when inflated, got more")
 
 
-def _check_kind(dataset: "Dataset", whole: bool) -> None:
-    kind = "".join(read_texts(dataset, "SOPClassUID")[:1]) or "".join(
+def tell_what_it_is(dataset: "Dataset") -> str | None:
+    """What an object is that is no picture of a patient; None of pictures, and where it does not
+    tell."""
+    found = "".join(read_texts(dataset, "SOPClassUID")[:1]) or "".join(
         read_texts(read_meta(dataset), "MediaStorageSOPClassUID")[:1])
-    if kind in _NO_IMAGES:
-        raise DataError(f"expected a picture of a patient, got {_NO_IMAGES[kind]}")
+    if found in _NO_IMAGES:
+        return _NO_IMAGES[found]
+    name = _name_class(found)
+    if "Rows" not in dataset and name is not None and "Image Storage" not in name:
+        return f"an object of the class {name}, without pixel data"
+    if "LOCALIZER" in (text.upper() for text in read_texts(dataset, "ImageType")):
+        return "a localizer, which shows where other pictures lie"
+    for keyword in ("QualityControlImage", "QualityControlSubject"):
+        if "YES" in read_texts(dataset, keyword):
+            return "a phantom, by its quality control tags"
+    return None
+
+
+def _name_class(found: str) -> str | None:
+    from pydicom.uid import UID_dictionary
+
+    return str(UID_dictionary[found][0]) if found in UID_dictionary else None
+
+
+def _check_kind(dataset: "Dataset", whole: bool) -> None:
+    if kind := tell_what_it_is(dataset):
+        raise DataError(f"expected a picture of a patient, got {kind}")
     if "PixelData" not in dataset and (whole or "Rows" not in dataset):
         floats = [name for name in ("FloatPixelData", "DoubleFloatPixelData") if name in dataset]
         if floats:
             raise DataError(f"expected PixelData, got {floats[0]}, as parametric maps have it")
-        raise DataError(f"holds no pixel data{_name_kind(kind)}, or is cut before them")
-    if "LOCALIZER" in (text.upper() for text in read_texts(dataset, "ImageType")):
-        raise DataError("a localizer, which shows where other pictures lie")
+        raise DataError("holds no pixel data, or is cut before them")
 
 
-def _name_kind(kind: str) -> str:
-    from pydicom.uid import UID_dictionary
+def read_for_order(path: Path) -> "Dataset":
+    """What a file says of its kind and of its place among others; the pixels are not read."""
+    import pydicom
 
-    return f": an object of the class {UID_dictionary[kind][0]}" if kind in UID_dictionary else ""
+    _check_deflated(path)
+    return pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=[
+        "SOPClassUID", "SOPInstanceUID", "ImageType", "QualityControlImage",
+        "QualityControlSubject", "Rows", "PatientID", "SeriesInstanceUID", "InstanceNumber",
+        "ImagePositionPatient", "ImageOrientationPatient"])
 
 
 def read_frames(dataset: "Dataset", path: Path, rule: DecodingRule) -> Iterator[

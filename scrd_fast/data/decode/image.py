@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scrd_fast.errors import DataError
+from scrd_fast.spec import DecodingRule
 
-MOST_PIXELS = 100_000_000  #: Of one picture; more are refused before memory is taken.
+MOST_PIXELS = DecodingRule.most_megapixels * 1_000_000  #: Of one picture, unless asked for.
 MOST_IN_ALL = 2**30  #: Of all pictures of one file, which are in memory together.
 
 
@@ -34,7 +35,8 @@ class Source:
 class DecodedImage:
     """One picture.
 
-    pixels: float32 in [0, 1], (H, W) or, in RGB order, (H, W, 3).
+    pixels: float32 in [0, 1], (H, W) or, in RGB order, (H, W, 3). Inside this package those of
+        pictures stay the integers of their file, uint8 or uint16, until the engine scales them.
     geometry: float64 (4, 4), or None where a file does not tell. geometry @ (row, column, 0, 1) is
         where the centre of pixels[row, column] lies in the patient, in mm, in RAS+ coordinates
         (x grows to the patient's right, y to the front, z to the head), as NIfTI has them; DICOM's
@@ -43,7 +45,7 @@ class DecodedImage:
         they are thick where that is not told, else 1 mm.
     """
 
-    pixels: NDArray[np.float32]
+    pixels: NDArray[Any]
     geometry: NDArray[np.float64] | None
     source: Source
 
@@ -65,13 +67,14 @@ class Unscaled(Protocol):
         """Whether it waits although the rule says "voi"."""
 
 
-def check_size(width: int, height: int, pictures: int = 1) -> None:
+def check_size(width: int, height: int, pictures: int, most_megapixels: int) -> None:
     """Raise DataError where a file's pictures are empty or too large."""
     if min(width, height, pictures) < 1:
         raise DataError(f"expected at least one pixel, got {pictures} x {height} x {width}")
-    if width * height > MOST_PIXELS:
-        raise DataError("expected at most 100 megapixels in a picture, got"
-                        f" {width} x {height} pixels")
+    if width * height > most_megapixels * 1_000_000:
+        raise DataError(f"expected at most {most_megapixels} megapixels in a picture, got"
+                        f" {width} x {height} pixels; the rule's most_megapixels"
+                        " (--most-megapixels) allows more")
     if width * height * pictures > MOST_IN_ALL:
         raise DataError(f"expected at most 2^30 pixels in a file, got {pictures} pictures of"
                         f" {width} x {height}")

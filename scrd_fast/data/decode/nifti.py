@@ -5,6 +5,7 @@ installed, and works without it.
 """
 
 import gzip
+import math
 import struct
 import zlib
 from contextlib import ExitStack
@@ -77,7 +78,7 @@ def read_nifti(path: Path, rule: DecodingRule, remarks: list[str]) -> list[Decod
             file = stack.enter_context(gzip.open(path))
         try:
             with silent_libraries():
-                image = _open(file, path.stat().st_size, packed, second=magic == _NIFTI2)
+                image = _open(file, path.stat().st_size, packed, magic == _NIFTI2, rule)
                 affine = _find_affine(image, remarks)
                 return _slice(image, affine, path, rule, file if packed else None)
         except (DataError, MemoryError):
@@ -88,25 +89,37 @@ def read_nifti(path: Path, rule: DecodingRule, remarks: list[str]) -> list[Decod
             raise DataError(f"a NIfTI file that is cut or damaged: {one_line(error)}") from error
 
 
-def _open(file: BufferedIOBase, size: int, packed: bool, second: bool) -> "Nifti1Image":
+def _open(file: BufferedIOBase, size: int, packed: bool, second: bool,
+          rule: DecodingRule) -> "Nifti1Image":
     """The volume, whose voxels are not read yet; its header is checked against the file's size."""
     import nibabel
 
     image = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_stream(file)
     header = image.header
     shape, dtype = tuple(map(int, header.get_data_shape())), header.get_data_dtype()
-    if any(side != 1 for side in shape[3:]):
-        raise DataError(f"expected one volume, got a series: {' x '.join(map(str, shape))}")
+    _check_volumes(shape, rule.volume)
     if dtype.kind not in "iuf":
         raise DataError(f"expected voxels of one real number, got {header['datatype']} as datatype")
     fewest, width, height = sorted((*shape, 1, 1)[:3])
-    check_size(width, height, fewest)
+    check_size(width, height, fewest, rule.most_megapixels)
     offset = int(header.get_data_offset())
-    needed = offset + fewest * width * height * dtype.itemsize
+    needed = offset + math.prod(shape) * dtype.itemsize
     if offset < 0 or needed > size * (_MOST_PACKED if packed else 1):
         raise DataError(f"cut, or its header lies: expected {needed} bytes, got"
                         f" {size}{' packed ones' if packed else ''}")
     return image
+
+
+def _check_volumes(shape: tuple[int, ...], volume: int | None) -> None:
+    if any(side != 1 for side in shape[4:]):
+        raise DataError(f"expected at most 4 dimensions, got {' x '.join(map(str, shape))}")
+    count = shape[3] if len(shape) > 3 else 1
+    if count > 1 and volume is None:
+        raise DataError(f"expected one volume, got a series: {' x '.join(map(str, shape))}; choose"
+                        " one by the rule's volume (--volume)")
+    if volume is not None and volume >= count:
+        raise DataError(f"expected a volume number {volume} (from 0) as the rule asks, got {count}"
+                        " volumes")
 
 
 def _find_affine(image: "Nifti1Image", remarks: list[str]) -> tuple[Array, bool]:
@@ -165,7 +178,7 @@ def _slice(image: "Nifti1Image", affine_and_told: tuple[Array, bool], path: Path
     part = [slice(None)] * 3
     part[raw] = slice(first, last) if turns[raw, 1] > 0 else (
         slice(shape[raw] - last, shape[raw] - first))
-    voxels = _read(image, tuple(part[:len(image.shape)])).reshape(
+    voxels = _read(image, part, rule.volume).reshape(
         [len(range(*each.indices(side))) for each, side in zip(part, shape, strict=True)])
     canonical = nibabel.apply_orientation(voxels, turns)
     to_world = affine @ nibabel.orientations.inv_ornt_aff(turns, shape)
@@ -186,17 +199,19 @@ def _slice(image: "Nifti1Image", affine_and_told: tuple[Array, bool], path: Path
 def _find_volume_limits(image: "Nifti1Image", rule: DecodingRule,
                         packed: BufferedIOBase | None) -> tuple[float, float]:
     """Of the whole volume, so that a slice looks the same whichever others are read with it."""
-    voxels = _read(image, (slice(None),) * len(image.shape))
+    voxels = _read(image, [slice(None)] * 3, rule.volume)
     while packed is not None and packed.read(2**20):
         pass  # the checksum lies at the end
     return find_limits(voxels[voxels != 0], rule.percentiles, "voxels other than 0")
 
 
-def _read(image: "Nifti1Image", part: tuple[slice, ...]) -> NDArray[Any]:
-    """Voxels in their units, (X, Y, Z), as float32 where that holds what the file does."""
+def _read(image: "Nifti1Image", part: list[slice], volume: int | None) -> NDArray[Any]:
+    """Voxels of one volume in their units, as float32 where that holds what the file does."""
+    every: list[slice | int] = [*part, volume or 0, *[0] * 4]
+    chosen = tuple(every[:len(image.shape)])
     dtype = image.header.get_data_dtype()
     short = dtype.itemsize <= 2 or dtype == np.float32
-    voxels = np.asarray(image.dataobj[part], np.float32 if short else np.float64)
+    voxels = np.asarray(image.dataobj[chosen], np.float32 if short else np.float64)
     if not np.isfinite(voxels).all():
         raise DataError("expected finite voxels, got NaN or infinity")
     return voxels

@@ -4,7 +4,6 @@ Their warnings may quote what a file says, a patient's name among it.
 """
 
 import logging
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,20 +11,19 @@ from threading import Lock
 from typing import Any
 
 # By whom a warning is given; libraries pass some of theirs up to the module that called them.
-_MODULES = r"(pydicom|nibabel|PIL|pylibjpeg|openjpeg|rle|jpeg_ls|gdcm|scrd_fast\.data\.decode)\b"
-_LOGGERS = ("pydicom", "nibabel", "nibabel.global", "PIL", "pylibjpeg", "openjpeg", "rle")
+_MODULES = r"(pydicom|nibabel|imagecodecs|scrd_fast\.data\.decode)\b"
+_LOGGERS = ("pydicom", "nibabel", "nibabel.global", "imagecodecs")
 
 _lock, _inside = Lock(), 0
 _filter: list[Any] = []
 _levels: dict[str, int] = {}
-_flags: dict[str, bool] = {}
 
 
 @contextmanager
 def silent_libraries() -> Iterator[None]:
-    """No warning, log or trace of the decoding libraries while any thread is in here.
+    """No warning or log of the decoding libraries while any thread is in here.
 
-    Filters, levels and flags are the process's: the first thread in sets them, the last one out
+    Filters and levels are the process's: the first thread in sets them, the last one out
     puts them back. Other modules' warnings and logs are left alone.
     """
     global _inside
@@ -53,11 +51,6 @@ def _set() -> None:
         logger = logging.getLogger(name)
         _levels[name] = logger.level
         logger.setLevel(logging.CRITICAL + 1)
-    trace = getattr(sys.modules.get("gdcm"), "Trace", None)
-    if trace is not None:
-        for kind in ("Warning", "Error", "Debug"):
-            _flags[kind] = getattr(trace, f"Get{kind}Flag")()
-            getattr(trace, f"{kind}Off")()
 
 
 def _put_back() -> None:
@@ -66,10 +59,6 @@ def _put_back() -> None:
         warnings.filters.remove(_filter[0])  # type: ignore[attr-defined]
     for name, level in _levels.items():
         logging.getLogger(name).setLevel(level)
-    for kind, was_on in _flags.items():
-        if was_on:
-            getattr(sys.modules["gdcm"].Trace, f"{kind}On")()
-    _flags.clear()
 
 
 def one_line(error: BaseException) -> str:

@@ -1,25 +1,20 @@
-"""Reading any file by what is in it: the formats, and `read_images`."""
+"""Reading one file by what is in it: the formats, and the images that a file gives."""
 
 import os
 import stat
-import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from scrd_fast.data.decode.dicom import is_dicom, is_medium_index, read_dicom
 from scrd_fast.data.decode.image import DecodedImage, Unscaled
-from scrd_fast.data.decode.intensity import find_limits
 from scrd_fast.data.decode.nifti import is_nifti, read_nifti
 from scrd_fast.data.decode.pictures import read_one_picture
-from scrd_fast.data.images import list_images
+from scrd_fast.data.images import SUFFIXES as PICTURE_SUFFIXES
 from scrd_fast.data.picture_formats import FORMATS as PICTURES
 from scrd_fast.data.picture_formats import HEAD as PICTURE_HEAD
 from scrd_fast.data.picture_formats import format_of
-from scrd_fast.errors import DataError, expect
+from scrd_fast.errors import DataError
 from scrd_fast.spec import DecodingRule
 
 _HEAD = 4096  # bytes; enough to inflate NIfTI's header
@@ -44,101 +39,84 @@ FORMATS = (
            lambda path, rule, remarks: read_one_picture(path, rule)),
 )
 NAMES = ", ".join(each.name for each in FORMATS)
+SUFFIXES = (*PICTURE_SUFFIXES, ".dcm", ".dicom", ".nii", ".nii.gz")
 
 
-def read_images(
-    path: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    rule: DecodingRule | None = None,
-) -> list[DecodedImage]:
-    """All pictures of a file: of a DICOM file its frames, of NIfTI its slices.
+@dataclass(frozen=True)
+class FileRead:
+    """What reading a file gave: its images, or why there are none.
 
-    `path` may be a folder, too, or a list of both; of a folder all files below it are read that
-    are DICOM, NIfTI, PNG, JPEG, TIFF or BMP by their content, whatever their names. `rule` is
-    DecodingRule() if None. DICOM and NIfTI need packages that come with scrd-fast[medical].
-
-    Warns where a NIfTI file contradicts itself on how its volume lies, and where DICOM files name
-    no window. Raises DataError, one line that names the file and the reason, for the first file
-    that cannot be read, and InputError for what is no path or rule.
+    Pixels of pictures are still the integers that the file holds. remarks: what a user should know
+    besides, naming the file.
     """
-    rule = DecodingRule() if rule is None else rule
-    expect(isinstance(rule, DecodingRule), "rule", "a DecodingRule or None", type(rule).__name__)
-    known = isinstance(path, str | os.PathLike | Iterable) and not isinstance(path, bytes)
-    expect(known, "path", "a path, or a list of paths", type(path).__name__)
-    remarks: list[str] = []
-    found: list[DecodedImage | Unscaled] = []
-    for file in list_images(path, _is_known, NAMES, stacklevel=3):
-        found += _read_file(file, rule, remarks)
-    images = _scale_series(found, rule, remarks)
-    for remark in remarks:
-        warnings.warn(remark, stacklevel=2)
-    return images
+
+    path: Path
+    images: tuple[DecodedImage | Unscaled, ...] = ()
+    error: str | None = None
+    remarks: tuple[str, ...] = ()
 
 
-def _read_file(path: Path, rule: DecodingRule,
-               remarks: list[str]) -> Sequence[DecodedImage | Unscaled]:
+def read_file(path: Path, rule: DecodingRule) -> FileRead:
+    """All images of a file; what is wrong with it is told, not raised."""
     said: list[str] = []
     try:
-        images = _recognise(path).decode(path, rule, said)
+        images = tuple(_recognise(path).decode(path, rule, said))
     except DataError as error:
-        # The library's error below it may quote what the file says of a patient.
-        raise DataError(f"{path}: {error}") from None
+        return FileRead(path, error=f"{path}: {error}")
     except (OSError, ValueError) as error:
+        # What a library says besides may quote what the file says of a patient.
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise DataError(f"{path}: cannot be read: {reason}") from None
+        return FileRead(path, error=f"{path}: cannot be read: {reason}")
     except MemoryError:
-        raise DataError(f"{path}: does not fit into memory") from None
-    remarks += [f"{path}: {each}" for each in said]
-    return images
+        return FileRead(path, error=f"{path}: does not fit into memory")
+    return FileRead(path, images, remarks=tuple(f"{path}: {each}" for each in said))
 
 
 def _recognise(path: Path) -> Format:
     # Opening a pipe may wait for ever, and a device may have no end.
     if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
         raise DataError("cannot be read: not a file but a pipe, socket or device")
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
+    head = _read_head(path)
     for each in FORMATS:
         if each.recognises(head):
             return each
     raise DataError(f"expected a {NAMES} file, got {'other content' if head else 'no byte'}")
 
 
-def _is_known(path: Path) -> bool:
-    """Whether a file below a folder is to be read; a DICOMDIR lies beside the files it lists."""
+def _read_head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD)
+
+
+def is_known(path: Path) -> bool:
+    """Whether a file below a folder is to be read: by its content, or by a suffix that is known,
+    so that reading it tells what it lacks. May raise OSError."""
     if not stat.S_ISREG(path.stat().st_mode):
         return False
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
-    return any(each.recognises(head) for each in FORMATS) and not (
-        is_dicom(head) and is_medium_index(head))
+    head = _read_head(path)
+    if is_dicom(head) and is_medium_index(head):  # it lies beside the files that it lists
+        return False
+    return path.name.lower().endswith(SUFFIXES) or any(each.recognises(head) for each in FORMATS)
 
 
-def _scale_series(found: list[DecodedImage | Unscaled], rule: DecodingRule,
-                  remarks: list[str]) -> list[DecodedImage]:
-    """All pictures, those that wait scaled by the percentiles of their series."""
-    series = defaultdict[str, list[Unscaled]](list)
-    for each in found:
-        if not isinstance(each, DecodedImage):
-            series[_name_series(each)].append(each)
-    limits = {}
-    for name, items in series.items():
-        path = items[0].source.path
-        try:
-            values = np.concatenate([item.values().astype(np.float32) for item in items])
-            limits[name] = find_limits(values, rule.percentiles, "pixels of its series")
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from None
-        except MemoryError:
-            raise DataError(f"{path}: its series does not fit into memory") from None
-    without = {each.source.path: None for items in series.values() for each in items
-               if each.names_no_window()}
-    if without:
-        more = f" and {len(without) - 1} more name" if len(without) > 1 else " names"
-        remarks.append(f"{next(iter(without))}{more} no window: scaled by the percentiles of the"
-                       " series; a rule with a window of your own keeps what they hide")
-    return [each if isinstance(each, DecodedImage) else each.between(*limits[_name_series(each)])
-            for each in found]
+def is_dicom_file(path: Path) -> bool:
+    """Whether a file is DICOM by its content; False where it cannot be opened."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode) and is_dicom(_read_head(path))
+    except OSError:
+        return False
 
 
-def _name_series(picture: Unscaled) -> str:
-    return picture.source.series or str(picture.source.path)
+def is_picture(path: str | os.PathLike[str]) -> str | None:
+    """PNG, JPEG, TIFF or BMP; None of all else, and of what cannot be opened."""
+    try:
+        head = _read_head(Path(path))
+    except OSError:
+        return None
+    return None if is_dicom(head) else format_of(head[:PICTURE_HEAD])
+
+
+def is_one_picture(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is of a kind that holds a single picture, which needs no other file to be
+    scaled."""
+    return is_picture(path) in ("PNG", "JPEG", "BMP")

@@ -128,11 +128,11 @@ def test_a_range_is_read_alone(tmp_path, monkeypatch):
     from scrd_fast.data.decode import nifti
 
     plain = nifti._read
-    monkeypatch.setattr(nifti, "_read", lambda image, part: read_parts.append(part) or plain(
-        image, part))
+    monkeypatch.setattr(nifti, "_read", lambda image, part, volume: (
+        read_parts.append(part) or plain(image, part, volume)))
     path = save(tmp_path / "a.nii", np.ones((9, 8, 7), np.int16), np.eye(4))
     read(path, DecodingRule("window", (0.0, 2.0), slices=(2, 4)))
-    assert read_parts == [(slice(None), slice(None), slice(2, 4))]
+    assert read_parts == [[slice(None), slice(None), slice(2, 4)]]
 
 
 def test_percentiles_of_what_is_not_zero(tmp_path):

@@ -7,6 +7,7 @@ import re
 import struct
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from pydicom.uid import (
 )
 
 import scrd_fast
-from scrd_fast.data.decode import dicom_pixels
+from scrd_fast.data.decode import dicom_codecs, dicom_pixels
 from scrd_fast.errors import DataError, InputError
 from scrd_fast.spec import DecodingRule
 from tests.data.decode.dicom_by_hand import OWN, dicom, rle, save
@@ -48,7 +49,7 @@ def refused(path, reason, rule=None):
 
 
 @pytest.mark.parametrize(("name", "reason"), [
-    ("test-SR.dcm", "no pixel data: an object of the class Comprehensive SR"),
+    ("test-SR.dcm", "an object of the class Comprehensive SR Storage, without pixel data"),
     ("reportsi.dcm", "Basic Text SR"),
     ("rtplan.dcm", "RT Plan"),
     ("rtstruct.dcm", "RT Structure Set"),
@@ -70,13 +71,13 @@ def test_pydicoms_own(name, reason):
     refused(OWN / name, reason)
 
 
-@pytest.mark.parametrize(("name", "package"), [
-    ("JPEG-lossy.dcm", "imagecodecs, which reads JPEG Extended"),
-    ("693_J2KI.dcm", "pylibjpeg, which reads JPEG 2000"),
-    ("MR_small_jpeg_ls_lossless.dcm", "pyjpegls, which reads JPEG-LS")])
-def test_a_missing_codec_names_the_extra(name, package, monkeypatch):
-    monkeypatch.setattr(dicom_pixels, "_is_there", lambda syntax: False)
-    refused(OWN / name, rf"{package}.*, is not installed: pip install 'scrd-fast\[medical\]'$")
+@pytest.mark.parametrize(("name", "syntax"), [
+    ("JPEG-lossy.dcm", "JPEG Extended"), ("693_J2KI.dcm", "JPEG 2000"),
+    ("MR_small_jpeg_ls_lossless.dcm", "JPEG-LS"), ("MR_small_RLE.dcm", "RLE Lossless")])
+def test_a_missing_codec_names_the_extra(name, syntax, monkeypatch):
+    monkeypatch.setattr(dicom_pixels, "find_spec", lambda package: None)
+    refused(OWN / name, rf"imagecodecs, which reads {syntax}.*, is not installed: pip install"
+                        r" 'scrd-fast\[medical\]'$")
 
 
 def test_a_syntax_that_nothing_reads(tmp_path):
@@ -223,16 +224,18 @@ def test_a_bomb_of_deflate(tmp_path, monkeypatch):
 
 # --- decoders that lie --------------------------------------------------------------------------
 
-def test_one_value_out_of_a_stream_that_carries_more(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", [
+    "SC_rgb_jpeg_lossy_gdcm.dcm", "MR_small_jp2klossless.dcm", "MR_small_RLE.dcm",
+    "MR_small_jpeg_ls_lossless.dcm", "SC_rgb_jpeg_dcmtk.dcm"])
+def test_one_value_out_of_a_stream_that_carries_more(name, monkeypatch):
     """What a decoder gives that does not know 12 bits of lossless JPEG: zeros."""
-    def zeros(stream, header):
-        return np.zeros((header.rows, header.columns, header.samples), np.uint16)
+    def zeros(stream, header, said):
+        return np.zeros((header.rows, header.columns, header.samples)[
+            :3 if header.samples == 3 else 2], np.uint16)
 
-    monkeypatch.setattr(dicom_pixels, "_decode_by_pydicom", zeros)
-    monkeypatch.setattr(dicom_pixels, "_decode_jpeg", zeros)
-    for name in ("SC_rgb_jpeg_lossy_gdcm.dcm", "MR_small_jp2klossless.dcm", "MR_small_RLE.dcm",
-                 "MR_small_jpeg_ls_lossless.dcm", "SC_rgb_jpeg_dcmtk.dcm"):
-        refused(OWN / name, "all pixels are the same, but the stream carries more")
+    for syntax, codec in dicom_codecs.CODECS.items():
+        monkeypatch.setitem(dicom_codecs.CODECS, syntax, replace(codec, decode=zeros))
+    refused(OWN / name, "all pixels are the same, but the stream carries more")
 
 
 def test_a_picture_of_one_value_is_one(tmp_path):

@@ -1,0 +1,75 @@
+"""Judging engines by labelled data sets."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scrd_fast.cli.app import PatientFrom, Quiet, Seed, Trust, app, example
+from scrd_fast.cli.options import options_of
+from scrd_fast.progress import show_progress
+from scrd_fast.training.config import TrainConfig
+
+
+@app.command(epilog=example("scrd-fast evaluate model.scrd dataset/ --out results/"))
+def evaluate(
+    engine: Annotated[Path, typer.Argument(help="Engine file (.scrd).")],
+    data: Annotated[Path, typer.Argument(
+        help="Data set with labels: a folder in a known layout, or a table (docs/data_sets.md).")],
+    out: Annotated[Path | None, typer.Option(
+        help="Folder for evaluation.json, figures.csv, images.csv, row.md and failed.csv.")] = None,
+    patient_from: PatientFrom = None,
+    patient_rule: Annotated[str, typer.Option(
+        help="A patient's score is the max or mean of the images'.")] = "max",
+    specificity: Annotated[float, typer.Option(
+        help="Of the figure sensitivity at specificity.")] = 0.95,
+    pixels: Annotated[bool, typer.Option(
+        help="Judge maps by masks, where the data set has masks.")] = True,
+    seed: Seed = 0,
+    trust: Trust = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge an engine by a labelled data set; exit code 1 where files could not be scored."""
+    from scrd_fast.evaluation.evaluate import evaluate as run
+    from scrd_fast.files import check_writable
+    from scrd_fast.report.evaluation import list_lines, make_markdown, write_evaluation
+
+    if out is not None:
+        check_writable(out, "--out", folder=True)
+    with show_progress("loading", enabled=not quiet) as shown:
+        found = run(engine, data, patient_from=patient_from, patient_rule=patient_rule,
+                    specificity=specificity, pixels=pixels, seed=seed, trust=trust, progress=shown)
+    typer.echo(f"{data}: {found.layout}")
+    for line in list_lines(found):
+        typer.echo(line)
+    typer.echo(f"\n{make_markdown(found)}", nl=False)
+    if out is not None:
+        write_evaluation(found, out)
+    for reason in found.failed.values():
+        typer.echo(f"not scored: {reason}", err=True)
+    if found.failed:
+        raise typer.Exit(1)
+
+
+@app.command(epilog=example("scrd-fast reproduce rsna rsna-prepared/ --out rsna-results/"))
+@options_of(TrainConfig, leave_out=["selection", "seed"])
+def reproduce(
+    name: Annotated[str, typer.Argument(help="rsna, brain-tumor or isic2018.")],
+    data: Annotated[Path, typer.Argument(help="Folder that scrd-fast prepare made.")],
+    config: TrainConfig,
+    out: Annotated[Path, typer.Option(
+        help="Folder for trainings and outcomes; what is there is not done again.")],
+    seeds: Annotated[int, typer.Option(help="How many trainings by each protocol.")] = 3,
+    protocol: Annotated[list[str] | None, typer.Option(
+        help="published or held-out; both by default.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train and judge as published, and beside it without choosing anything on the test set."""
+    from scrd_fast.evaluation.reproduce import PROTOCOLS, SEEDS, list_rows
+    from scrd_fast.evaluation.reproduce import reproduce as run
+
+    values = {key: value for key, value in vars(config).items() if key not in ("selection", "seed")}
+    outcomes = run(name, data, out, seeds=range(SEEDS[0], SEEDS[0] + seeds),
+                   protocols=protocol or PROTOCOLS, progress=not quiet, **values)
+    for row in list_rows(name, outcomes):
+        typer.echo(row)

@@ -1,0 +1,128 @@
+"""Files one after the other, decoded ahead by threads, and scaled series by series."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scrd_fast.data.decode.image import DecodedImage, Unscaled
+from scrd_fast.data.decode.intensity import find_limits
+from scrd_fast.data.decode.read import FileRead, read_file
+from scrd_fast.errors import DataError
+from scrd_fast.spec import DecodingRule
+
+# The codecs let go of the interpreter's lock; what is parsed in Python does not.
+THREADS = len(os.sched_getaffinity(0))
+AHEAD = 2 * THREADS  # files that are read while the results of another are used
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a file gave: its images, or why there are none.
+
+    images: their pixels are float32 in [0, 1]; of pictures, what the file holds, in uint8, uint16
+    or float32 in [0, 1]. remarks: what a user should know besides, naming the file.
+    """
+
+    path: Path
+    images: tuple[DecodedImage, ...] = ()
+    error: str | None = None
+    remarks: tuple[str, ...] = ()
+
+
+def decode_ahead(items: Iterable[Any], rule: DecodingRule) -> Iterator[Any]:
+    """A Decoded for each path of `items`, in their order; what is no path comes back as it is.
+
+    Threads read up to AHEAD files beyond the one that is given out. What takes a whole series to be
+    scaled waits for its end, which is where a file of another series follows: so much is in memory.
+    A file that comes after the end of its series is an error.
+    """
+    return _scale(_read_ahead(items, rule), rule)
+
+
+def _read_ahead(items: Iterable[Any], rule: DecodingRule) -> Iterator[Any]:
+    waiting: deque[Any] = deque()
+    pool: ThreadPoolExecutor | None = None
+    try:
+        for item in items:
+            if isinstance(item, Path):
+                pool = pool or ThreadPoolExecutor(THREADS, "decode")
+                waiting.append(pool.submit(read_file, item, rule))
+            elif waiting:
+                waiting.append(item)
+            else:
+                yield item
+            if len(waiting) > AHEAD:
+                yield _wait(waiting.popleft())
+        while waiting:
+            yield _wait(waiting.popleft())
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+
+def _wait(item: Any) -> Any:
+    return item.result() if isinstance(item, Future) else item
+
+
+def _scale(found: Iterable[Any], rule: DecodingRule) -> Iterator[Any]:
+    held: list[FileRead] = []
+    ended: set[str] = set()
+    for each in found:
+        series = _name_series(each)
+        if held and series != _name_series(held[0]):
+            ended.add(str(_name_series(held[0])))
+            yield from _scale_series(held, rule)
+            held = []
+        if series is None:
+            yield _as_decoded(each) if isinstance(each, FileRead) else each
+        elif series in ended:
+            yield Decoded(each.path, error=f"{each.path}: expected the files of a series one after"
+                          " the other, as percentiles are taken of all of them, got others in"
+                          " between; give their folder")
+        else:
+            held.append(each)
+    if held:
+        yield from _scale_series(held, rule)
+
+
+def _as_decoded(read: FileRead) -> Decoded:
+    ready = tuple(each for each in read.images if isinstance(each, DecodedImage))
+    return Decoded(read.path, ready, read.error, read.remarks)
+
+
+def _name_series(read: Any) -> str | None:
+    """The series that the images of a file wait for; None where there are no such."""
+    if not isinstance(read, FileRead):
+        return None
+    waiting = [each for each in read.images if not isinstance(each, DecodedImage)]
+    return (waiting[0].source.series or str(read.path)) if waiting else None
+
+
+def _scale_series(files: list[FileRead], rule: DecodingRule) -> Iterator[Decoded]:
+    """The files of one series, scaled by the percentiles of all of its pixels."""
+    first, error, remarks = files[0].path, "", []
+    waiting: list[Unscaled] = [each for read in files for each in read.images
+                               if not isinstance(each, DecodedImage)]
+    try:
+        values = np.concatenate([each.values().astype(np.float32) for each in waiting])
+        low, high = find_limits(values, rule.percentiles, "pixels of its series")
+        del values
+    except DataError as reason:
+        error = str(reason)
+    except MemoryError:
+        error = "its series does not fit into memory"
+    if any(each.names_no_window() for each in waiting):
+        more = f" and {len(files) - 1} more name" if len(files) > 1 else " names"
+        remarks.append(f"{first}{more} no window: scaled by the percentiles of the series; a rule"
+                       " with a window of your own keeps what they hide")
+    for read in files:
+        yield Decoded(read.path, (), f"{read.path}: {error}") if error else Decoded(
+            read.path, tuple(each if isinstance(each, DecodedImage) else each.between(low, high)
+                             for each in read.images),
+            remarks=(*read.remarks, *(remarks if read is files[0] else ())))

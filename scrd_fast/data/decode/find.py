@@ -1,0 +1,115 @@
+"""Finding the files that hold images, and `read_images`."""
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scrd_fast.data.decode.ahead import decode_ahead
+from scrd_fast.data.decode.image import DecodedImage
+from scrd_fast.data.decode.read import NAMES, is_known
+from scrd_fast.data.decode.series import arrange, count_kinds
+from scrd_fast.data.images import list_images
+from scrd_fast.errors import DataError, expect
+from scrd_fast.spec import DecodingRule
+
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """paths: files that hold images, in the order in which they are read. refused: other files that
+    were meant to, and why not."""
+
+    paths: list[Path]
+    refused: dict[Path, str]
+
+
+def find_files(where: Paths, stacklevel: int = 2) -> Found:
+    """The files with images of a folder, of one path, or of a list of both.
+
+    Of a folder all files below it that are known (see read.is_known). The files of a DICOM series
+    stand together, by their place in the patient. What is no picture of a patient (reports,
+    localizers, phantoms) is left out, with one warning; a file that repeats the object of another
+    is refused. Files that are named are taken as they are, in their order: decoding them says what
+    is wrong. `stacklevel` is that of warnings, 2 for the caller's line. Raises DataError where
+    there is no file.
+    """
+    if isinstance(where, str | os.PathLike):
+        places = [where]
+    else:
+        places = where = list(where)
+    listed = list_images(where, is_known, NAMES, stacklevel=stacklevel + 1)
+    named = {Path(each) for each in places if not os.path.isdir(each)}
+    in_folders = [path for path in listed if path not in named]
+    found = arrange_files(in_folders, stacklevel + 1) if in_folders else Found([], {})
+    in_order = iter(found.paths)
+    paths = [next_path for path in listed
+             if (next_path := path if path in named else next(in_order, None)) is not None]
+    return Found(paths, found.refused)
+
+
+def arrange_files(paths: Sequence[Path], stacklevel: int = 2) -> Found:
+    """The files of folders in the order in which they are read; see find_files."""
+    arranged = arrange(paths)
+    skipped = [count_kinds(arranged.skipped)] if arranged.skipped else []
+    for remark in [*skipped, *arranged.remarks]:
+        warnings.warn(remark, stacklevel=stacklevel)
+    if not arranged.paths:
+        raise DataError(f"{paths[0]}: expected a picture of a patient, got"
+                        f" {arranged.skipped[paths[0]]}, as all others are of no patient either")
+    return Found(arranged.paths, {
+        path: f"{path}: is the object that {other} is, by its SOP instance UID"
+        for path, other in arranged.repeated.items()})
+
+
+def read_images(path: Paths, rule: DecodingRule | None = None) -> list[DecodedImage]:
+    """All images of a file: of a DICOM file its frames, of NIfTI its slices, of a TIFF its pages.
+
+    `path` may be a folder, too, or a list of both; of a folder all files below it are read that
+    are DICOM, NIfTI, PNG, JPEG, TIFF or BMP by their content or suffix, the files of a DICOM series
+    by their place in the patient. `rule` is DecodingRule() if None. DICOM and NIfTI need packages
+    that come with scrd-fast[medical].
+
+    Warns where a NIfTI file contradicts itself on how its volume lies, where DICOM files name no
+    window, where slices of a series are missing or its gantry was tilted, and of files in folders
+    that are left out. Raises DataError, one line that names the file and the reason, for the first
+    file that cannot be read, and InputError for what is no path or rule.
+    """
+    rule = DecodingRule() if rule is None else rule
+    expect(isinstance(rule, DecodingRule), "rule", "a DecodingRule or None", type(rule).__name__)
+    known = isinstance(path, str | os.PathLike | Iterable) and not isinstance(path, bytes)
+    expect(known, "path", "a path, or a list of paths", type(path).__name__)
+    images = _decode(path, rule, stacklevel=4)
+    return [replace(each, pixels=to_unit(each.pixels)) for each in images]
+
+
+def read_all(path: Paths, rule: DecodingRule) -> list[NDArray[Any]]:
+    """The pixels of all images as an engine takes them; errors and warnings as in read_images."""
+    return [each.pixels for each in _decode(path, rule, stacklevel=4)]
+
+
+def _decode(path: Paths, rule: DecodingRule, stacklevel: int) -> list[DecodedImage]:
+    found = find_files(path if isinstance(path, str | os.PathLike) else list(path), stacklevel)
+    for reason in found.refused.values():
+        raise DataError(reason)
+    images: list[DecodedImage] = []
+    for decoded in decode_ahead(found.paths, rule):
+        if decoded.error is not None:
+            raise DataError(decoded.error)
+        for remark in decoded.remarks:
+            warnings.warn(remark, stacklevel=stacklevel - 1)
+        images += decoded.images
+    return images
+
+
+def to_unit(pixels: NDArray[Any]) -> NDArray[np.float32]:
+    """Pixels as float32 in [0, 1]: integers by the largest of their type."""
+    if pixels.dtype == np.float32:
+        return pixels
+    return (pixels / np.float32(np.iinfo(pixels.dtype).max)).astype(np.float32)

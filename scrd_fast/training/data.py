@@ -1,0 +1,57 @@
+"""Which images of a data set are trained on, and which are held out."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from scrd_fast.data.layouts import read_data_set
+from scrd_fast.errors import DataError, expect
+from scrd_fast.progress import tell
+
+
+def normals_of(
+    data: Any, validation: Any, patient_from: str | None, *, progress: bool
+) -> tuple[Any, Any]:
+    """What to train on and what to validate on, as ImageSet takes them; None for what is not told.
+
+    data, validation, patient_from: as `train` has them. What was recognised is told of with
+    `progress`. Raises DataError where a data set has no normal image to train on, and InputError
+    for patient_from with images in memory.
+    """
+    if not isinstance(data, str | os.PathLike):
+        expect(patient_from is None, "patient_from", "None unless data is the path of a data set",
+               patient_from)
+        return data, _held_out(validation, None) if validation is not None else None
+    found = read_data_set(data, patient_from=patient_from)
+    chosen = found.normals("train")
+    if not chosen:
+        raise DataError(f"{os.fsdecode(data)}: expected normal images to train on, got a data set"
+                        f" ({found.layout}) without")
+    held = found.normals("validation")
+    if validation is not None:
+        held = _held_out(validation, patient_from)
+    told = f"{len(held)} files to validate on" if held and validation is None else (
+        "others to validate on" if validation is not None else "some of them held out")
+    tell(f"{os.fsdecode(data)}: {found.layout}: {len(chosen)} files to train on, {told}",
+         enabled=progress)
+    for remark in found.remarks:
+        tell(f"{os.fsdecode(data)}: {remark}", enabled=progress)
+    return chosen, held or None
+
+
+def _held_out(validation: Any, patient_from: str | None) -> Any:
+    """Of a data set that has validation images these; of others all that are normal."""
+    if not isinstance(validation, str | os.PathLike):
+        return validation
+    found = read_data_set(Path(validation), patient_from=patient_from)
+    return found.normals("validation") or tuple(
+        item for item in found.items if item.label != 1)
+
+
+def labelled_test(where: str | os.PathLike[str]) -> tuple[list[Path], list[int]]:
+    """The test images of a data set and their labels, 1 = anomalous, for `train(test=...)`."""
+    found = [item for item in read_data_set(where).part("test") if item.label is not None]
+    if {item.label for item in found} != {0, 1}:
+        raise DataError(f"{where}: expected normal and anomalous test images, such as in folders"
+                        " good/ and others beside it, got none of one kind")
+    return [item.path for item in found], [int(item.label == 1) for item in found]
