@@ -5,7 +5,7 @@ Sections are those of DICOM PS3.3. pydicom is imported when the first such file 
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,13 +110,13 @@ class Monochrome:
         return self.modality.apply(self.stored)
 
     def values(self) -> NDArray[np.float64]:
-        return self.in_units()[~self._is_padding()]
+        return self.in_units()[~self._is_padding(self.stored)]
 
     def names_no_window(self) -> bool:
         return self.rule.intensity == "voi"
 
     def between(self, low: float, high: float) -> DecodedImage:
-        return self._shown(apply_limits(self.in_units(), low, high))
+        return self._show(lambda values: apply_limits(values, low, high))
 
     def scaled(self) -> "DecodedImage | Unscaled":
         """The picture by the rule; itself where that takes the whole series."""
@@ -127,28 +127,42 @@ class Monochrome:
             if rule.voi_index >= len(self.voi):
                 raise DataError(f"expected a window number {rule.voi_index} (from 0) as the rule"
                                 f" asks, got {len(self.voi)} windows and tables")
-            return self._shown(apply_voi(self.in_units(), self.voi[rule.voi_index]))
+            chosen = self.voi[rule.voi_index]
+            return self._show(lambda values: apply_voi(values, chosen))
         if rule.intensity == "voi" and self.full:
             return self.between(*self.full)
         return self
 
-    def _is_padding(self) -> NDArray[np.bool_]:
+    def _is_padding(self, stored: NDArray[Any]) -> NDArray[np.bool_]:
         if self.padding is None:
-            return np.zeros(self.stored.shape, bool)
-        return (self.stored >= self.padding[0]) & (self.stored <= self.padding[1])
+            return np.zeros(stored.shape, bool)
+        return (stored >= self.padding[0]) & (stored <= self.padding[1])
 
-    def _shown(self, shown: NDArray[np.float64]) -> DecodedImage:
-        if self.inverted:
-            shown = 1 - shown
-        if self.padding is not None:
-            shown = np.where(self._is_padding(), 0, shown)
-        return DecodedImage(shown.astype(np.float32), self.geometry, self.source)
+    def _show(self, scale: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> DecodedImage:
+        """The picture, of which each pixel depends on its stored value alone."""
+        def show(stored: NDArray[Any]) -> NDArray[np.float32]:
+            shown = scale(self.modality.apply(stored))
+            if self.inverted:
+                shown = 1 - shown
+            if self.padding is not None:
+                shown = np.where(self._is_padding(stored), 0, shown)
+            return shown.astype(np.float32)
+
+        low, high = int(self.stored.min()), int(self.stored.max())
+        if high - low >= self.stored.size:
+            return DecodedImage(show(self.stored), self.geometry, self.source)
+        # A table of the values that occur: of 512 x 512 pixels 0.3 ms, in float64 arrays 3.1 ms.
+        unsigned = np.dtype(f"u{self.stored.itemsize}")
+        stored = self.stored.astype(self.stored.dtype.newbyteorder("="), copy=False)
+        offsets = stored.view(unsigned) - unsigned.type(low % 2 ** (8 * unsigned.itemsize))
+        table = show(np.arange(low, high + 1))
+        return DecodedImage(np.take(table, offsets), self.geometry, self.source)
 
 
 def read_dicom(path: Path, rule: DecodingRule) -> list[DecodedImage | Unscaled]:
     """The frames of a DICOM file in their order; DataError gives the reason without the path."""
     try:
-        import pydicom.pixels  # noqa: F401  # loads the decompressing packages, to be silenced, too
+        import pydicom  # noqa: F401
     except ImportError as error:
         raise DataError(f"reading DICOM needs pydicom: {MEDICAL}") from error
     try:
