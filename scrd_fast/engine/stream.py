@@ -54,6 +54,18 @@ class Scored:
         """The file that the image comes from, None where an image was given."""
         return None if self.source is None else self.source.path
 
+    def locate(self, row: float, column: float) -> NDArray[np.float64] | None:
+        """Where the centre of a pixel of the map lies in the patient: (3,), mm, RAS+.
+
+        None where the file does not tell, or there is no map.
+        """
+        if self.geometry is None or self.map is None:
+            return None
+        # The map's pixels cover the image evenly, as its resizing does.
+        place = [(each + 0.5) * side / len(self.map) - 0.5 for each, side in zip(
+            (row, column), self.image.shape, strict=False)]
+        return np.asarray((self.geometry @ [*place, 0, 1])[:3])
+
 
 @dataclass(frozen=True)
 class _Entry:
@@ -66,13 +78,15 @@ class _Entry:
     geometry: NDArray[np.float64] | None = None
 
 
-def stream(engine: "Engine", images: Iterable[Any], *, maps: bool) -> Iterator[Scored]:
-    """See Engine.stream."""
+def stream(
+    engine: "Engine", images: Iterable[Any], *, maps: bool, stacklevel: int = 2
+) -> Iterator[Scored]:
+    """See Engine.stream. `stacklevel` is that of warnings, 2 for the loop that takes from this."""
     if isinstance(images, str | bytes | os.PathLike):
         raise InputError("images: expected images or paths, got one path;"
                          f" write stream([{os.fsdecode(images)!r}])")
     waiting: deque[tuple[list[_Entry], Pending | None]] = deque()
-    for entries, batch in _cut(engine, images):
+    for entries, batch in _cut(engine, images, stacklevel + 1):
         waiting.append((entries, _submit(engine, entries, batch, maps)))
         if len(waiting) == IN_FLIGHT:
             yield from _collect(engine, *waiting.popleft(), maps)
@@ -80,7 +94,9 @@ def stream(engine: "Engine", images: Iterable[Any], *, maps: bool) -> Iterator[S
         yield from _collect(engine, *waiting.popleft(), maps)
 
 
-def _cut(engine: "Engine", images: Iterable[Any]) -> Iterator[tuple[list[_Entry], Any]]:
+def _cut(
+    engine: "Engine", images: Iterable[Any], stacklevel: int
+) -> Iterator[tuple[list[_Entry], Any]]:
     """Entries, and those of their images that can be scored, as the engine takes them."""
     if hasattr(images, "ndim"):  # cut without copying
         whole: Any = images
@@ -92,7 +108,7 @@ def _cut(engine: "Engine", images: Iterable[Any]) -> Iterator[tuple[list[_Entry]
     expect(isinstance(images, Iterable), "images", "an array, images or paths",
            type(images).__name__)
     entries: list[_Entry] = []
-    for entry in _read(engine, images):
+    for entry in _read(engine, images, stacklevel + 1):
         entries.append(entry)
         if len(entries) == BATCH:
             yield entries, _usable(entries)
@@ -101,7 +117,7 @@ def _cut(engine: "Engine", images: Iterable[Any]) -> Iterator[tuple[list[_Entry]
         yield entries, _usable(entries)
 
 
-def _read(engine: "Engine", images: Iterable[Any]) -> Iterator[_Entry]:
+def _read(engine: "Engine", images: Iterable[Any], stacklevel: int) -> Iterator[_Entry]:
     """An entry for each image, of which a file may have several."""
     index = 0
     given = (as_path(image, f"images[{place}]") if is_path(image) else image
@@ -112,7 +128,7 @@ def _read(engine: "Engine", images: Iterable[Any]) -> Iterator[_Entry]:
             index += 1
             continue
         for remark in item.remarks:
-            warnings.warn(remark, stacklevel=5)  # of the loop that takes from the stream
+            warnings.warn(remark, stacklevel=stacklevel)
         if item.error is not None:
             yield _Entry(index, Source(item.path), None, item.error)
             index += 1
