@@ -54,7 +54,8 @@ def evaluate(
 @app.command(epilog=example("scrd-fast reproduce rsna rsna-prepared/ --out rsna-results/"))
 @options_of(TrainConfig, leave_out=["selection", "seed"])
 def reproduce(
-    name: Annotated[str, typer.Argument(help="rsna, brain-tumor or isic2018.")],
+    name: Annotated[str, typer.Argument(
+        help="rsna, brain-tumor, isic2018 or isic2018-validation.")],
     data: Annotated[Path, typer.Argument(help="Folder that scrd-fast prepare made.")],
     config: TrainConfig,
     out: Annotated[Path, typer.Option(

@@ -1,5 +1,6 @@
 """Scoring images, and what scores mean."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -24,16 +25,20 @@ def score(
     """Score images; unreadable ones are named, the rest is scored (exit code 1 then)."""
     from scrd_fast.data.decode.find import find_files
     from scrd_fast.engine.load import load_engine
+    from scrd_fast.errors import expect
     from scrd_fast.files import check_writable
     from scrd_fast.report.scores import score_files, write_failed
 
     found = find_files(images)
     if failed is None and out is not None:
         failed = out.with_name("failed.csv")
+    read = [engine, *found.paths, *found.refused]
     if out is not None:
-        check_writable(out, "--out", inputs=[engine, *found.paths])
+        check_writable(out, "--out", inputs=read)
     if failed is not None:
-        check_writable(failed, "--failed", inputs=[engine, *found.paths])
+        expect(out is None or os.path.realpath(failed) != os.path.realpath(out), "--failed",
+               "another file than --out", failed)
+        check_writable(failed, "--failed", inputs=read)
     if overlays is not None:
         check_writable(overlays, "--overlays", folder=True)
     with show_progress("loading") as step:

@@ -71,8 +71,10 @@ class _Store:
         with writing("the folder for temporary files (TMPDIR)"):
             if self._file is None:  # it lives as long as this
                 self._file = TemporaryFile(buffering=0)  # noqa: SIM115
-            self._file.write(kept.contiguous().numpy().data)
-            start, self._length = self._length, self._length + 4 * kept.numel()
+            left = kept.contiguous().numpy().data.cast("B")
+            start, self._length = self._length, self._length + len(left)
+            while left:  # a disk that fills takes a part, and refuses the next
+                left = left[self._file.write(left):]
         return _Kept(start, tuple(kept.shape))
 
     def read(self, kept: _Kept) -> NDArray[np.float32]:

@@ -205,7 +205,7 @@ class Engine:
         items = []
         side = self.spec.input_size
         all_maps = np.empty((len(paths), side, side), np.float32) if maps else None
-        for item in self.stream(paths, maps=maps):
+        for item in stream(self, paths, maps=maps, stacklevel=4):  # the line that calls `score`
             if all_maps is not None and item.map is not None:
                 if item.index == len(all_maps):  # more images than files
                     all_maps = np.concatenate([all_maps, np.empty_like(all_maps)])

@@ -4,6 +4,8 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scrd_fast.data.decode.find import arrange_files
-from scrd_fast.data.decode.masks import read_masks
+from scrd_fast.data.decode.masks import Mask, read_masks
+from scrd_fast.data.decode.read import is_one_picture
 from scrd_fast.data.layouts import DataSet, Item, read_data_set
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.load import borrow_engine
+from scrd_fast.engine.stream import Scored
 from scrd_fast.errors import DataError, expect
 from scrd_fast.metrics.bootstrap import Interval, image_intervals, pixel_intervals
 from scrd_fast.metrics.decisions import Decisions
@@ -29,6 +33,7 @@ from scrd_fast.metrics.ranking import (
     sensitivity_at_specificity,
 )
 from scrd_fast.progress import Progress, silent
+from scrd_fast.records import is_number
 from scrd_fast.spec import ScoringSpec
 
 Array = NDArray[Any]
@@ -36,6 +41,7 @@ PATIENT_RULES = ("max", "mean")
 #: Figures that have seen the labels that they are judged by, as published evaluations have it.
 OPTIMISTIC = ("best_f1", "best_accuracy", "best_dice")
 _RATES = (0.01, 0.05, 0.1)
+_OFF = 0.5  # pixels; a mask that lies farther off is of another grid
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ class Evaluation:
     p_values: Mapping[str, float] | None
     specificity: float
     patient_rule: str
+    seed: int
     images: tuple[Judged, ...]
     failed: Mapping[Path, str]
     remarks: tuple[str, ...]
@@ -148,13 +155,17 @@ def evaluate(
     maps by masks, where there are masks; takes 16 bytes for each pixel of all maps. device, trust:
     of a path, as in `load_engine`. progress: called with (done, total, what).
 
-    Of a file with several images (NIfTI, DICOM) an image is anomalous where its mask has a pixel;
-    without a mask all have the label of their file. Files that cannot be read are left out, and
-    named. Raises DataError where normal or anomalous test images are lacking, InputError, and what
-    `load_engine` and `read_data_set` raise.
+    Of a file with several images (NIfTI, DICOM, TIFF) an image is anomalous where its mask has a
+    pixel; without a mask all have the label of their file. A mask has the image's shape and, where
+    both files tell, its place in the patient; at the maps' size a pixel has the label of the mask's
+    pixel at its centre. Files that cannot be read, or whose mask does not fit, are left out as a
+    whole, and named. Raises DataError where normal or anomalous test images are lacking,
+    InputError, and what `load_engine` and `read_data_set` raise.
     """
     expect(patient_rule in PATIENT_RULES, "patient_rule", f"one of {PATIENT_RULES}", patient_rule)
-    expect(0 < specificity < 1, "specificity", "a share above 0 and below 1", specificity)
+    expect(is_number(specificity) and 0 < specificity < 1, "specificity",
+           "a share above 0 and below 1", specificity)
+    expect(type(seed) is int and 0 <= seed < 2**64, "seed", "an integer from 0", seed)
     found = read_data_set(data, patient_from=patient_from)
     test = _labelled(found, "test")
     _check_kinds(test, data, found)
@@ -162,7 +173,7 @@ def evaluate(
         failed: dict[Path, str] = {}
         remarks = list(found.remarks) + _remark_unlabelled(found, test)
         held = _labelled(found, "validation")
-        judge = {item.label for item in held} == {0, 1}
+        judge = _tell_both(held)
         threshold = _choose_threshold(
             [seen.judged for seen in _score(opened, held, False, failed, progress, "validation")]
             if judge else [], opened.decisions)
@@ -173,13 +184,13 @@ def evaluate(
             raise DataError(f"{os.fsdecode(data)}: expected normal and anomalous test images, got"
                             f" {_count(images)} that could be scored; the first of"
                             f" {len(failed)} others: {next(iter(failed.values()), 'none')}")
-        remarks += _remark_frames(test, images)
+        remarks += _remark_frames(test, images) + _remark_masks(test, seen)
         progress(0, 1, "bootstrap")
         return Evaluation(
             opened.path, Path(data), found.layout, opened.manifest.precision, threshold,
-            tuple(_judge_parts(images, threshold, patient_rule, specificity, seed)),
+            tuple(_judge_parts(images, test, threshold, patient_rule, specificity, seed)),
             _judge_pixels(seen, seed) if masked else None,
-            _judge_p_values(images), specificity, patient_rule, tuple(images), failed,
+            _judge_p_values(images), specificity, patient_rule, seed, tuple(images), failed,
             tuple(remarks))
 
 
@@ -187,8 +198,15 @@ def _labelled(found: DataSet, split: str) -> tuple[Item, ...]:
     return tuple(item for item in found.part(split) if item.label is not None)
 
 
+def _tell_both(items: tuple[Item, ...]) -> bool:
+    """Whether files are normal and anomalous, or may have images of both kinds in one file."""
+    return {item.label for item in items} == {0, 1} or any(
+        item.label == 1 and item.mask is not None and not is_one_picture(item.path)
+        for item in items)
+
+
 def _check_kinds(test: tuple[Item, ...], data: str | os.PathLike[str], found: DataSet) -> None:
-    if {item.label for item in test} == {0, 1}:
+    if _tell_both(test):
         return
     kinds = Counter(item.label for item in test)
     raise DataError(f"{os.fsdecode(data)}: expected normal and anomalous images to test on, got a"
@@ -211,67 +229,93 @@ def _remark_frames(test: tuple[Item, ...], images: list[Judged]) -> list[str]:
             f" count as anomalous ({without[0]}); figures by patient do not depend on that"]
 
 
+def _remark_masks(test: tuple[Item, ...], seen: list[_Seen]) -> list[str]:
+    """On what counts as normal although the data set calls it anomalous."""
+    found = {each.judged.path for each in seen if each.judged.label}
+    scored = {each.judged.path for each in seen}
+    empty = [item.path for item in test if item.label == 1 and item.path in scored - found]
+    lost = [each for each in seen if each.judged.label and each.map is not None
+            and each.mask is not None and not each.mask.any()]
+    remarks = [f"{len(empty)} anomalous files have a mask without an anomalous pixel: all of their"
+               f" images count as normal ({empty[0]})"] if empty else []
+    if lost and lost[0].map is not None:
+        rows, columns = lost[0].map.shape
+        remarks.append(f"{len(lost)} anomalous images have no anomalous pixel left in their mask at"
+                       f" the maps' {rows} x {columns} pixels, all of which count as normal"
+                       f" ({lost[0].judged.path})")
+    return remarks
+
+
 def _score(
     engine: Engine, items: tuple[Item, ...], masked: bool, failed: dict[Path, str],
     progress: Progress, what: str,
 ) -> Iterator[_Seen]:
-    """The scored images of files; what cannot be scored goes to `failed`."""
+    """The scored images of files; a file that cannot be judged as a whole goes to `failed`."""
     by_path = {item.path: item for item in items}
     if not by_path:
         return
     arranged = arrange_files(list(by_path), stacklevel=4)
     failed.update(arranged.refused)
-    path, files, masks = None, 0, _Masks(engine.spec)
-    for done in engine.stream(arranged.paths, maps=masked):
-        assert done.source is not None
-        if path != done.source.path:
-            path, files = done.source.path, files + 1
-            masks.open(by_path[path].mask)
-        progress(files, len(arranged.paths), f"scoring {what} images")
-        item, label, small = by_path[path], int(by_path[path].label == 1), None
+    files = groupby(engine.stream(arranged.paths, maps=masked), key=attrgetter("path"))
+    for number, (path, scored) in enumerate(files, start=1):
+        progress(number, len(arranged.paths), f"scoring {what} images")
         try:
-            if done.error is not None:
-                raise DataError(done.error)
-            if item.mask is not None:
-                label, small = masks.read_next(done.image.shape[:2])
-            elif label == 0:
-                small = masks.none
+            seen = _see_file(by_path[path], list(scored), engine.spec)
         except DataError as error:
             failed[path] = str(error)
             continue
-        yield _Seen(Judged(
-            path, done.source.frame, label, item.group, float(done.score),
-            None if done.p_value is None else float(done.p_value),
-            item.patient or done.source.patient), done.map, small)
+        yield from seen
 
 
-class _Masks:
-    """The masks of one file after the other, on the grid of the maps, (S, S) of bool."""
-
-    def __init__(self, spec: ScoringSpec) -> None:
-        self._side, self._rule = spec.input_size, spec.decoding
-        self.none = np.zeros((self._side, self._side), bool)
-        self._path: Path | None = None
-        self._left: Iterator[Array] | None = None
-
-    def open(self, path: Path | None) -> None:
-        """Go on with the masks of another file, which is read when the first of them is wanted."""
-        self._path, self._left = path, None
-
-    def read_next(self, shape: tuple[int, int]) -> tuple[int, Array]:
-        """The label of the next image, whose shape is given, and its mask; raises DataError."""
-        assert self._path is not None
-        if self._left is None:
-            self._left = iter(read_masks(self._path, self._rule))
-        mask = next(self._left, None)
-        if mask is None or mask.shape != shape:
-            got = "fewer masks than images" if mask is None else f"{mask.shape}"
-            raise DataError(f"{self._path}: expected a mask of the image's shape {shape}, got"
-                            f" {got}")
+def _see_file(item: Item, scored: list[Scored], spec: ScoringSpec) -> list[_Seen]:
+    """The images of one file with their labels and masks; raises DataError where one lacks."""
+    for done in scored:
+        if done.error is not None:
+            raise DataError(done.error)
+    side = spec.input_size
+    nothing = None if item.label else np.zeros((side, side), bool)
+    small, found = [nothing] * len(scored), [bool(item.label)] * len(scored)
+    if item.mask is not None:
+        masks = read_masks(item.mask, spec.decoding)
+        _check_grids(item.mask, masks, scored)
+        found = [bool(mask.pixels.any()) for mask in masks]
+        if item.label == 0 and any(found):
+            raise DataError(f"{item.mask}: expected no anomalous pixel in the mask of a normal"
+                            " file, got some")
         # A pixel of the map has the label of the mask's pixel at its centre.
-        small = cv2.resize(mask.astype(np.uint8), self.none.shape,
-                           interpolation=cv2.INTER_NEAREST_EXACT)
-        return int(mask.any()), small.astype(bool)
+        small = [cv2.resize(mask.pixels.astype(np.uint8), (side, side),
+                            interpolation=cv2.INTER_NEAREST_EXACT).astype(bool) for mask in masks]
+    return [_see(item, *each) for each in zip(scored, found, small, strict=True)]
+
+
+def _see(item: Item, done: Scored, found: bool, small: Array | None) -> _Seen:
+    source = done.source
+    assert source is not None
+    label = found if source.frame is not None else bool(item.label)
+    return _Seen(Judged(
+        source.path, source.frame, int(label), item.group, float(done.score),
+        None if done.p_value is None else float(done.p_value),
+        item.patient or source.patient), done.map, small)
+
+
+def _check_grids(path: Path, masks: list[Mask], scored: list[Scored]) -> None:
+    """Raise DataError unless each image has a mask of its pixels."""
+    if len(masks) != len(scored):
+        raise DataError(f"{path}: expected a mask for each of the file's {len(scored)} images, got"
+                        f" {len(masks)}")
+    for mask, done in zip(masks, scored, strict=True):
+        shape = done.image.shape[:2]
+        if mask.pixels.shape != shape:
+            raise DataError(f"{path}: expected a mask of the image's shape {shape}, got"
+                            f" {mask.pixels.shape}")
+        if mask.geometry is None or done.geometry is None:
+            continue
+        corners = np.array([[i, j, 0, 1] for i in (0, shape[0] - 1) for j in (0, shape[1] - 1)]).T
+        at = np.linalg.solve(done.geometry, mask.geometry @ corners)
+        off = float(np.abs(at - corners).max())
+        if off > _OFF:
+            raise DataError(f"{path}: expected a mask on the image's grid, got one that lies up to"
+                            f" {off:.3g} of its pixels away in the patient")
 
 
 def _choose_threshold(held: list[Judged], decisions: Decisions | None) -> Threshold | None:
@@ -282,8 +326,8 @@ def _choose_threshold(held: list[Judged], decisions: Decisions | None) -> Thresh
 
 
 def _judge_parts(
-    images: list[Judged], threshold: Threshold | None, patient_rule: str, specificity: float,
-    seed: int,
+    images: list[Judged], test: tuple[Item, ...], threshold: Threshold | None, patient_rule: str,
+    specificity: float, seed: int,
 ) -> Iterator[Part]:
     """All images; the patients, where they are known; and the images of each group."""
     value = None if threshold is None else threshold.value
@@ -293,13 +337,13 @@ def _judge_parts(
         # The threshold is one of images: the maximum of a patient's lies above it where one does.
         chosen = value if patient_rule == "max" else None
         yield _judge("patient", None, patients, chosen, specificity, seed)
+    of_normals = {item.group for item in test if item.label == 0}
     for group in sorted({each.group for each in images if each.group is not None}):
-        inside = [each for each in images if each.group == group]
-        if not any(each.label for each in inside):
-            continue
-        if all(each.label for each in inside):  # a kind of anomaly: against all normal images
-            inside = [each for each in images if each.group == group or each.label == 0]
-        yield _judge("image", group, inside, value, specificity, seed)
+        inside = [each for each in images if each.group == group or (
+            # A kind of anomaly has no normal files of its own: it stands against all of them.
+            group not in of_normals and each.label == 0)]
+        if {each.label for each in inside} == {0, 1}:
+            yield _judge("image", group, inside, value, specificity, seed)
 
 
 def _by_patient(images: list[Judged], rule: str) -> list[Judged]:
@@ -356,8 +400,10 @@ def _judge_pixels(seen: list[_Seen], seed: int) -> dict[str, Figure] | None:
 
 def _judge_p_values(images: list[Judged]) -> dict[str, float] | None:
     found = np.array([each.p_value for each in images
-                      if each.label == 0 and each.p_value is not None])
-    return {f"{rate:g}": float((found <= rate).mean()) for rate in _RATES} if len(found) else None
+                      if each.label == 0 and each.p_value is not None], np.float32)
+    # In the p-values' own type, in which 1/20 is the rate of 0.05.
+    return {f"{rate:g}": float((found <= np.float32(rate)).mean()) for rate in _RATES} if len(
+        found) else None
 
 
 def _count(images: list[Judged]) -> str:

@@ -4,25 +4,31 @@ test set."""
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+import numpy as np
 
 from scrd_fast.building.build import build_engine
 from scrd_fast.data.layouts import Item, read_data_set, split_by_patient
 from scrd_fast.data.prepare import DATA_SETS
 from scrd_fast.errors import DataError, InputError, expect
 from scrd_fast.evaluation.calibrate import calibrate
-from scrd_fast.evaluation.evaluate import evaluate
+from scrd_fast.evaluation.evaluate import Evaluation, evaluate
 from scrd_fast.files import as_path, atomic_write, check_writable
+from scrd_fast.metrics.decisions import Decisions, normals_needed
+from scrd_fast.metrics.ranking import decide
 from scrd_fast.progress import show_progress
 from scrd_fast.records import from_mapping, is_whole, read_record
 from scrd_fast.training.config import TrainConfig
 from scrd_fast.training.data import labelled_test
 from scrd_fast.training.loop import train
+from scrd_fast.training.run import state_path
 
-PROTOCOLS = ("published", "held-out")
+_SELECTIONS = {"published": "published_test", "held-out": "validation"}
+PROTOCOLS = tuple(_SELECTIONS)
 SEEDS = (111, 112, 113)
 _RATE = 0.05  # of false alarms among held-out normal images, for the held-out protocol's threshold
 
@@ -61,80 +67,114 @@ def reproduce(
     that was interrupted goes on. config: fields of TrainConfig but seed and selection, whose
     defaults are the published ones.
 
-    Raises InputError, DataError where the folder is of another data set, OutputError, and what
-    training and building raise, CheckpointError among them where `config` is not that of a training
-    that was begun.
+    Raises InputError, among others where too few normal images would be held out; DataError where
+    `data` is of another data set or what is in `out` is of other images or another configuration;
+    OutputError, and what training and building raise, CheckpointError among them where `config` is
+    not that of a training that was begun.
     """
     expect(name in DATA_SETS, "name", f"one of {', '.join(DATA_SETS)}", repr(name))
-    expect(len(seeds) > 0 and all(is_whole(seed, 0) for seed in seeds), "seeds",
-           "integers from 0", seeds)
+    expect(len(seeds) > 0 and all(is_whole(seed, 0) for seed in seeds)
+           and len(set(seeds)) == len(seeds), "seeds", "different integers from 0", seeds)
     expect(len(protocols) > 0 and set(protocols) <= set(PROTOCOLS), "protocols",
            f"some of {PROTOCOLS}", protocols)
     for own in {"seed", "selection"} & set(config):
         raise InputError(f"{own}: expected none, as the protocol and seeds say it, got"
                          f" {config[own]!r}")
-    from_mapping(TrainConfig, config, "reproduce", partial=True)  # before hours of training
+    settings = from_mapping(TrainConfig, config, "reproduce", partial=True)
     folder, source = as_path(out, "out"), as_path(data, "data")
     check_writable(folder, "out", folder=True)
-    _check_prepared(source, name)
-    return [_run(source, folder / f"{protocol}-{seed}", protocol, seed, progress, config)
-            for seed in seeds for protocol in protocols]
+    images = _check_prepared(source, name)
+    normals = read_data_set(source).normals("train")
+    splits = {seed: split_by_patient([item.patient for item in normals],
+                                     settings.validation_share, seed) for seed in seeds}
+    fewest = min(len(held) for _, held in splits.values())
+    expect("held-out" not in protocols or fewest >= normals_needed(_RATE), "validation_share",
+           f"at least {normals_needed(_RATE)} of the {len(normals)} normal images, which a"
+           f" false-alarm rate of {_RATE:g} takes", fewest)
+    outcomes = []
+    for seed in seeds:
+        for protocol in protocols:
+            training = replace(settings, seed=seed, selection=_SELECTIONS[protocol])
+            outcomes.append(_run(source, folder / f"{protocol}-{seed}", protocol, training, images,
+                                 normals, splits[seed], progress))
+    return outcomes
 
 
-def _check_prepared(source: Path, name: str) -> None:
-    record = source / "prepared.json"
+def _check_prepared(source: Path, name: str) -> str:
+    """The digest of all its images; raises DataError where it is not the data set that is meant."""
     try:
-        found = json.loads(record.read_text()).get("data_set")
-    except (OSError, ValueError, AttributeError) as error:
+        record = json.loads((source / "prepared.json").read_text())
+        found, images = record["data_set"], record["images_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{source}: expected a folder that scrd-fast prepare {name} made, got one"
-                        " without its prepared.json") from error
+                        " without its prepared.json, or with a damaged one") from error
     if found != name:
         raise DataError(f"{source}: expected the data set {name}, got {found}")
+    return str(images)
 
 
-def _run(source: Path, folder: Path, protocol: str, seed: int, progress: bool,
-         config: Mapping[str, Any]) -> Outcome:
-    told = folder / "outcome.json"
+def _run(
+    source: Path, folder: Path, protocol: str, training: TrainConfig, images: str,
+    normals: Sequence[Item], split: tuple[Any, Any], progress: bool,
+) -> Outcome:
+    # What the outcome is of: as JSON has it, for comparison with that of an earlier run.
+    of = {"images_sha256": images, **json.loads(json.dumps(asdict(training), default=os.fspath))}
+    told, engine = folder / "outcome.json", folder / "model.scrd"
     if told.is_file():
-        return _read(told, protocol, seed)
-    engine = folder / "model.scrd"
-    items = read_data_set(source).normals("train")
-    kept, held = split_by_patient([item.patient for item in items],
-                                  config.get("validation_share", TrainConfig.validation_share),
-                                  seed)
-    held_out = _paths(items, held)
-    more: dict[str, Any] = {"validation": held_out}
-    if protocol == "published":
-        more = {"test": labelled_test(source), "selection": "published_test"}
-    chosen = _paths(items, kept if protocol == "held-out" else range(len(items)))
+        return _read(told, protocol, of)
+    kept, held = (_paths(normals, places) for places in split)
+    published = protocol == "published"
+    chosen = _paths(normals, range(len(normals))) if published else kept
+    more: dict[str, Any] = {"test": labelled_test(source)} if published else {"validation": held}
     checkpoint = folder / "model.safetensors"
-    train(chosen, checkpoint, resume=checkpoint.exists(), seed=seed, progress=progress, **more,
-          **config)
+    train(chosen, checkpoint, resume=checkpoint.exists() or state_path(checkpoint).exists(),
+          progress=progress, **more, **vars(training))
     with show_progress("engine", enabled=progress) as shown:
         build_engine(checkpoint, engine, precision="fp32", progress=shown).close()
-        if protocol == "held-out":
-            calibrate(engine, held_out, fpr=_RATE, progress=shown)
-        figures = evaluate(engine, source, pixels=False, seed=seed, progress=shown).parts[0].figures
-    f1, acc = ("best_f1", "best_accuracy") if protocol == "published" else ("f1", "accuracy")
-    outcome = Outcome(protocol, seed, figures["auroc"].value, figures[f1].value, figures[acc].value)
+        decisions = None if published else calibrate(engine, held, fpr=_RATE, progress=shown)
+        found = evaluate(engine, source, pixels=False, seed=training.seed, progress=shown)
+    for reason in found.failed.values():
+        raise DataError(f"expected a score of each test image, got none of {len(found.failed)}:"
+                        f" {reason}")
+    outcome = _judge(protocol, training.seed, found, decisions)
     with atomic_write(told) as temporary:
-        temporary.write_text(json.dumps(vars(outcome), indent=1) + "\n")
+        temporary.write_text(json.dumps({"outcome": vars(outcome), "of": of}, indent=1) + "\n")
     return outcome
+
+
+def _judge(
+    protocol: str, seed: int, found: Evaluation, decisions: Decisions | None
+) -> Outcome:
+    figures = found.parts[0].figures
+    auc = figures["auroc"].value
+    if decisions is None:
+        return Outcome(protocol, seed, auc, figures["best_f1"].value,
+                       figures["best_accuracy"].value)
+    # Not the evaluation's own threshold, which a data set's labelled validation images may choose.
+    decided = decide([each.label for each in found.images],
+                     np.array([each.score for each in found.images], np.float32),
+                     decisions.threshold)
+    return Outcome(protocol, seed, auc, float(decided.f1), float(decided.accuracy))
 
 
 def _paths(items: Sequence[Item], places: Any) -> list[Path]:
     return [items[int(place)].path for place in places]
 
 
-def _read(told: Path, protocol: str, seed: int) -> Outcome:
+def _read(told: Path, protocol: str, of: Mapping[str, Any]) -> Outcome:
     try:
-        outcome = read_record(Outcome, json.loads(told.read_text()), "outcome")
-    except (OSError, ValueError) as error:  # an InputError is a ValueError
+        record = json.loads(told.read_text())
+        outcome, was = read_record(Outcome, record["outcome"], "outcome"), dict(record["of"])
+    except (OSError, ValueError, KeyError, TypeError) as error:  # an InputError is a ValueError
         raise DataError(f"{told}: expected what an earlier run found, got another file; remove it"
                         f" to do it again ({error})") from error
-    if (outcome.protocol, outcome.seed) != (protocol, seed):
-        raise DataError(f"{told}: expected the outcome of {protocol} with seed {seed}, got"
+    if (outcome.protocol, outcome.seed) != (protocol, of["seed"]):
+        raise DataError(f"{told}: expected the outcome of {protocol} with seed {of['seed']}, got"
                         f" {outcome.protocol} with {outcome.seed}")
+    other = sorted(name for name in was.keys() | of.keys() if was.get(name) != of.get(name))
+    if other:
+        raise DataError(f"{told}: expected the outcome of these images and options, got one of"
+                        f" other {', '.join(other)}; name another folder for these")
     return outcome
 
 

@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from scrd_fast.evaluation.evaluate import OPTIMISTIC, Evaluation, Figure
 from scrd_fast.files import atomic_write
 from scrd_fast.report.scores import Row, write_failed, write_table
@@ -24,6 +26,7 @@ def name_figure(name: str, evaluation: Evaluation) -> str:
 
 def list_lines(evaluation: Evaluation) -> Iterator[str]:
     """What the terminal shows, line by line."""
+    yield f"figures, with intervals of 95 % by patient drawn from seed {evaluation.seed}"
     for part in evaluation.parts:
         group = "" if part.group is None else f", group {part.group}"
         of = "patients" if part.level == "patient" else "images"
@@ -62,7 +65,9 @@ def make_markdown(evaluation: Evaluation) -> str:
         cells += [(f"pixel {name}", evaluation.pixels[name]) for name in ("auroc", "aupro")]
     titles = ["engine", "data", *(
         title + (" (optimistic)" if title in OPTIMISTIC else "") for title, _ in cells)]
-    values = [evaluation.engine.name, evaluation.data.name, *(
+    names_of_files = [path.name.replace("|", r"\|") for path in (
+        evaluation.engine, evaluation.data)]
+    values = [*names_of_files, *(
         f"{figure.value:.4f}" if figure.interval is None else
         f"{figure.value:.4f} ({figure.interval.low:.4f} to {figure.interval.high:.4f})"
         for _, figure in cells)]
@@ -94,7 +99,13 @@ def list_images(evaluation: Evaluation) -> Iterator[Row]:
     yield ("image", "frame", "label", "group", "score", *(["p_value"] if calibrated else []))
     for each in evaluation.images:
         yield (str(each.path), "" if each.frame is None else each.frame, each.label,
-               each.group or "", repr(each.score), *([repr(each.p_value)] if calibrated else []))
+               each.group or "", _show_short(each.score),
+               *([] if each.p_value is None else [_show_short(each.p_value)]))
+
+
+def _show_short(value: float) -> str:
+    """As the table of `score`: the shortest that reads back as the same float32."""
+    return str(np.float32(value))
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from scrd_fast.data.layouts import read_data_set
+from scrd_fast.data.layouts import Item, read_data_set
 from scrd_fast.errors import DataError, expect
 from scrd_fast.progress import tell
 
@@ -27,25 +27,38 @@ def normals_of(
     if not chosen:
         raise DataError(f"{os.fsdecode(data)}: expected normal images to train on, got a data set"
                         f" ({found.layout}) without")
-    held = found.normals("validation")
+    held: Any = found.normals("validation") or None
+    told = "some of them held out" if held is None else f"{len(held)} files to validate on"
     if validation is not None:
-        held = _held_out(validation, patient_from)
-    told = f"{len(held)} files to validate on" if held and validation is None else (
-        "others to validate on" if validation is not None else "some of them held out")
+        held, told = _held_out(validation, patient_from), "others to validate on"
+        _check_apart(chosen, held)
     tell(f"{os.fsdecode(data)}: {found.layout}: {len(chosen)} files to train on, {told}",
          enabled=progress)
     for remark in found.remarks:
         tell(f"{os.fsdecode(data)}: {remark}", enabled=progress)
-    return chosen, held or None
+    return chosen, held
 
 
 def _held_out(validation: Any, patient_from: str | None) -> Any:
-    """Of a data set that has validation images these; of others all that are normal."""
+    """Of a data set the normal images of its validation part; else of what is to train on; else of
+    its test part."""
     if not isinstance(validation, str | os.PathLike):
         return validation
     found = read_data_set(Path(validation), patient_from=patient_from)
-    return found.normals("validation") or tuple(
-        item for item in found.items if item.label != 1)
+    held = next(filter(None, map(found.normals, ("validation", "train", "test"))), None)
+    if held is None:
+        raise DataError(f"{os.fsdecode(validation)}: expected normal images to validate on, got a"
+                        f" data set ({found.layout}) without")
+    return held
+
+
+def _check_apart(chosen: tuple[Item, ...], held: Any) -> None:
+    """Raise DataError where images are trained on and validated on."""
+    files = {os.path.realpath(item.path) for item in chosen}
+    for item in held if isinstance(held, tuple) else ():
+        if os.path.realpath(item.path) in files:
+            raise DataError(f"{item.path}: expected other images to validate on than those to train"
+                            " on, got this one in both")
 
 
 def labelled_test(where: str | os.PathLike[str]) -> tuple[list[Path], list[int]]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from scrd_fast.data.dataset import ImageSet
 from scrd_fast.data.layouts import split_by_patient
-from scrd_fast.errors import expect
+from scrd_fast.errors import DataError, expect
 from scrd_fast.files import as_path, check_writable
 from scrd_fast.model.checkpoint import Checkpoint
 from scrd_fast.model.scrd import model_without_weights, new_model
@@ -220,12 +220,14 @@ def _look_at(
     if test is not None:
         held = ImageSet(test[0], "test", spec)
         labels = check_labels(test[1], len(held))[check(held)]
+        _check_patients(images, held)
         judge = labelled_validation(held, labels, spec)
         digest = hashlib.sha256(labels.tobytes()).hexdigest()
         seen["test"] = _identity(held) | {"labels": digest}
     elif validation is not None:
         held = ImageSet(validation, "validation", spec)
         check(held)
+        _check_patients(images, held)
         judge = normal_validation(held, np.arange(len(held)), spec, noise, seed)
         seen["validation"] = _identity(held)
     else:
@@ -234,12 +236,21 @@ def _look_at(
     return _Images(images, chosen, judge, seen)
 
 
+def _check_patients(images: ImageSet, held: ImageSet) -> None:
+    """Raise DataError where a patient is in both, as `read_data_set` does within a data set."""
+    both = {each for each in images.patients if each} & {each for each in held.patients if each}
+    for patient in sorted(both):
+        raise DataError(f"{held.name}: expected images of other patients than {images.name} has,"
+                        f" got some of patient {patient!r} in both")
+
+
 def _identity(images: ImageSet) -> dict[str, Any]:
     """What a run that is resumed knows its images by."""
     found = {"count": len(images), "digest": images.digest}
     if any(images.patients):
         # Which belong together decides which are held out; who they are stays out of the file.
         order = {patient: place for place, patient in reversed(list(enumerate(images.patients)))}
+        order[None] = -1  # who is not known is nobody else
         groups = json.dumps([order[patient] for patient in images.patients])
         found["patients"] = hashlib.sha256(groups.encode()).hexdigest()
     return found

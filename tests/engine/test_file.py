@@ -27,7 +27,7 @@ from scrd_fast.errors import EngineFileError, OutputError
 from scrd_fast.machine import Gpu, Machine
 from scrd_fast.metrics.agreement import Limits, Report
 from scrd_fast.metrics.decisions import Decisions
-from scrd_fast.spec import ScoringSpec
+from scrd_fast.spec import DecodingRule, ScoringSpec
 
 MEMBERS = {"network.onnx": bytes(range(40)), "golden.safetensors": b"golden"}
 REPORT = Report(images=24, map_error=1e-7, score_error=2e-7, rank_correlation=None, auroc=None,
@@ -157,6 +157,20 @@ def test_bytes_after_the_end_are_found(path, extra):
 def test_another_format_version(tmp_path, version):
     path = write_engine_file(tmp_path / "model.scrd", replace(MANIFEST, format=version), MEMBERS)
     refused(path, f"expected engine format {FORMAT} or older, got {version}; .*upgrade, or build")
+
+
+def test_format_2_reads_pictures_as_before(tmp_path):
+    """It had no rule for decoding."""
+    values = listed(asdict(MANIFEST)) | {"format": 2}
+    values["spec"] = {k: v for k, v in values["spec"].items() if k != "decoding"}
+    path = craft(tmp_path / "x.scrd", [*with_digest(values), *MEMBERS.items()])
+    manifest = read_engine_file(path)[0]
+    assert manifest.format == FORMAT
+    assert manifest.spec == MANIFEST.spec
+    assert manifest.spec.decoding == DecodingRule()
+    with_rule = craft(tmp_path / "y.scrd", [*with_digest(values | {"format": FORMAT}),
+                                            *MEMBERS.items()])
+    refused(with_rule, r"manifest.spec: expected all the fields .* none for \['decoding'\]")
 
 
 @pytest.mark.parametrize("version", [None, "1", [1], True, 1.0])

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from scrd_fast.model.checkpoint import (
     write_tensors,
 )
 from scrd_fast.model.scrd import SCRD
-from scrd_fast.spec import ScoringSpec
+from scrd_fast.spec import DecodingRule, ScoringSpec
 
 SPEC = ScoringSpec(input_size=64, weighting="scale", blur_sigma=1.5, reduction="max")
 TRAINING = {"seed": 3, "schedule": [1, 2.5], "name": "α"}
@@ -149,6 +150,22 @@ def with_header(saved: Path, path: Path, header: object) -> Path:
     text = header if isinstance(header, str) else json.dumps(header)
     save_file({"x": torch.ones(1)}, path, metadata={"scrd_fast": text})
     return path
+
+
+def test_format_1_reads_pictures_as_before(saved, tmp_path):
+    """It had no rule for decoding."""
+    header = header_of(saved) | {"format": 1, "training": {"steps": 3}}
+    del header["spec"]["decoding"]
+    path = tmp_path / "old.safetensors"
+    with safe_open(saved, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, metadata={"scrd_fast": json.dumps(header)})
+    read = load_checkpoint(path)
+    assert read.spec == SPEC
+    assert read.spec.decoding == DecodingRule()
+    assert read.training == {"steps": 3, "decoding": asdict(DecodingRule())}
+    header["format"] = FORMAT
+    refused(with_header(saved, tmp_path / "x.safetensors", header), "none for .*'decoding'")
 
 
 @pytest.mark.parametrize("version", [FORMAT + 1, 0, None, str(FORMAT)])

@@ -40,7 +40,7 @@ def decode_ahead(items: Iterable[Any], rule: DecodingRule) -> Iterator[Any]:
 
     Threads read up to AHEAD files beyond the one that is given out. What takes a whole series to be
     scaled waits for its end, which is where a file of another series follows: so much is in memory.
-    A file that comes after the end of its series is an error.
+    A file that comes after the end of its series is an error; one that cannot be read ends none.
     """
     return _scale(_read_ahead(items, rule), rule)
 
@@ -74,14 +74,17 @@ def _scale(found: Iterable[Any], rule: DecodingRule) -> Iterator[Any]:
     held: list[FileRead] = []
     ended: set[str] = set()
     for each in found:
-        series = _name_series(each)
-        if held and series != _name_series(held[0]):
-            ended.add(str(_name_series(held[0])))
+        if held and not _may_belong(each, held[0]):
+            ended.add(_name_series(held[0]))
             yield from _scale_series(held, rule)
             held = []
-        if series is None:
-            yield _as_decoded(each) if isinstance(each, FileRead) else each
-        elif series in ended:
+        if held:
+            held.append(each)
+        elif not isinstance(each, FileRead):
+            yield each
+        elif not _waits(each):
+            yield _as_decoded(each)
+        elif _name_series(each) in ended:
             yield Decoded(each.path, error=f"{each.path}: expected the files of a series one after"
                           " the other, as percentiles are taken of all of them, got others in"
                           " between; give their folder")
@@ -96,16 +99,24 @@ def _as_decoded(read: FileRead) -> Decoded:
     return Decoded(read.path, ready, read.error, read.remarks)
 
 
-def _name_series(read: Any) -> str | None:
-    """The series that the images of a file wait for; None where there are no such."""
-    if not isinstance(read, FileRead):
-        return None
-    waiting = [each for each in read.images if not isinstance(each, DecodedImage)]
-    return (waiting[0].source.series or str(read.path)) if waiting else None
+def _waits(read: FileRead) -> bool:
+    return not all(isinstance(each, DecodedImage) for each in read.images)
+
+
+def _name_series(read: FileRead) -> str:
+    return read.images[0].source.series or str(read.path)
+
+
+def _may_belong(item: Any, first: FileRead) -> bool:
+    """Whether an item is of the series of `first`, or a file that does not tell: one that is cut
+    lies among the slices whose series goes on behind it."""
+    return isinstance(item, FileRead) and (
+        item.error is not None or _name_series(item) == _name_series(first))
 
 
 def _scale_series(files: list[FileRead], rule: DecodingRule) -> Iterator[Decoded]:
-    """The files of one series, scaled by the percentiles of all of its pixels."""
+    """The files of one series, of which the first waits, scaled by the percentiles of all of its
+    pixels; among them others that do not wait, or cannot be read."""
     first, error, remarks = files[0].path, "", []
     waiting: list[Unscaled] = [each for read in files for each in read.images
                                if not isinstance(each, DecodedImage)]
@@ -118,11 +129,17 @@ def _scale_series(files: list[FileRead], rule: DecodingRule) -> Iterator[Decoded
     except MemoryError:
         error = "its series does not fit into memory"
     if any(each.names_no_window() for each in waiting):
-        more = f" and {len(files) - 1} more name" if len(files) > 1 else " names"
+        others = sum(map(_waits, files)) - 1
+        more = f" and {others} more name" if others else " names"
         remarks.append(f"{first}{more} no window: scaled by the percentiles of the series; a rule"
                        " with a window of your own keeps what they hide")
     for read in files:
-        yield Decoded(read.path, (), f"{read.path}: {error}") if error else Decoded(
-            read.path, tuple(each if isinstance(each, DecodedImage) else each.between(low, high)
-                             for each in read.images),
-            remarks=(*read.remarks, *(remarks if read is files[0] else ())))
+        if not _waits(read):
+            yield _as_decoded(read)
+        elif error:
+            yield Decoded(read.path, (), f"{read.path}: {error}")
+        else:
+            yield Decoded(
+                read.path, tuple(each if isinstance(each, DecodedImage) else each.between(low, high)
+                                 for each in read.images),
+                remarks=(*read.remarks, *(remarks if read is files[0] else ())))

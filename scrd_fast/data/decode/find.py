@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from scrd_fast.data.decode.read import NAMES, is_known
 from scrd_fast.data.decode.series import arrange, count_kinds
 from scrd_fast.data.images import list_images
 from scrd_fast.errors import DataError, expect
+from scrd_fast.files import as_path
 from scrd_fast.spec import DecodingRule
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -36,33 +37,31 @@ def find_files(where: Paths, stacklevel: int = 2) -> Found:
     Of a folder all files below it that are known (see read.is_known). The files of a DICOM series
     stand together, by their place in the patient. What is no picture of a patient (reports,
     localizers, phantoms) is left out, with one warning; a file that repeats the object of another
-    is refused. Files that are named are taken as they are, in their order: decoding them says what
-    is wrong. `stacklevel` is that of warnings, 2 for the caller's line. Raises DataError where
-    there is no file.
+    is refused. Files that are named are taken as they are, in their order, unless a folder of
+    theirs is named as well: decoding them says what is wrong. `stacklevel` is that of warnings, 2
+    for the caller's line. Raises DataError where there is no file, InputError for what is no path.
     """
-    if isinstance(where, str | os.PathLike):
-        places = [where]
-    else:
-        places = where = list(where)
-    listed = list_images(where, is_known, NAMES, stacklevel=stacklevel + 1)
-    named = {Path(each) for each in places if not os.path.isdir(each)}
-    in_folders = [path for path in listed if path not in named]
-    found = arrange_files(in_folders, stacklevel + 1) if in_folders else Found([], {})
-    in_order = iter(found.paths)
-    paths = [next_path for path in listed
-             if (next_path := path if path in named else next(in_order, None)) is not None]
-    return Found(paths, found.refused)
+    if one := isinstance(where, str | os.PathLike):
+        where = [where]
+    places = [as_path(each, "path") for each in where]
+    listed = list_images(places[0] if one else places, is_known, NAMES, stacklevel=stacklevel + 1)
+    folders = [place for place in places if os.path.isdir(place)]
+    named = {place for place in places if not any(map(place.is_relative_to, folders))}
+    return arrange_files(listed, stacklevel + 1, named)
 
 
-def arrange_files(paths: Sequence[Path], stacklevel: int = 2) -> Found:
-    """The files of folders in the order in which they are read; see find_files."""
-    arranged = arrange(paths)
+def arrange_files(paths: Sequence[Path], stacklevel: int = 2,
+                  named: Collection[Path] = frozenset()) -> Found:
+    """The files of folders in the order in which they are read, among others that are `named`;
+    see find_files."""
+    arranged = arrange(paths, named)
     skipped = [count_kinds(arranged.skipped)] if arranged.skipped else []
     for remark in [*skipped, *arranged.remarks]:
         warnings.warn(remark, stacklevel=stacklevel)
     if not arranged.paths:
+        others = ", as all others are of no patient either" if len(arranged.skipped) > 1 else ""
         raise DataError(f"{paths[0]}: expected a picture of a patient, got"
-                        f" {arranged.skipped[paths[0]]}, as all others are of no patient either")
+                        f" {arranged.skipped[paths[0]]}{others}")
     return Found(arranged.paths, {
         path: f"{path}: is the object that {other} is, by its SOP instance UID"
         for path, other in arranged.repeated.items()})

@@ -4,7 +4,7 @@ Only headers are read. What a header says wrongly is left for the decoder to tel
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,8 @@ from scrd_fast.data.decode.read import is_dicom_file
 from scrd_fast.errors import DataError
 
 _TILTED = 0.5  # degrees between the slices' normal and the way from the first to the last
-_GAP = 1.5  # steps; a larger one has room for a slice
+_GAP = 1.5  # usual steps; a larger one has room for a slice
+_AROUND = 5  # steps that tell what is usual: some scans are thinner at the base of the skull
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,18 @@ def read_patients(paths: Iterable[Path]) -> dict[Path, str]:
     return {path: each.patient for path, each in _read_headers(paths).items() if each.patient}
 
 
-def arrange(paths: Sequence[Path]) -> Arranged:
-    """Put the files of DICOM series in order; other files stay in theirs.
+def arrange(paths: Sequence[Path], named: Collection[Path] = frozenset()) -> Arranged:
+    """Put the files of DICOM series in order; other files, and those `named`, stay in theirs.
 
     Without pydicom nothing can be told, and reading the first file says what is needed.
     """
-    headers = _read_headers(paths)
+    headers = _read_headers(path for path in paths if path not in named)
     skipped = {path: each.kind for path, each in headers.items() if each.kind}
     repeated: dict[Path, Path] = {}
     first: dict[str, Path] = {}
     series = defaultdict[str, list[Header]](list)
     for path, each in headers.items():
-        if each.kind or path in skipped:
+        if each.kind:
             continue
         if each.instance and first.setdefault(each.instance, path) != path:
             repeated[path] = first[each.instance]
@@ -90,13 +91,14 @@ def arrange(paths: Sequence[Path]) -> Arranged:
     order: list[Path] = []
     remarks: list[str] = []
     done = {*skipped, *repeated}
-    for path in dict.fromkeys(paths):
-        if path in done:
-            continue
-        slices = series.get(headers[path].series or "", []) if path in headers else []
-        group = _sort(slices, remarks) if slices else [path]
-        order += group
-        done.update(group)
+    for path in paths:
+        if path in named:
+            order.append(path)
+        elif path not in done:
+            slices = series.get(headers[path].series or "", []) if path in headers else []
+            group = _sort(slices, remarks) if slices else [path]
+            order += group
+            done.update(group)
     return Arranged(order, skipped, repeated, remarks)
 
 
@@ -146,16 +148,15 @@ def _sort(slices: list[Header], remarks: list[str]) -> list[Path]:
 
 def _look_for_gaps(ordered: list[Header], normal: NDArray[np.float64], remarks: list[str]) -> None:
     places = np.array([each.position for each in ordered])
-    heights = places @ normal
-    steps = np.diff(heights)
-    apart = steps > 0.01  # mm; several slices of one place are no gap
-    if not apart.any():
+    steps = np.diff(places @ normal)
+    apart = np.flatnonzero(steps > 0.01)  # mm; several slices of one place are no gap
+    if not len(apart):
         return
-    step = float(np.median(steps[apart]))
-    gaps = np.flatnonzero(steps > _GAP * step)
+    ratios = steps[apart] / _find_usual(steps[apart])
+    gaps = np.flatnonzero(ratios > _GAP)
     if len(gaps):
-        missing = round(float((steps[gaps] / step - 1).sum()))
-        after, before = ordered[gaps[0]].path, ordered[gaps[0] + 1].path
+        missing = round(float((ratios[gaps] - 1).sum()))
+        after, before = ordered[apart[gaps[0]]].path, ordered[apart[gaps[0]] + 1].path
         remarks.append(f"{after}: {missing} slice{'s' if missing > 1 else ''} of its series"
                        f" {'are' if missing > 1 else 'is'} missing, the first between it and"
                        f" {before}")
@@ -165,6 +166,14 @@ def _look_for_gaps(ordered: list[Header], normal: NDArray[np.float64], remarks: 
     if tilt > _TILTED:
         remarks.append(f"{ordered[0].path}: the gantry was tilted by {tilt:.1f} degrees: the slices"
                        " of its series are not stacked along their normal")
+
+
+def _find_usual(steps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """For each step, (N,), the median of those around it."""
+    width = min(_AROUND, len(steps))
+    around = np.lib.stride_tricks.sliding_window_view(steps, width)
+    return np.asarray(np.median(around, axis=1)[
+        np.clip(np.arange(len(steps)) - width // 2, 0, len(around) - 1)])
 
 
 def count_kinds(skipped: dict[Path, str]) -> str:

@@ -110,6 +110,28 @@ def test_nothing_there(tmp_path):
     refused(tmp_path / "text", "got other content")
 
 
+@pytest.mark.parametrize("make", [dicom, rle])
+def test_no_pixels(tmp_path, make):
+    data = make(RAMP, **WINDOW)
+    del data.PixelData
+    refused(save(data, tmp_path / "a"), "holds no pixel data, or is cut before them")
+    data.add_new("FloatPixelData", "OF", RAMP.astype("<f4").tobytes())
+    refused(save(data, tmp_path / "a"), "expected PixelData, got FloatPixelData")
+
+
+def test_nothing_but_what_is_no_image(tmp_path):
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "files below it, got none$")
+    (tmp_path / "empty" / "a.txt").write_text("none")
+    refused(tmp_path / "empty", r"got none; skipped 1 file that is no DICOM, .*: 1 \.txt")
+
+
+@pytest.mark.parametrize("begin", [b"GIF89a", b"RIFF\x24\0\0\0WEBPVP8X", b"\0\0\0\x1cftypavis"])
+def test_moving_pictures_of_other_formats(tmp_path, begin):
+    (tmp_path / "a.png").write_bytes(begin + bytes(300))
+    refused(tmp_path / "a.png", "got other content")
+
+
 @pytest.mark.parametrize("wrong", [1, b"a.dcm", None, object()])
 def test_no_path(wrong):
     with pytest.raises(InputError, match=r"^path: expected a path"):
@@ -156,6 +178,29 @@ def test_a_gigapixel_takes_no_memory(make, tmp_path):
 ])
 def test_headers_that_lie(tmp_path, elements, reason):
     refused(save(dicom(RAMP, **{**WINDOW, **elements}), tmp_path / "a"), reason)
+
+
+@pytest.mark.parametrize("keyword", ["RescaleSlope", "RescaleIntercept"])
+@pytest.mark.parametrize("value", ["inf", "nan", "1e999", "12 HU"])
+def test_a_rescale_that_is_no_number(tmp_path, keyword, value):
+    data = dicom(RAMP, **{**WINDOW, "RescaleSlope": 1, "RescaleIntercept": 77777})
+    whole = save(data, tmp_path / "a").read_bytes()
+    at = whole.index(b"\x28\x00" + (b"\x53" if keyword == "RescaleSlope" else b"\x52")
+                     + b"\x10DS") + 6
+    length, = struct.unpack_from("<H", whole, at)
+    (tmp_path / "a").write_bytes(whole[:at] + struct.pack("<H", 6) + value.ljust(6).encode()
+                                 + whole[at + 2 + length:])
+    refused(tmp_path / "a", f"{keyword} is (no number|not finite)$")
+
+
+@pytest.mark.parametrize("elements", [
+    {}, {"RescaleSlope": 2}, {"RescaleIntercept": -24}, {"RescaleSlope": None}])
+def test_a_missing_rescale_changes_nothing(tmp_path, elements):
+    """A slope of 1 and an intercept of 0 (PS3.3 C.11.1 asks for both or none)."""
+    path = save(dicom(RAMP, **elements), tmp_path / "a")
+    (image,) = scrd_fast.read_images(path, DecodingRule("window", (0.0, 2000.0)))
+    units = RAMP * (elements.get("RescaleSlope") or 1.0) + elements.get("RescaleIntercept", 0)
+    np.testing.assert_allclose(image.pixels, np.clip(units / 2000, 0, 1), atol=1e-6)
 
 
 def test_too_few_frames_in_a_stream(tmp_path):
