@@ -91,7 +91,8 @@ class ImageSet:
 
     spec: how files are decoded, and the size of network input that is wanted. A file may hold
     several images: how many there are is known when `check` has seen them. digest: of the pixels of
-    all images in their order, and patients: of each (None: not known), from then on, too.
+    all images in their order, and patients: what images of one share (None: nothing told), from
+    then on, too.
     """
 
     def __init__(self, source: Any, name: str = "data", spec: ScoringSpec | None = None) -> None:
@@ -188,7 +189,7 @@ class ImageSet:
         return found
 
     def _patient_of(self, image: DecodedImage) -> str | None:
-        return self._known_patients.get(image.source.path) or image.source.patient
+        return self._known_patients.get(image.source.path) or image.source.whose
 
     def _look_at(self, place: int) -> _Seen:
         where = f"{self.name}[{place}]"

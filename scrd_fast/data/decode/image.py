@@ -30,6 +30,13 @@ class Source:
     instance: str | None = None
     frame: int | None = None
 
+    @property
+    def whose(self) -> str | None:
+        """What images of one patient share: the patient's ID, else the study, the series, the file
+        of several images; None of a file of one that tells nothing."""
+        whole = None if self.frame is None else str(self.path)
+        return self.patient or self.study or self.series or whole
+
 
 @dataclass(frozen=True, eq=False)
 class DecodedImage:

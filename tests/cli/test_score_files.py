@@ -1,0 +1,191 @@
+"""`scrd-fast score` on what an archive holds: a row for each image, reasons for files without."""
+
+import csv
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("pydicom", reason="pydicom reads DICOM")
+pytest.importorskip("nibabel", reason="nibabel reads NIfTI")
+
+import nibabel
+
+import scrd_fast
+from tests.cli.commands import main, run
+from tests.data.decode.dicom_by_hand import dicom, save
+from tests.support.models import organs
+
+WINDOW = {"WindowCenter": 128, "WindowWidth": 256}
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Pictures, a series, a volume; a slice that is cut, a file of no byte, a copy."""
+    root = tmp_path / "archive"
+    (root / "ct").mkdir(parents=True)
+    body = organs(6, 48).astype(np.int16)
+    for i in range(4):
+        save(dicom(body[i], SeriesInstanceUID="1.2.3", ImagePositionPatient=[0, 0, -i],
+                   ImageOrientationPatient=[1, 0, 0, 0, 1, 0], **WINDOW), root / "ct" / f"{i}.dcm")
+    shutil.copy(root / "ct" / "1.dcm", root / "ct" / "copy.dcm")
+    cut = root / "ct" / "2.dcm"
+    cut.write_bytes(cut.read_bytes()[:-500])
+    (root / "empty.dcm").write_bytes(b"")
+    cv2.imwrite(str(root / "picture.png"), organs(1, 60, seed=9)[0])
+    nibabel.Nifti1Image(body[:3].transpose(2, 1, 0), np.diag([-1, -1, 2, 1.0])).to_filename(
+        root / "volume.nii.gz")
+    return root
+
+
+def expected_failures(root):
+    return {
+        str(root / "ct" / "2.dcm"): "cut, or its header lies: expected 4608 bytes of pixels, got"
+                                    " 4108",
+        str(root / "ct" / "copy.dcm"): f"is the object that {root / 'ct' / '1.dcm'} is, by its SOP"
+                                       " instance UID",
+        str(root / "empty.dcm"): "expected a DICOM, NIfTI, PNG, JPEG, TIFF or BMP file, got no"
+                                 " byte"}
+
+
+def test_a_mixed_folder(folder, archive, tmp_path, capfd):
+    out = tmp_path / "out" / "scores.csv"
+    out.parent.mkdir()
+    assert main("score", folder / "model.scrd", archive, "--out", out) == 1
+    header, *rows = read(out)
+    assert header == ["image", "frame", "score"]
+    names = [str(archive / "ct" / f"{i}.dcm") for i in (3, 2, 1, 0)]
+    assert [row[:2] for row in rows] == [
+        *([name, ""] for name in names), [str(archive / "empty.dcm"), ""],
+        [str(archive / "picture.png"), ""],
+        *([str(archive / "volume.nii.gz"), str(i)] for i in range(3)),
+        [str(archive / "ct" / "copy.dcm"), ""]]
+    failures = expected_failures(archive)
+    assert {row[0] for row in rows if not row[2]} == set(failures)
+    header, *reasons = read(out.with_name("failed.csv"))
+    assert header == ["file", "reason"]
+    assert dict(reasons) == failures
+    assert len(reasons) == 3
+    told = capfd.readouterr().err
+    for name, reason in failures.items():
+        assert f"not scored: {name}: {reason}\n" in told
+    assert not any(word in told for word in ("Zebedeus", "P1", "Traceback"))
+    good = [row for row in rows if row[2]]
+    paths = list(dict.fromkeys(row[0] for row in good))
+    with scrd_fast.load_engine(folder / "model.scrd") as engine:
+        assert [np.float32(row[2]) for row in good] == engine.score(paths).scores.tolist()
+
+
+def test_failures_elsewhere_and_on_standard_output(folder, archive, tmp_path):
+    done = run("score", folder / "model.scrd", archive, "--failed", tmp_path / "why.csv")
+    assert done.returncode == 1
+    assert done.stdout.count("\n") == 11
+    assert dict(read(tmp_path / "why.csv")[1:]) == expected_failures(archive)
+    assert not list(tmp_path.rglob("failed.csv"))
+    out = tmp_path / "scores.csv"
+    assert main("score", folder / "model.scrd", archive, "--out", out, "--failed",
+                tmp_path / "b" / "why.csv") == 1
+    assert read(tmp_path / "b" / "why.csv") == read(tmp_path / "why.csv")
+    assert out.read_text() == done.stdout
+    assert not list(tmp_path.rglob("failed.csv"))
+
+
+def test_an_old_table_of_failures_does_not_stay(folder, archive, tmp_path):
+    out, failed = tmp_path / "scores.csv", tmp_path / "failed.csv"
+    assert main("score", folder / "model.scrd", archive, "--out", out) == 1
+    assert len(read(failed)) == 4
+    assert main("score", folder / "model.scrd", archive / "picture.png", "--out", out) == 0
+    assert read(failed) == [["file", "reason"]]
+    assert len(read(out)) == 2
+    failed.unlink()
+    assert main("score", folder / "model.scrd", archive / "picture.png", "--out", out) == 0
+    assert not failed.exists()  # nothing to tell, and nothing that would tell of other files
+
+
+@pytest.mark.parametrize("options", [
+    ("--out", "failed.csv"), ("--out", "a.csv", "--failed", "a.csv"),
+    ("--out", "a.csv", "--failed", "./b/../a.csv")])
+def test_one_file_cannot_hold_both_tables(folder, archive, tmp_path, options, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert main("score", folder / "model.scrd", archive, *options) == 2
+    assert "error: --failed: expected another file than --out, got" in capfd.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_outputs_are_no_inputs(folder, archive, capfd):
+    """Not even a file that is refused."""
+    copy = archive / "ct" / "copy.dcm"
+    whole = copy.read_bytes()
+    for option in ("--out", "--failed"):
+        assert main("score", folder / "model.scrd", archive, option, copy) == 2
+        assert "expected another file than those that are read" in capfd.readouterr().err
+    assert copy.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", [None, "text.txt"])
+def test_an_empty_folder(folder, tmp_path, content, capfd):
+    (tmp_path / "empty").mkdir()
+    if content:
+        (tmp_path / "empty" / content).write_text("none")
+    out = tmp_path / "scores.csv"
+    assert main("score", folder / "model.scrd", tmp_path / "empty", "--out", out) == 2
+    told = capfd.readouterr().err
+    assert told.startswith(f"error: {tmp_path / 'empty'}: expected DICOM, NIfTI, PNG, JPEG, TIFF"
+                           " or BMP files below it, got none")
+    assert not out.exists()
+
+
+def test_nothing_can_be_read(folder, tmp_path):
+    """Each file has a row and a reason; there is still a table."""
+    (tmp_path / "a.dcm").write_bytes(b"")
+    out = tmp_path / "out.csv"
+    assert main("score", folder / "model.scrd", tmp_path / "a.dcm", tmp_path / "gone.nii",
+                "--out", out) == 1
+    assert [row[2] for row in read(out)[1:]] == ["", ""]
+    assert dict(read(tmp_path / "failed.csv")[1:])[str(tmp_path / "gone.nii")] == (
+        "cannot be read: No such file or directory")
+
+
+def test_overlays_of_slices(folder, archive, tmp_path):
+    """Beside each map what the network saw, in 8 bits; files of several images have one each."""
+    out = tmp_path / "overlays"
+    assert main("score", folder / "model.scrd", archive, "--out", tmp_path / "s.csv",
+                "--overlays", out) == 1
+    assert sorted(path.name for path in out.iterdir()) == [
+        "00000_3.png", "00002_1.png", "00003_0.png", "00005_picture.png",
+        "00006_volume.nii_0.png", "00007_volume.nii_1.png", "00008_volume.nii_2.png"]
+    for name, path, place in (("00000_3", "ct/3.dcm", 0), ("00007_volume.nii_1", "volume.nii.gz",
+                                                           1)):
+        drawn = cv2.imread(str(out / f"{name}.png"))
+        shown = scrd_fast.read_images(archive / path)[place].pixels
+        assert drawn.shape == (48, 96, 3)
+        np.testing.assert_array_equal(drawn[:, :48], np.rint(shown * 255)[..., None].repeat(3, 2))
+        heat = drawn[:, 48:].astype(int) - drawn[:, :48]
+        # From the median of all maps on there is colour.
+        assert 0.02 < (np.abs(heat).max(axis=2) > 0).mean() < 1
+
+
+def test_a_calibrated_engine_leaves_cells_of_refused_files_empty(folder, archive, tmp_path):
+    """Also of a file that was left out before it was read."""
+    engine = tmp_path / "model.scrd"
+    shutil.copy(folder / "model.scrd", engine)
+    normals = tmp_path / "normals"
+    normals.mkdir()
+    for i, each in enumerate(organs(20, 48, seed=3)):
+        cv2.imwrite(str(normals / f"{i:02d}.png"), each)
+    assert main("calibrate", engine, normals, "--fpr", "0.1", "--quiet") == 0
+    assert main("score", engine, archive, "--out", tmp_path / "s.csv") == 1
+    header, *rows = read(tmp_path / "s.csv")
+    assert header == ["image", "frame", "score", "p_value", "anomalous"]
+    failures = expected_failures(archive)
+    for row in rows:
+        assert (row[2:] == ["", "", ""]) == (row[0] in failures)
+        assert row[0] in failures or row[4] in ("0", "1")
