@@ -57,8 +57,8 @@ def train(
     out: Annotated[Path, typer.Argument(help="Checkpoint to write (.safetensors).")],
     config: TrainConfig,
     validation: Annotated[Path | None, typer.Option(
-        help="Folder of held-out normal images of other patients; else a share of the images is"
-             " held out.",
+        help="Held-out normal images of other patients, a folder or a data set; else those of the"
+             " data set, else a share of the images, whole patients where these are known.",
     )] = None,
     published_test: Annotated[Path | None, typer.Option(
         help="Folder with good/ and other subfolders: choose the checkpoint on this test set, as"

@@ -9,7 +9,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -276,6 +275,8 @@ def _see_file(item: Item, scored: list[Scored], spec: ScoringSpec) -> list[_Seen
     nothing = None if item.label else np.zeros((side, side), bool)
     small, found = [nothing] * len(scored), [bool(item.label)] * len(scored)
     if item.mask is not None:
+        import cv2
+
         masks = read_masks(item.mask, spec.decoding)
         _check_grids(item.mask, masks, scored)
         found = [bool(mask.pixels.any()) for mask in masks]
@@ -295,7 +296,7 @@ def _see(item: Item, done: Scored, found: bool, small: Array | None) -> _Seen:
     return _Seen(Judged(
         source.path, source.frame, int(label), item.group, float(done.score),
         None if done.p_value is None else float(done.p_value),
-        item.patient or source.patient), done.map, small)
+        item.patient), done.map, small)
 
 
 def _check_grids(path: Path, masks: list[Mask], scored: list[Scored]) -> None:

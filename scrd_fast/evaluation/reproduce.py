@@ -69,8 +69,7 @@ def reproduce(
 
     Raises InputError, among others where too few normal images would be held out; DataError where
     `data` is of another data set or what is in `out` is of other images or another configuration;
-    OutputError, and what training and building raise, CheckpointError among them where `config` is
-    not that of a training that was begun.
+    OutputError, and what training and building raise.
     """
     expect(name in DATA_SETS, "name", f"one of {', '.join(DATA_SETS)}", repr(name))
     expect(len(seeds) > 0 and all(is_whole(seed, 0) for seed in seeds)
@@ -117,11 +116,10 @@ def _run(
     source: Path, folder: Path, protocol: str, training: TrainConfig, images: str,
     normals: Sequence[Item], split: tuple[Any, Any], progress: bool,
 ) -> Outcome:
-    # What the outcome is of: as JSON has it, for comparison with that of an earlier run.
-    of = {"images_sha256": images, **json.loads(json.dumps(asdict(training), default=os.fspath))}
     told, engine = folder / "outcome.json", folder / "model.scrd"
+    _check_same(folder / "run.json", {"images_sha256": images, **asdict(training)})
     if told.is_file():
-        return _read(told, protocol, of)
+        return _read(told, protocol, training.seed)
     kept, held = (_paths(normals, places) for places in split)
     published = protocol == "published"
     chosen = _paths(normals, range(len(normals))) if published else kept
@@ -137,8 +135,7 @@ def _run(
         raise DataError(f"expected a score of each test image, got none of {len(found.failed)}:"
                         f" {reason}")
     outcome = _judge(protocol, training.seed, found, decisions)
-    with atomic_write(told) as temporary:
-        temporary.write_text(json.dumps({"outcome": vars(outcome), "of": of}, indent=1) + "\n")
+    _write(told, vars(outcome))
     return outcome
 
 
@@ -161,21 +158,42 @@ def _paths(items: Sequence[Item], places: Any) -> list[Path]:
     return [items[int(place)].path for place in places]
 
 
-def _read(told: Path, protocol: str, of: Mapping[str, Any]) -> Outcome:
+def _check_same(path: Path, values: Mapping[str, Any]) -> None:
+    """Write down what a folder is of, or raise DataError where it is of something else."""
+    now = json.loads(json.dumps(values, default=os.fspath))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, now)
+        return
     try:
-        record = json.loads(told.read_text())
-        outcome, was = read_record(Outcome, record["outcome"], "outcome"), dict(record["of"])
-    except (OSError, ValueError, KeyError, TypeError) as error:  # an InputError is a ValueError
-        raise DataError(f"{told}: expected what an earlier run found, got another file; remove it"
-                        f" to do it again ({error})") from error
-    if (outcome.protocol, outcome.seed) != (protocol, of["seed"]):
-        raise DataError(f"{told}: expected the outcome of {protocol} with seed {of['seed']}, got"
-                        f" {outcome.protocol} with {outcome.seed}")
-    other = sorted(name for name in was.keys() | of.keys() if was.get(name) != of.get(name))
+        was = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise _not_ours(path, error) from error
+    other = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
     if other:
-        raise DataError(f"{told}: expected the outcome of these images and options, got one of"
-                        f" other {', '.join(other)}; name another folder for these")
+        raise DataError(f"{path}: expected a run with these images and options, got one with other"
+                        f" {', '.join(other)}; name another folder for these")
+
+
+def _read(told: Path, protocol: str, seed: int) -> Outcome:
+    try:
+        outcome = read_record(Outcome, json.loads(told.read_text()), "outcome")
+    except (OSError, ValueError) as error:  # an InputError is a ValueError
+        raise _not_ours(told, error) from error
+    if (outcome.protocol, outcome.seed) != (protocol, seed):
+        raise DataError(f"{told}: expected the outcome of {protocol} with seed {seed}, got"
+                        f" {outcome.protocol} with {outcome.seed}")
     return outcome
+
+
+def _not_ours(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: expected what an earlier run wrote, got another file; remove its"
+                     f" folder to do it again ({error})")
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def list_rows(name: str, outcomes: Sequence[Outcome]) -> list[str]:

@@ -195,8 +195,10 @@ def test_every_image_of_a_file_is_one(mixed, rule):
     assert torch.equal(images.pixels(np.arange(15), spec), expected)
     shuffled = np.random.default_rng(0).permutation(15)[:9]
     assert torch.equal(images.pixels(shuffled, spec), expected[shuffled])
-    assert list(images.patients) == [each.source.patient for each in decoded]
-    assert list(images.patients) == [*["colour"] * 2, *[None] * 2, *["P1"] * 5, *[None] * 6]
+    assert list(images.patients) == [each.source.whose for each in decoded]
+    tiff, volume = (str(decoded[place].source.path) for place in (2, 9))
+    assert list(images.patients) == [
+        *["colour"] * 2, *[tiff] * 2, *["P1"] * 5, *[volume] * 5, None]
 
 
 def test_processes_each_look_at_files_of_several_images(mixed):

@@ -107,7 +107,7 @@ def test_monitor(path):
     (NORMALS, {"fpr": 0.5, "rule": "magic"}, InputError, "rule: expected 'conformal'"),
     (NORMALS, {"anomalous": FRESH, "rule": "sensitivity"}, InputError, "target: expected a share"),
     (NORMALS, {"anomalous": FRESH, "seed": -1}, InputError, "seed: expected an integer from 0"),
-    ("no such folder", {}, DataError, "no such folder: expected a folder of images"),
+    ("no such folder", {}, DataError, "no such folder: expected a folder, a table"),
 ])
 def test_bad_input_leaves_the_file_as_it_was(path, normals, options, error, message):
     before = path.read_bytes()
@@ -147,6 +147,44 @@ def test_a_broken_image_is_named(path, tmp_path):
     (folder / "broken.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"^normals: .*broken\.png"):
         scrd_fast.calibrate(path, folder, fpr=0.5)
+
+
+def test_of_a_data_set_its_validation_normals_are_taken(path, tmp_path):
+    for i, (part, images) in enumerate((("train", NORMALS[:3]), ("valid", FRESH),
+                                        ("test", NORMALS[3:6]))):
+        (tmp_path / "set" / part).mkdir(parents=True)
+        write_folder(tmp_path / "set" / part / "good", images)
+        if i:
+            write_folder(tmp_path / "set" / part / "Ungood", NORMALS[6:9])
+    decisions = scrd_fast.calibrate(path, tmp_path / "set", fpr=0.05)
+    assert decisions == scrd_fast.calibrate(path, FRESH, fpr=0.05)
+    assert decisions == scrd_fast.calibrate(path, tmp_path / "set" / "valid" / "good", fpr=0.05)
+    rows = [f"set/valid/good/{i:03}.png,{'' if i else 0},validation\n" for i in range(30)]
+    (tmp_path / "t.csv").write_text("".join([
+        "path,label,split\n", *rows, "set/valid/Ungood/000.png,1,validation\n",
+        "set/train/good/000.png,0,train\n"]))
+    assert scrd_fast.calibrate(path, tmp_path / "t.csv", fpr=0.05) == decisions
+    both = scrd_fast.calibrate(path, tmp_path / "t.csv",
+                               anomalous=write_folder(tmp_path / "sick", NORMALS[:20]))
+    assert both.normal_scores == decisions.normal_scores
+
+
+@pytest.mark.parametrize(("parts", "layout"), [
+    (("train/good", "test/good", "test/crack"), "MVTec style"), (("good", "crack"),
+                                                                 "labelled folder")])
+def test_a_data_set_without_held_out_normals(path, tmp_path, parts, layout):
+    """Those of training score too low, and those of the test part are to judge by."""
+    for part in parts:
+        (tmp_path / "set" / part).parent.mkdir(parents=True, exist_ok=True)
+        write_folder(tmp_path / "set" / part, FRESH)
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=rf"^{tmp_path / 'set'}: expected held-out normal images,"
+                       rf" got a data set \({layout}\) without; give a folder of such"):
+        scrd_fast.calibrate(path, tmp_path / "set", fpr=0.05)
+    assert path.read_bytes() == before
+    if layout == "MVTec style":
+        decisions = scrd_fast.calibrate(path, tmp_path / "set" / "test" / "good", fpr=0.05)
+        assert len(decisions.normal_scores) == 30
 
 
 def spoil(path):
