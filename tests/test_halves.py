@@ -11,7 +11,7 @@ import pytest
 
 import scrd_fast
 from scrd_fast.backends.registry import native_precisions
-from scrd_fast.data.images import list_images
+from scrd_fast.data.decode.find import find_files
 from tests.support.models import KEEPS_THE_LIMITS, organs
 from tests.support.without_training import base_only
 
@@ -92,7 +92,7 @@ def test_every_verb_of_the_first_half(place, tmp_path):
     with open(tmp_path / "s.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     with scrd_fast.load_engine(engine) as here:
-        expected = here.score(list_images(str(images)))
+        expected = here.score(find_files(str(images)).paths)
     assert [np.float32(row["score"]) for row in rows] == expected.scores.tolist()
     assert [np.float32(row["p_value"]) for row in rows] == expected.p_values.tolist()
     done = base_only("monitor", engine, images)

@@ -18,7 +18,7 @@ from scrd_fast.building.golden_member import make_golden
 from scrd_fast.building.judge import Judge
 from scrd_fast.building.work import count_work
 from scrd_fast.data.decode.find import read_all
-from scrd_fast.data.images import is_paths
+from scrd_fast.data.listing import is_paths
 from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.engine_file import (

@@ -19,8 +19,8 @@ from scrd_fast.data.decode.ahead import Decoded, decode_ahead
 from scrd_fast.data.decode.find import arrange_files, find_files
 from scrd_fast.data.decode.image import DecodedImage
 from scrd_fast.data.decode.read import is_one_picture, read_file
-from scrd_fast.data.images import is_paths
 from scrd_fast.data.layouts import Item
+from scrd_fast.data.listing import is_paths
 from scrd_fast.errors import DataError, InputError, expect
 from scrd_fast.files import writing
 from scrd_fast.ops.preprocess import check_images, check_range, to_pixels

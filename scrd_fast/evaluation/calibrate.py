@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from scrd_fast.data.decode.find import arrange_files, find_files
-from scrd_fast.data.images import is_paths
 from scrd_fast.data.layouts import read_data_set
+from scrd_fast.data.listing import is_paths
 from scrd_fast.engine.engine import Engine, Result
 from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
 from scrd_fast.engine.load import borrow_engine

@@ -11,7 +11,6 @@ import scrd_fast
 from scrd_fast.data.decode import ahead
 from scrd_fast.data.decode.image import DecodedImage, Source
 from scrd_fast.data.decode.read import FileRead
-from scrd_fast.data.images import read_image
 from scrd_fast.engine import stream as streaming
 from scrd_fast.engine.engine import Result
 from scrd_fast.engine.stream import BATCH, IN_FLIGHT
@@ -20,6 +19,7 @@ from scrd_fast.report.overlays import overlay
 from scrd_fast.report.scores import score_files
 from scrd_fast.spec import ScoringSpec
 from tests.support.models import pictures
+from tests.support.pictures import read_image
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from scrd_fast.data.decode.ahead import decode_ahead
 from scrd_fast.data.decode.image import DecodedImage
 from scrd_fast.data.decode.read import NAMES, is_known
 from scrd_fast.data.decode.series import arrange, count_kinds
-from scrd_fast.data.images import list_images
+from scrd_fast.data.listing import list_images
 from scrd_fast.errors import DataError, expect
 from scrd_fast.files import as_path
 from scrd_fast.spec import DecodingRule

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from scrd_fast.data.decode.image import DecodedImage, Source
-from scrd_fast.data.images import read_pictures
+from scrd_fast.data.pictures.read import read_pictures
 from scrd_fast.errors import DataError
 from scrd_fast.spec import DecodingRule
 

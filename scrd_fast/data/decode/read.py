@@ -10,10 +10,10 @@ from scrd_fast.data.decode.dicom import is_dicom, is_medium_index, read_dicom
 from scrd_fast.data.decode.image import DecodedImage, Unscaled
 from scrd_fast.data.decode.nifti import is_nifti, read_nifti
 from scrd_fast.data.decode.pictures import read_one_picture
-from scrd_fast.data.images import SUFFIXES as PICTURE_SUFFIXES
-from scrd_fast.data.picture_formats import FORMATS as PICTURES
-from scrd_fast.data.picture_formats import HEAD as PICTURE_HEAD
-from scrd_fast.data.picture_formats import format_of
+from scrd_fast.data.pictures.formats import FORMATS as PICTURES
+from scrd_fast.data.pictures.formats import HEAD as PICTURE_HEAD
+from scrd_fast.data.pictures.formats import SUFFIXES as PICTURE_SUFFIXES
+from scrd_fast.data.pictures.formats import format_of
 from scrd_fast.errors import DataError
 from scrd_fast.spec import DecodingRule
 

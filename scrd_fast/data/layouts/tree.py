@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scrd_fast.data.decode.read import NAMES, SUFFIXES, is_known
-from scrd_fast.data.images import list_images
+from scrd_fast.data.listing import list_images
 from scrd_fast.errors import DataError
 
 Parts = tuple[str, ...]

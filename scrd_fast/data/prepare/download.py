@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scrd_fast.data.picture_formats import HEAD, format_of
+from scrd_fast.data.pictures.formats import HEAD, format_of
 from scrd_fast.errors import DataError
 
 

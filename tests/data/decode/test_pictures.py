@@ -8,10 +8,10 @@ import pytest
 
 import scrd_fast
 from scrd_fast.data.decode.pictures import read_one_picture
-from scrd_fast.data.images import read_image
 from scrd_fast.errors import DataError
 from scrd_fast.spec import DecodingRule
-from tests.data.pictures_by_hand import GREY, RGB, UPRIGHT, exif, jpeg, tiff
+from tests.data.pictures.by_hand import GREY, RGB, UPRIGHT, exif, jpeg, tiff
+from tests.support.pictures import read_image
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])

@@ -10,7 +10,6 @@ from dataclasses import replace
 import pytest
 
 import scrd_fast
-from scrd_fast.data.images import read_image
 from scrd_fast.data.layouts import read_data_set
 from scrd_fast.data.prepare import DATA_SETS, prepare
 from scrd_fast.data.prepare.download import Sizes
@@ -33,6 +32,7 @@ from tests.data.prepare.trees import (
     write_origin,
     write_picture,
 )
+from tests.support.pictures import read_image
 
 
 def rows_of(out):

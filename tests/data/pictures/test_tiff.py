@@ -6,8 +6,8 @@ import zlib
 import numpy as np
 import pytest
 
-from scrd_fast.data.images import read_image
-from tests.data.pictures_by_hand import GREY, ORDERS, RGB, tiff
+from tests.data.pictures.by_hand import GREY, ORDERS, RGB, tiff
+from tests.support.pictures import read_image
 
 
 @ORDERS

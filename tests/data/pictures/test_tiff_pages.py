@@ -1,7 +1,6 @@
 """TIFFs of several pages, stacks of ImageJ, and floating-point TIFFs."""
 
 import io
-import re
 import resource
 import struct
 import zlib
@@ -10,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from scrd_fast.data.images import read_image
 from scrd_fast.errors import DataError
-from tests.data.pictures_by_hand import GREY, ORDERS, RGB, UPRIGHT, pages_of, tiff
+from tests.data.pictures.by_hand import GREY, ORDERS, RGB, UPRIGHT, pages_of, tiff
+from tests.support.pictures import read_image
 
 LAYOUTS = [ORDERS, pytest.mark.parametrize("big", [False, True], ids=["classic", "bigtiff"])]
 
@@ -56,14 +55,6 @@ def test_reduced_copies_and_masks_are_no_pages(tmp_path, big, order):
             assert np.array_equal(read_image(tmp_path / "pages.img"), GREY)
     data = tiff({0: GREY, 254: 2}, small, {0: RGB, 254: 2, 255: 3}, order=order, big=big)
     assert same(pages_of(tmp_path, data), [GREY, RGB])
-
-
-def test_one_picture_is_asked_for(tmp_path):
-    path = tmp_path / "a.tif"
-    path.write_bytes(tiff({0: GREY}, {0: 255 - GREY}, {0: GREY}))
-    with pytest.raises(DataError, match=f"^{re.escape(str(path))}: expected one picture, got a TIFF"
-                                        " of 3 pages; split it into one file per page or slice$"):
-        read_image(path)
 
 
 def test_pages_by_another_program(tmp_path):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from scrd_fast.errors import DataError
-from tests.data.pictures_by_hand import GREY, chunk, exif, jpeg, pages_of, png, tiff
-from tests.data.test_tiff_pages import imagej, tiled
+from tests.data.pictures.by_hand import GREY, chunk, exif, jpeg, pages_of, png, tiff
+from tests.data.pictures.test_tiff_pages import imagej, tiled
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 31, 3)).astype(np.uint8)
 FRACTIONS = NOISE[:, :, 0] / np.float32(255)

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from scrd_fast.data.images import read_image
 from scrd_fast.errors import DataError
+from tests.support.pictures import read_image
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from scrd_fast.data.images import read_pictures
+from scrd_fast.data.pictures.read import read_pictures
 
 # What turns stored pixels upright, by EXIF orientation.
 UPRIGHT = {

@@ -16,6 +16,7 @@ from scrd_fast.data.pictures.tiff import ORIENTATION, check_pixels, read_tiff
 from scrd_fast.errors import DataError
 
 FORMATS = "PNG, JPEG, TIFF or BMP"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 HEAD = 32  #: So many bytes tell a file's format.
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MOST_SCANS = 500  # Each takes the time of a whole picture, and may be of a few bytes.

@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 from cv2.utils import logging
 
-from scrd_fast.data.images import read_image
-from scrd_fast.data.picture_formats import HEAD, format_of
+from scrd_fast.data.pictures.formats import HEAD, format_of
 from scrd_fast.errors import DataError
-from tests.data.pictures_by_hand import (
+from tests.data.pictures.by_hand import (
     GREY,
     ORDERS,
     RGB,
@@ -31,6 +30,7 @@ from tests.data.pictures_by_hand import (
     png,
     tiff,
 )
+from tests.support.pictures import read_image
 
 # Orientation
 
@@ -358,7 +358,7 @@ def test_an_image_larger_than_memory(tmp_path):
     path.write_bytes(png(np.zeros((10_000, 1_250), np.uint8), 1, 0, width=10_000))
     code = (
         "import resource, sys, cv2\n"
-        "from scrd_fast.data.images import read_image\n"
+        "from tests.support.pictures import read_image\n"
         "from scrd_fast.errors import DataError\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, used + 2**26))\n"
@@ -389,7 +389,7 @@ def test_other_formats_are_refused(refused):
         image = np.zeros((64, 64, 3) if suffix != ".pgm" else (64, 64), np.uint8)
         done, data = cv2.imencode(suffix, image)
         assert done
-        refused(data.tobytes(), "expected a PNG, JPEG, TIFF or BMP file")
+        refused(data.tobytes(), "expected a DICOM, NIfTI, PNG, JPEG, TIFF or BMP file")
 
 
 def test_opencv_is_silent_and_its_log_level_is_kept(tmp_path, capfd):
