@@ -1,0 +1,159 @@
+"""DICOM from the headers' patients to figures: train, build, calibrate and evaluate."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pydicom", reason="pydicom reads DICOM")
+
+from scrd_fast.model.checkpoint import load_checkpoint, read_header
+from scrd_fast.spec import DecodingRule
+from scrd_fast.training import loop
+from tests.cli.commands import main
+from tests.data.decode.dicom_by_hand import dicom, save
+
+SLICES, SIDE = 12, 64
+PATIENTS = {"Aldebaran": "series_1", "Betelgeuse": "series_2", "Canopus": "series_3"}
+OPTIONS = ("--backbone", "resnet18", "--teacher", "random", "--input-size", SIDE, "--steps", 3,
+           "--batch-size", 4, "--noise-min-side", 4, "--quiet")
+
+
+def make_slice(rng, k, lesion):
+    """A head in Hounsfield units: air, bone, brain, and what bleeds."""
+    y, x = np.indices((SIDE, SIDE)) / SIDE - 0.5
+    radius = np.hypot(x / 0.9, y) + 0.004 * k
+    units = np.where(radius < 0.42, np.where(radius < 0.37, 32.0, 900.0), -1000.0)
+    units += rng.normal(0, 4, units.shape)
+    if lesion:
+        units[28:38, 30:42] = 75
+    return np.rint(units + 1024).astype(np.uint16)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Three patients in folders without their names; the third one bleeds in half of the slices."""
+    root, rng = tmp_path_factory.mktemp("dicom"), np.random.default_rng(0)
+    for number, (patient, folder) in enumerate(PATIENTS.items()):
+        (root / "tree" / folder).mkdir(parents=True)
+        for k in range(SLICES):
+            lesion = patient == "Canopus" and k >= SLICES // 2
+            save(dicom(make_slice(rng, k, lesion), PatientID=patient, PatientName=patient,
+                       RescaleSlope=1, RescaleIntercept=-1024, RescaleType="HU", BitsStored=16,
+                       SeriesInstanceUID=f"1.2.3.{number}", SOPInstanceUID=f"1.2.3.{number}.{k}",
+                       ImagePositionPatient=[0, 0, 5.0 * k], WindowCenter=300, WindowWidth=2500,
+                       ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
+                 root / "tree" / folder / f"IM{k:04}")
+    return root
+
+
+def write_table(path, **moved):
+    """path, label and split of each file: by patient, but for the files that are moved."""
+    rows = []
+    for (patient, folder), split in zip(PATIENTS.items(), ("train", "validation", "test"),
+                                        strict=True):
+        rows += [(f"tree/{folder}/IM{k:04}", int(patient == "Canopus" and k >= SLICES // 2),
+                  moved.get(f"{folder}_{k}", split)) for k in range(SLICES)]
+    path.write_text("path,label,split\n" + "".join(f"{','.join(map(str, row))}\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Whose images are trained on, and whose are validated on, by training."""
+    seen = {"train": [], "validation": []}
+
+    class Batches(loop.Batches):
+        def __init__(self, images, chosen, *arguments, **more):
+            seen["train"] += [images.patients[place] for place in chosen]
+            super().__init__(images, chosen, *arguments, **more)
+
+    def validate(images, places, *arguments):
+        seen["validation"] += [images.patients[place] for place in places]
+        return normal_validation(images, places, *arguments)
+
+    normal_validation = loop.normal_validation
+    monkeypatch.setattr(loop, "Batches", Batches)
+    monkeypatch.setattr(loop, "normal_validation", validate)
+    return seen
+
+
+def names_nobody(capsys, *paths):
+    """Neither what was printed nor a file has a patient's name."""
+    told = capsys.readouterr()
+    assert not any(name in told.out + told.err for name in PATIENTS)
+    for path in paths:
+        data = path.read_bytes()
+        assert not any(name.encode() in data for name in PATIENTS), path
+    return told
+
+
+def test_of_a_folder_whole_patients_are_held_out(tree, watched, tmp_path, capsys):
+    out = tmp_path / "m.safetensors"
+    assert main("train", tree / "tree", out, "--validation-share", 0.3, *OPTIONS[:-1]) == 0
+    held = set(watched["validation"])
+    assert len(held) == 1
+    assert sorted(watched["train"]) == sorted(SLICES * [*PATIENTS.keys() - held])
+    assert sorted(watched["validation"]) == SLICES * [*held]
+    state = out.with_suffix(".state.safetensors")
+    told = names_nobody(capsys, out, state)
+    assert "DICOM folder: 36 files to train on, some of them held out" in told.err
+    assert "auroc_synthesised" in told.out
+    assert read_header(state, "training state")["images"]["data"].keys() == {
+        "count", "digest", "patients"}
+
+
+def test_from_files_to_figures(tree, watched, tmp_path, capsys):
+    table = write_table(tree / "set.csv")
+    model, engine, results = (tmp_path / name for name in ("m.safetensors", "m.scrd", "results"))
+    assert main("train", table, model, "--intensity", "window", "--window", "brain", *OPTIONS) == 0
+    assert watched == {"train": SLICES * ["Aldebaran"], "validation": SLICES * ["Betelgeuse"]}
+    assert load_checkpoint(model).spec.decoding == DecodingRule(intensity="window", window="brain")
+    assert main("build", model, "--precision", "fp32", "--images", tree / "tree" / "series_1",
+                "--quiet") == 0
+    assert main("calibrate", engine, table, "--fpr", 0.1, "--quiet") == 0
+    assert "from 12 normal images" in names_nobody(capsys, model, engine).out
+    assert main("evaluate", engine, table, "--out", results, "--quiet") == 0
+    told = names_nobody(capsys, *results.iterdir())
+    assert "6 normal and 6 anomalous images, 1 patients or files:" in told.out
+    assert "from the calibration" in told.out
+    with (results / "images.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["image"].rpartition("/")[2], row["label"]) for row in rows] == [
+        (f"IM{k:04}", str(int(k >= SLICES // 2))) for k in range(SLICES)]
+    assert main("score", engine, tree / "tree" / "series_3") == 0
+    scored = list(csv.DictReader(names_nobody(capsys).out.splitlines()))
+    assert [(row["score"], row["p_value"]) for row in rows] == [
+        (row["score"], row["p_value"]) for row in scored]
+    found = json.loads((results / "evaluation.json").read_text())
+    assert (found["layout"], found["precision"], found["failed"]) == ("table", "fp32", {})
+    assert found["parts"][0]["figures"]["auroc"]["interval"] is None  # one patient
+
+
+@pytest.mark.parametrize("verb", ["train", "calibrate", "evaluate"])
+def test_a_patient_in_two_parts_is_refused(tree, small_file, tmp_path, capsys, verb):
+    table = write_table(tree / f"{verb}.csv", series_1_7="test")
+    arguments = {"train": (table, tmp_path / "m.safetensors", *OPTIONS),
+                 "calibrate": (small_file, table), "evaluate": (small_file, table)}
+    assert main(verb, *arguments[verb]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "expected all images of patient 'Aldebaran' in split train, as " in line
+    assert "IM0007: " in line
+    assert "got this one in test" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_patient_who_is_trained_and_validated_on_is_refused(tree, tmp_path, capsys):
+    """Of two folders, which no data set puts together."""
+    where = tree / "tree"
+    assert main("train", where / "series_1", tmp_path / "m.safetensors", "--validation", where,
+                *OPTIONS) == 2
+    assert "in both" in capsys.readouterr().err
+    again = tmp_path / "again"
+    again.mkdir()
+    (again / "1").write_bytes((where / "series_1" / "IM0001").read_bytes())
+    assert main("train", where, tmp_path / "m.safetensors", "--validation", again, *OPTIONS) == 2
+    assert ("validation: expected images of other patients than data has, got some of patient"
+            " 'Aldebaran' in both") in capsys.readouterr().err
