@@ -19,6 +19,7 @@ from scrd_fast.building.judge import Judge
 from scrd_fast.building.work import count_work
 from scrd_fast.data.decode.find import read_all
 from scrd_fast.data.listing import is_paths
+from scrd_fast.data.normals import find_normals
 from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.engine_file import (
@@ -75,8 +76,8 @@ def build_engine(
     included and fp8 not, the fastest that keeps the fidelity limits, as measured here. In int8 on
     CPUs the layers that must not be quantised are searched for (building.search). device: "cpu",
     "cuda" or "cuda:<index>"; by default a GPU where one can be used. images: normal images (array,
-    folder or paths) to calibrate and to judge fidelity on, which are not kept. buckets: batch sizes
-    rising from 1, each compiled on its own; by default 1, 8 and 32 on a GPU, else single images,
+    folder, data set or paths) to calibrate and to judge fidelity on, which are not kept. buckets:
+    batch sizes rising from 1, each compiled on its own; by default 1, 8 and 32 on a GPU, else single images,
     and batches of 8 where those are measured to be faster. On a GPU a batch between two buckets is
     padded, and a bucket that does not fit into its memory is left out with a warning. limits:
     fidelity limits instead of the table's (metrics.agreement). keep: beginnings of the names of the
@@ -97,7 +98,9 @@ def build_engine(
     target = path.with_suffix(".scrd") if out is None else as_path(out, "out")
     check_writable(target, "out", inputs=[path])
     loaded = load_checkpoint(path)
-    probe_images = read_all(images, loaded.spec.decoding) if is_paths(images) else images
+    probe_images = images
+    if is_paths(images):
+        probe_images = read_all(find_normals(images, trained_on=True), loaded.spec.decoding)
     proto = build_graph(loaded.model, loaded.spec)
 
     expect(probe_images is not None or precision not in QUANTISED, "images",

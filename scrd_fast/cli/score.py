@@ -59,7 +59,8 @@ def score(
     " --target 0.95"))
 def calibrate(
     engine: Annotated[Path, typer.Argument(help="Engine file (.scrd), which keeps the result.")],
-    normals: Annotated[Path, typer.Argument(help="Folder of normal images not trained on.")],
+    normals: Annotated[Path, typer.Argument(
+        help="Folder of normal images not trained on, or a data set with validation images.")],
     fpr: Annotated[float | None, typer.Option(
         help="Largest share of normal images that may be called anomalous; 0.01 by default. Needs"
              " 1/fpr - 1 images.")] = None,

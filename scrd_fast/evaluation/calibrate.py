@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from scrd_fast.data.decode.find import arrange_files, find_files
-from scrd_fast.data.layouts import read_data_set
+from scrd_fast.data.decode.find import find_files
 from scrd_fast.data.listing import is_paths
+from scrd_fast.data.normals import find_normals
 from scrd_fast.engine.engine import Engine, Result
 from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
 from scrd_fast.engine.load import borrow_engine
@@ -96,19 +96,12 @@ def monitor(
 
 def _find(where: Any, name: str) -> list[Path]:
     """The files of a place; of normal images in a data set those that are held out for this."""
-    if name == "normals" and isinstance(where, str | os.PathLike):
-        found = read_data_set(where)
-        held = found.normals("validation") or (
-            () if found.part("test") else found.normals("train"))
-        if not held:
-            raise DataError(f"{os.fsdecode(where)}: expected held-out normal images, got a data set"
-                            f" ({found.layout}) without; give a folder of such")
-        arranged = arrange_files([item.path for item in held], stacklevel=5)
-    else:
-        arranged = find_files(where, stacklevel=5)
-    for reason in arranged.refused.values():
+    if name == "normals":
+        return find_normals(where, trained_on=False, stacklevel=5)
+    found = find_files(where, stacklevel=5)
+    for reason in found.refused.values():
         raise DataError(f"{name}: {reason}")
-    return arranged.paths
+    return found.paths
 
 
 def _score(engine: Engine, images: Any, name: str, progress: Progress) -> tuple[Array, Array]:

@@ -296,7 +296,7 @@ def _see(item: Item, done: Scored, found: bool, small: Array | None) -> _Seen:
     return _Seen(Judged(
         source.path, source.frame, int(label), item.group, float(done.score),
         None if done.p_value is None else float(done.p_value),
-        item.patient), done.map, small)
+        item.patient or source.whose), done.map, small)
 
 
 def _check_grids(path: Path, masks: list[Mask], scored: list[Scored]) -> None:

@@ -29,7 +29,8 @@ def test_help_names_every_verb():
     done = CliRunner().invoke(cli.app, ["--help"])
     assert done.exit_code == 0
     assert {"demo", "pretrain-teacher", "train", "convert", "build", "export", "info", "verify",
-            "bench", "score", "calibrate", "monitor"} == set(VERBS)
+            "bench", "score", "calibrate", "monitor", "evaluate", "reproduce", "prepare"
+            } == set(VERBS)
     assert all(re.search(rf"^[^\w-]*{verb} ", done.output, re.MULTILINE) for verb in VERBS)
 
 
@@ -88,30 +89,31 @@ def test_score_names_what_it_could_not_read(folder, tmp_path):
     assert len(list((tmp_path / "overlays").glob("*.png"))) == 3
     alone = run("score", folder / "model.scrd", folder / "images" / "1.png")
     assert alone.returncode == 0, alone.stderr
-    assert alone.stdout.splitlines()[0] == "image,score"
-    again = float(alone.stdout.splitlines()[1].split(",")[1])
+    assert alone.stdout.splitlines()[0] == "image,frame,score"
+    again = float(alone.stdout.splitlines()[1].split(",")[2])
     assert again == pytest.approx(float(scores["1.png"]), rel=1e-5)
 
 
 def test_score_tells_of_every_file_of_a_folder(folder, tmp_path, capsys):
-    """Six images, of which one is a stack; the rest is skipped in one line, or is the system's."""
+    """Five images, a stack of three and one that is none; the rest is skipped in one line, or is
+    the system's."""
     for i in range(5):
         cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((40, 40), 40 * i, np.uint8))
     cv2.imwritemulti(str(tmp_path / "stack.tif"), [np.zeros((40, 40), np.uint8)] * 3)
     (tmp_path / "__MACOSX").mkdir()
-    for name in ("._0.png", "__MACOSX/._0.png", ".DS_Store", "Thumbs.db", "desktop.ini", "x.dcm",
-                 "y.dcm", "x.webp"):
+    for name in ("._0.png", "__MACOSX/._0.png", ".DS_Store", "Thumbs.db", "desktop.ini", "x.svs",
+                 "y.svs", "x.webp", "z.dcm"):
         (tmp_path / name).write_bytes(b"something")
     assert main("score", folder / "model.scrd", tmp_path) == 1
     said = capsys.readouterr()
-    assert len(said.out.splitlines()) == 7
+    assert len(said.out.splitlines()) == 1 + 5 + 3 + 1
     lines = said.err.splitlines()
     assert [line for line in lines if "skipped" in line] == [
-        "warning: skipped 3 files that are no PNG, JPEG, TIFF or BMP: 2 .dcm, 1 .webp"
-        f" ({tmp_path / 'x.dcm'}, {tmp_path / 'x.webp'}, {tmp_path / 'y.dcm'})"]
+        "warning: skipped 3 files that are no DICOM, NIfTI, PNG, JPEG, TIFF or BMP: 2 .svs, 1 .webp"
+        f" ({tmp_path / 'x.svs'}, {tmp_path / 'x.webp'}, {tmp_path / 'y.svs'})"]
     assert [line for line in lines if "not scored" in line] == [
-        f"not scored: {tmp_path / 'stack.tif'}: expected one picture, got a TIFF of 3 pages; split"
-        " it into one file per page or slice"]
+        f"not scored: {tmp_path / 'z.dcm'}: expected a DICOM, NIfTI, PNG, JPEG, TIFF or BMP file,"
+        " got other content"]
     assert not any("._0" in line or "UserWarning" in line for line in lines)
 
 
@@ -154,7 +156,7 @@ def test_train_and_pretrain(folder, tmp_path):
     data.mkdir()
     for path in good:
         (data / path.name).write_bytes(path.read_bytes())
-    for name in ("._0.png", ".DS_Store", "slice.dcm"):
+    for name in ("._0.png", ".DS_Store", "slice.svs"):
         (data / name).write_bytes(b"something")
     done = run("pretrain-teacher", data, tmp_path / "t.safetensors", "--steps", 2, *small)
     assert done.returncode == 0, done.stderr
@@ -163,8 +165,8 @@ def test_train_and_pretrain(folder, tmp_path):
     command[command.index("model.safetensors")] = tmp_path / "m.safetensors"
     done = run(*command, "--steps", 2, "--noise-share", 0.5, "--batch-size", 2, "--quiet")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("warning: skipped 1 file that is no PNG, JPEG, TIFF or BMP: 1"
-                                  " .dcm (")
+    assert done.stderr.startswith("warning: skipped 1 file that is no DICOM, NIfTI, PNG, JPEG,"
+                                  " TIFF or BMP: 1 .svs (")
     assert "auroc_synthesised" in done.stdout
     test = tmp_path / "test"
     for name in ("good", "lesion"):
