@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,25 @@ def decode_ahead(items: Iterable[Any], rule: DecodingRule) -> Iterator[Any]:
     return _scale(_read_ahead(items, rule), rule)
 
 
+@cache
+def _keep_freed_memory() -> None:
+    """Let glibc keep what files leave, up to twice the largest block ever freed, for the next ones.
+
+    Else it goes back to the system after each file, and each page of the next is mapped anew: 1.3
+    of 2.5 ms that an uncompressed file of 512 x 512 takes.
+    """
+    np.empty(2**24, np.uint8)
+
+
 def _read_ahead(items: Iterable[Any], rule: DecodingRule) -> Iterator[Any]:
     waiting: deque[Any] = deque()
     pool: ThreadPoolExecutor | None = None
     try:
         for item in items:
             if isinstance(item, Path):
-                pool = pool or ThreadPoolExecutor(THREADS, "decode")
+                if pool is None:
+                    _keep_freed_memory()
+                    pool = ThreadPoolExecutor(THREADS, "decode")
                 waiting.append(pool.submit(read_file, item, rule))
             elif waiting:
                 waiting.append(item)

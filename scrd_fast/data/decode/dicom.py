@@ -47,6 +47,7 @@ _VRS = {  # PS3.5 6.2
     "UT", "UV"}
 _WHOLE_AT_ONCE = 2**26  # bytes; of larger files the header is looked at before the pixels are read
 _MOST_INFLATED = 2**32
+_STRIP = 64  # rows
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -151,12 +152,16 @@ class Monochrome:
         low, high = int(self.stored.min()), int(self.stored.max())
         if high - low >= self.stored.size:
             return DecodedImage(show(self.stored), self.geometry, self.source)
-        # A table of the values that occur: of 512 x 512 pixels 0.3 ms, in float64 arrays 3.1 ms.
+        # A table of the values that occur: of 512 x 512 pixels 0.3 ms, in float64 arrays 3.1 ms. In
+        # strips, whose indices stay in the cache.
         unsigned = np.dtype(f"u{self.stored.itemsize}")
         stored = self.stored.astype(self.stored.dtype.newbyteorder("="), copy=False)
         offsets = stored.view(unsigned) - unsigned.type(low % 2 ** (8 * unsigned.itemsize))
         table = show(np.arange(low, high + 1))
-        return DecodedImage(np.take(table, offsets), self.geometry, self.source)
+        pixels = np.empty(offsets.shape, np.float32)
+        for row in range(0, len(pixels), _STRIP):
+            np.take(table, offsets[row:row + _STRIP], mode="clip", out=pixels[row:row + _STRIP])
+        return DecodedImage(pixels, self.geometry, self.source)
 
 
 def read_dicom(path: Path, rule: DecodingRule) -> list[DecodedImage | Unscaled]:
