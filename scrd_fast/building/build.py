@@ -70,20 +70,20 @@ def build_engine(
     """Compile a checkpoint into one engine file for this machine, and load it.
 
     checkpoint: a .safetensors file of this package. out: the engine file, `<checkpoint>.scrd`
-    beside it by default. backend: "auto", or one of backends.registry.BACKENDS.
-    precision: "fp32", "bf16", "fp16" (on a GPU), "int8" or "fp8" (TensorRT; 8 bits need `images` to
-    calibrate on), or "auto": of those that the machine computes in natively, int8 with `images`
-    included and fp8 not, the fastest that keeps the fidelity limits, as measured here. In int8 on
-    CPUs the layers that must not be quantised are searched for (building.search). device: "cpu",
-    "cuda" or "cuda:<index>"; by default a GPU where one can be used. images: normal images (array,
-    folder, data set or paths) to calibrate and to judge fidelity on, which are not kept. buckets:
-    batch sizes rising from 1, each compiled on its own; by default 1, 8 and 32 on a GPU, else single images,
-    and batches of 8 where those are measured to be faster. On a GPU a batch between two buckets is
-    padded, and a bucket that does not fit into its memory is left out with a warning. limits:
-    fidelity limits instead of the table's (metrics.agreement). keep: beginnings of the names of the
-    convolutions that 8 bits leave out, instead of searching for them; an earlier search's are in
-    the manifest. tensorrt: how a plan is built. budget: seconds after which no further precision is
-    tried and a search is given up. progress: called with (done, total, what).
+    beside it by default. backend: "auto", or one of backends.registry.BACKENDS. precision: "fp32",
+    "bf16", "fp16" (on a GPU), "int8" or "fp8" (TensorRT; 8 bits need `images` to calibrate on), or
+    "auto": of those that the machine computes in natively, int8 with `images` included and fp8 not,
+    the fastest that keeps the fidelity limits, as measured here. In int8 on CPUs the layers that
+    must not be quantised are searched for (building.search). device: "cpu", "cuda" or
+    "cuda:<index>"; by default a GPU where one can be used. images: normal images (array, folder,
+    data set or paths) to calibrate and to judge fidelity on, which are not kept. buckets: batch
+    sizes rising from 1, each compiled on its own; by default 1, 8 and 32 on a GPU, else single
+    images, and batches of 8 where those are measured to be faster. On a GPU a batch between two
+    buckets is padded, and a bucket that does not fit into its memory is left out with a warning.
+    limits: fidelity limits instead of the table's (metrics.agreement). keep: beginnings of the
+    names of the convolutions that 8 bits leave out, instead of searching for them; an earlier
+    search's are in the manifest. tensorrt: how a plan is built. budget: seconds after which no
+    further precision is tried and a search is given up. progress: called with (done, total, what).
 
     Where `out` is a calibrated engine of the same model whose scores the new one gives, within the
     fidelity limits of both, its calibration is kept; else a warning tells why it was dropped.
