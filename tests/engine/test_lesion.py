@@ -1,8 +1,6 @@
 """A lesion is found where it lies in the patient, whichever way its volume is stored."""
 
-import itertools
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,26 +13,17 @@ import scrd_fast
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.spec import DecodingRule
 from tests.golden.trained_resnet18 import SPEC, recorded
+from tests.support.heads import ORIENTATIONS, read_head
 
 LESION, RADIUS = np.array([30.0, -22.0, 40.0]), 8.0  # mm: right, back, up
 VOXEL = 3.0  # mm
 SIDE, STRIDE = 192, 16  # of the network's input, and of its coarsest grid, in pixels
-ORIENTATIONS = [np.column_stack([axes, flips])
-                for axes in itertools.permutations(range(3))
-                for flips in itertools.product([1, -1], repeat=3)]
 
 
 @pytest.fixture(scope="module")
 def heads():
     """The MNI152 template at 3 mm, and the same with a lesion; and its brightest voxel."""
-    nilearn = pytest.importorskip("nilearn", reason="nilearn ships the template")
-    path = (Path(nilearn.__file__).parent / "datasets/data"
-            / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")
-    if not path.exists():
-        pytest.skip("this nilearn has no template")
-    template = nibabel.as_closest_canonical(nibabel.load(path))
-    voxels = np.asarray(template.dataobj)[::3, ::3, ::3].astype(np.float32)
-    affine = template.affine @ np.diag([3, 3, 3, 1])
+    voxels, affine = read_head()
     places = np.stack(np.indices(voxels.shape), -1) @ affine[:3, :3].T + affine[:3, 3]
     sick = np.where(np.linalg.norm(places - LESION, axis=-1) < RADIUS, 1.15 * voxels.max(), voxels)
     return (nibabel.Nifti1Image(voxels, affine),

@@ -1,11 +1,11 @@
 """What every official download has: files where they belong, tables to read, counts to check."""
 
-import csv
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scrd_fast.data.layouts.rows import read_rows as rows_of_table
 from scrd_fast.data.pictures.formats import HEAD, format_of
 from scrd_fast.errors import DataError
 
@@ -100,35 +100,19 @@ def is_picture(head: bytes) -> bool:
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header, of which `columns` are taken.
+    """The rows of a table with a header, of which `columns` are taken; see rows.read_rows.
 
     Raises DataError naming the file, and the row (the header's is 1) where one is at fault.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            table = csv.reader(file)
-            header = [name.strip() for name in next(table, [])]
-            missing = [name for name in columns if name not in header]
-            if missing:
-                raise DataError(f"{path}: expected the columns {', '.join(columns)}, got none"
-                                f" called {', '.join(missing)}")
-            places = [header.index(name) for name in columns]
-            rows = []
-            for number, row in enumerate(table, start=2):
-                if len(row) != len(header):
-                    raise DataError(f"{path}: row {number}: expected {len(header)} values, got"
-                                    f" {len(row)}")
-                rows.append({name: row[place].strip()
-                             for name, place in zip(columns, places, strict=True)})
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: expected a CSV file in UTF-8, got other bytes") from error
-    except csv.Error as error:
-        raise DataError(f"{path}: expected a CSV file, got one with an error: {error}") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    found, rows = rows_of_table(path)
+    missing = [name for name in columns if name.lower() not in found]
+    if missing:
+        raise DataError(f"{path}: expected the columns {', '.join(columns)}, got none called"
+                        f" {', '.join(missing)}")
     if not rows:
         raise DataError(f"{path}: expected rows below the header, got none")
-    return rows
+    return [{name: row[name.lower()] for name in columns} for _, row in rows]
+
 
 
 def check_named(folder: Path, files: Collection[str], known: Collection[str], table: Path) -> None:

@@ -1,11 +1,9 @@
 """NIfTI: whichever way a volume lies in its file, a place in the patient is found."""
 
 import gzip
-import itertools
 import logging
 import re
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,24 +15,15 @@ import nibabel
 import scrd_fast
 from scrd_fast.errors import DataError
 from scrd_fast.spec import PLANES, DecodingRule
+from tests.support.heads import ORIENTATIONS, read_head
 
 LESION = np.array([30.0, -22.0, 40.0])  # mm: right, back, up
-ORIENTATIONS = [np.column_stack([axes, flips])
-                for axes in itertools.permutations(range(3))
-                for flips in itertools.product([1, -1], repeat=3)]
 
 
 @pytest.fixture(scope="module")
 def head():
     """The MNI152 template at 3 mm, a lesion in it: voxels (X, Y, Z) and affine."""
-    nilearn = pytest.importorskip("nilearn", reason="nilearn ships the template")
-    path = (Path(nilearn.__file__).parent / "datasets/data"
-            / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")
-    if not path.exists():
-        pytest.skip("this nilearn has no template")
-    template = nibabel.as_closest_canonical(nibabel.load(path))
-    voxels = np.asarray(template.dataobj)[::3, ::3, ::3].astype(np.float32)
-    affine = template.affine @ np.diag([3, 3, 3, 1])
+    voxels, affine = read_head()
     at = tuple(np.rint(np.linalg.inv(affine) @ [*LESION, 1]).astype(int)[:3])
     voxels[at] = 2 * voxels.max()
     return voxels, affine
