@@ -46,7 +46,8 @@ def _cpu() -> str:
     return names[0] if names else platform.processor()
 
 
-def _cores() -> int:
+def count_cores() -> int:
+    """How many CPUs this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -55,7 +56,7 @@ def _cores() -> int:
 def this_machine(device: "torch.device | None" = None) -> Machine:
     """The machine at hand; device: the GPU, where one is used."""
     return Machine(platform.machine(), platform.system(), _native.isas()[-1], _cpu(),
-                   _cores(), None if device is None else _gpu(device))
+                   count_cores(), None if device is None else _gpu(device))
 
 
 def _gpu(device: "torch.device") -> Gpu:

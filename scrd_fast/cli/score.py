@@ -65,7 +65,8 @@ def calibrate(
         help="Largest share of normal images that may be called anomalous; 0.01 by default. Needs"
              " 1/fpr - 1 images.")] = None,
     anomalous: Annotated[Path | None, typer.Option(
-        help="Folder of images with anomalies; --rule chooses the threshold then.")] = None,
+        help="Folder of images with anomalies, or a data set that says which have some; --rule"
+             " chooses the threshold then.")] = None,
     rule: Annotated[str | None, typer.Option(
         help="With --anomalous: f1 (the default), sensitivity or specificity.")] = None,
     target: Annotated[float | None, typer.Option(
@@ -86,8 +87,8 @@ def calibrate(
                f" from {len(decisions.normal_scores)} normal images")
     for name, value in decisions.report.items():
         if isinstance(value, Mapping):
-            typer.echo(f"  on {value['normal']} normal and {value['anomalous']} anomalous images"
-                       " that did not choose it:")
+            typer.echo(f"  on {value['normal']} normal and {value['anomalous']} anomalous {name}"
+                       " that did not choose it")
         else:
             typer.echo(f"  {name:<12} {value[0]:.3f}  (95 %: {value[1]:.3f} to {value[2]:.3f})")
 

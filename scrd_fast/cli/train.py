@@ -80,7 +80,8 @@ def train(
     done = steps_done(out) if resume else 0
     test = None
     if published_test is not None:
-        test, config = labelled_test(published_test), replace(config, selection="published_test")
+        test = labelled_test(published_test, patient_from)
+        config = replace(config, selection="published_test")
     checkpoint = run(
         str(data), out, validation=None if validation is None else str(validation), test=test,
         patient_from=patient_from, resume=resume, skip_bad=skip_bad, progress=not quiet,

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from scrd_fast.data.decode.find import arrange_files
 from scrd_fast.data.layouts import Item, read_data_set
 from scrd_fast.errors import DataError, expect
 from scrd_fast.progress import tell
@@ -21,13 +22,15 @@ def normals_of(
     if not isinstance(data, str | os.PathLike):
         expect(patient_from is None, "patient_from", "None unless data is the path of a data set",
                patient_from)
-        return data, _held_out(validation, None) if validation is not None else None
+        held = None if validation is None else _held_out(validation, None)
+        _check_apart(data, held)
+        return data, held
     found = read_data_set(data, patient_from=patient_from)
     chosen = found.normals("train")
     if not chosen:
         raise DataError(f"{os.fsdecode(data)}: expected normal images to train on, got a data set"
                         f" ({found.layout}) without")
-    held: Any = found.normals("validation") or None
+    held = found.normals("validation") or None
     told = "some of them held out" if held is None else f"{len(held)} files to validate on"
     if validation is not None:
         held, told = _held_out(validation, patient_from), "others to validate on"
@@ -52,19 +55,30 @@ def _held_out(validation: Any, patient_from: str | None) -> Any:
     return held
 
 
-def _check_apart(chosen: tuple[Item, ...], held: Any) -> None:
-    """Raise DataError where images are trained on and validated on."""
-    files = {os.path.realpath(item.path) for item in chosen}
-    for item in held if isinstance(held, tuple) else ():
-        if os.path.realpath(item.path) in files:
-            raise DataError(f"{item.path}: expected other images to validate on than those to train"
-                            " on, got this one in both")
+def _check_apart(chosen: Any, held: Any) -> None:
+    """Raise DataError where a file is trained on and validated on."""
+    for path in sorted(_files_of(chosen) & _files_of(held)):
+        raise DataError(f"{path}: expected other images to validate on than those to train on, got"
+                        " this one in both")
 
 
-def labelled_test(where: str | os.PathLike[str]) -> tuple[list[Path], list[int]]:
+def _files_of(images: Any) -> set[str]:
+    """Where the files of items, or of a list of paths, really are."""
+    if not isinstance(images, tuple | list):
+        return set()
+    paths = [each.path if isinstance(each, Item) else each for each in images]
+    return {os.path.realpath(path) for path in paths if isinstance(path, str | os.PathLike)}
+
+
+def labelled_test(
+    where: str | os.PathLike[str], patient_from: str | None = None
+) -> tuple[list[Path], list[int]]:
     """The test images of a data set and their labels, 1 = anomalous, for `train(test=...)`."""
-    found = [item for item in read_data_set(where).part("test") if item.label is not None]
+    found = [item for item in read_data_set(where, patient_from=patient_from).part("test")
+             if item.label is not None]
     if {item.label for item in found} != {0, 1}:
         raise DataError(f"{where}: expected normal and anomalous test images, such as in folders"
                         " good/ and others beside it, got none of one kind")
-    return [item.path for item in found], [int(item.label == 1) for item in found]
+    labels = {item.path: int(item.label == 1) for item in found}
+    paths = arrange_files(list(labels), stacklevel=3).paths
+    return paths, [labels[path] for path in paths]

@@ -1,6 +1,5 @@
 """Files one after the other, decoded ahead by threads, and scaled series by series."""
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,11 +14,13 @@ from scrd_fast.data.decode.image import DecodedImage, Unscaled
 from scrd_fast.data.decode.intensity import find_limits
 from scrd_fast.data.decode.read import FileRead, read_file
 from scrd_fast.errors import DataError
+from scrd_fast.machine import count_cores
 from scrd_fast.spec import DecodingRule
 
 # The codecs let go of the interpreter's lock; what is parsed in Python does not.
-THREADS = len(os.sched_getaffinity(0))
+THREADS = count_cores()
 AHEAD = 2 * THREADS  # files that are read while the results of another are used
+AHEAD_BYTES = 2**28  # of all of them but one, as they are stored: a volume may be as large as many
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ class Decoded:
 def decode_ahead(items: Iterable[Any], rule: DecodingRule) -> Iterator[Any]:
     """A Decoded for each path of `items`, in their order; what is no path comes back as it is.
 
-    Threads read up to AHEAD files beyond the one that is given out. What takes a whole series to be
-    scaled waits for its end, which is where a file of another series follows: so much is in memory.
-    A file that comes after the end of its series is an error; one that cannot be read ends none.
+    Threads read up to AHEAD files, or AHEAD_BYTES of them, beyond the one that is given out. What
+    takes a whole series to be scaled waits for its end, which is where a file of another series
+    follows: so much is in memory. A file that comes after the end of its series is an error; one
+    that cannot be read ends none.
     """
     return _scale(_read_ahead(items, rule), rule)
 
@@ -57,7 +59,7 @@ def _keep_freed_memory() -> None:
 
 
 def _read_ahead(items: Iterable[Any], rule: DecodingRule) -> Iterator[Any]:
-    waiting: deque[Any] = deque()
+    waiting: deque[tuple[Any, int]] = deque()  # with the sizes of files
     pool: ThreadPoolExecutor | None = None
     try:
         for item in items:
@@ -65,18 +67,28 @@ def _read_ahead(items: Iterable[Any], rule: DecodingRule) -> Iterator[Any]:
                 if pool is None:
                     _keep_freed_memory()
                     pool = ThreadPoolExecutor(THREADS, "decode")
-                waiting.append(pool.submit(read_file, item, rule))
+                size = _size(item)
+                while waiting and sum(each for _, each in waiting) + size > AHEAD_BYTES:
+                    yield _wait(waiting.popleft()[0])
+                waiting.append((pool.submit(read_file, item, rule), size))
             elif waiting:
-                waiting.append(item)
+                waiting.append((item, 0))
             else:
                 yield item
             if len(waiting) > AHEAD:
-                yield _wait(waiting.popleft())
+                yield _wait(waiting.popleft()[0])
         while waiting:
-            yield _wait(waiting.popleft())
+            yield _wait(waiting.popleft()[0])
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):  # reading it says why
+        return 0
 
 
 def _wait(item: Any) -> Any:

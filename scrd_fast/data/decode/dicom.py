@@ -277,6 +277,7 @@ def read_frames(dataset: "Dataset", path: Path, rule: DecodingRule) -> Iterator[
     coloured = palette is not None or header.samples == 3
     if coloured and rule.intensity == "window":
         raise DataError("expected values in units that a window can be put on, got colour")
+    in_units = rule.intensity == "window" and "CT" in read_texts(dataset, "Modality")
     for number, stored in enumerate(iterate_stored(dataset, header)):
         said = _Said(dataset, number)
         source = _read_source(dataset, path, number if header.frames > 1 else None)
@@ -285,7 +286,7 @@ def read_frames(dataset: "Dataset", path: Path, rule: DecodingRule) -> Iterator[
             colours = stored / (2**header.stored - 1) if palette is None else palette.apply(stored)
             yield DecodedImage(colours.astype(np.float32), geometry, source)
             continue
-        modality = _read_modality(said, header)
+        modality = _read_modality(said, header, in_units)
         ends = modality.apply(np.array(header.limits()))
         full = (float(ends.min()), float(ends.max()))
         if modality.table is not None:
@@ -321,12 +322,16 @@ class _Said:
         return self._dataset
 
 
-def _read_modality(said: _Said, header: Header) -> Modality:
+def _read_modality(said: _Said, header: Header, in_units: bool) -> Modality:
+    """in_units: whether values must come in units, and may not be taken as they are stored."""
     item = said.where("PixelValueTransformationSequence", "RescaleSlope")
     table = None
     if tables := item.get("ModalityLUTSequence"):
         table = _read_table(tables[0], "", header, signed=header.signed)
     slope, intercept = read_numbers(item, "RescaleSlope"), read_numbers(item, "RescaleIntercept")
+    if in_units and not intercept and table is None:
+        raise DataError("expected RescaleSlope and RescaleIntercept, by which a CT's values are"
+                        " Hounsfield units that a window can be put on, got none")
     if slope and slope[0] == 0:
         raise DataError("expected a RescaleSlope other than 0")
     return Modality(table, slope[0] if slope else 1.0, intercept[0] if intercept else 0.0)
@@ -340,9 +345,9 @@ def _read_voi(said: _Said, header: Header,
     found += [_read_table(each, "", header, signed=full[0] < 0)
               for each in item.get("VOILUTSequence") or ()]
     item = said.where("FrameVOILUTSequence", "WindowCenter")
-    function = "".join(read_texts(item, "VOILUTFunction")[:1]) or "LINEAR"
+    function = "".join(read_texts(item, "VOILUTFunction")[:1]).upper() or "LINEAR"
     if function not in FUNCTIONS:
-        raise DataError(f"expected a VOI function of {tuple(FUNCTIONS)}, got {function[:20]}")
+        raise DataError(f"expected a VOI function of {tuple(FUNCTIONS)}, got another")
     centres, widths = read_numbers(item, "WindowCenter"), read_numbers(item, "WindowWidth")
     found += [Window(centre, width, function)
               for centre, width in zip(centres, widths, strict=False) if width > 0]
@@ -350,7 +355,7 @@ def _read_voi(said: _Said, header: Header,
 
 
 def _read_padding(dataset: "Dataset", header: Header) -> tuple[int, int] | None:
-    if "PixelPaddingValue" not in dataset:
+    if not read_numbers(dataset, "PixelPaddingValue"):
         return None
     first = _as_stored(read_whole(dataset, "PixelPaddingValue"), header)
     last = _as_stored(read_whole(dataset, "PixelPaddingRangeLimit", first), header)

@@ -1,6 +1,7 @@
 """A DICOM file's pixels as they are stored: what its header says, and its frames."""
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,6 +25,8 @@ _IMPLICIT, _EXPLICIT, _BIG = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.8
 _NATIVE = (_IMPLICIT, _EXPLICIT, _BIG, DEFLATED)
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+_OTHER_COLOURS = ("none", "HSV", "ARGB", "CMYK", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "XYB",
+                  *_COLOURS, *_GREY)  # that may be named; what else a file says may be anything
 
 
 @dataclass(frozen=True)
@@ -105,14 +108,15 @@ def read_header(dataset: "Dataset", most_megapixels: int = MOST_MEGAPIXELS) -> H
     """The header of a data set, whose pixels need not be read yet."""
     syntax = _find_syntax(dataset)
     rows, columns = read_whole(dataset, "Rows"), read_whole(dataset, "Columns")
-    frames = read_whole(dataset, "NumberOfFrames", 1)
+    frames = read_whole(dataset, "NumberOfFrames", 1) or 1  # some write 0 for one picture
     check_size(columns, rows, frames, most_megapixels)
     samples = read_whole(dataset, "SamplesPerPixel", 1)
     colour = " ".join(read_texts(dataset, "PhotometricInterpretation")) or "none"
     known = {1: _GREY, 3: _COLOURS}.get(samples, ())
     if colour not in known:
+        named = colour if colour in _OTHER_COLOURS else "another"
         raise DataError(f"expected a photometric interpretation of {', '.join(_GREY + _COLOURS)}"
-                        f" with 1 or 3 samples, got {colour[:20]} with {samples}")
+                        f" with 1 or 3 samples, got {named} with {samples}")
     allocated = read_whole(dataset, "BitsAllocated")
     stored = read_whole(dataset, "BitsStored", allocated)
     high = read_whole(dataset, "HighBit", stored - 1)
@@ -148,7 +152,8 @@ def check_syntax(header: Header) -> None:
         return
     name = UID(header.syntax).name
     if header.syntax not in CODECS:
-        raise DataError(f"expected a transfer syntax that a package reads, got {name}, which none"
+        known = name if name != header.syntax else re.sub(r"[^0-9.]", "", name)[:64]
+        raise DataError(f"expected a transfer syntax that a package reads, got {known}, which none"
                         " does that works with pydicom")
     if not find_spec("imagecodecs"):
         raise DataError(f"imagecodecs, which reads {name}, is not installed: {MEDICAL}")

@@ -174,7 +174,7 @@ def test_a_gigapixel_takes_no_memory(make, tmp_path):
     ({"PixelRepresentation": 2}, "pixel representation"),
     ({"PixelData": b""}, "no byte of pixel data"),
     ({"RescaleSlope": 0, "RescaleIntercept": 0}, "RescaleSlope other than 0"),
-    ({"VOILUTFunction": "CUBIC"}, "got CUBIC"),
+    ({"VOILUTFunction": "CUBIC"}, "got another"),
 ])
 def test_headers_that_lie(tmp_path, elements, reason):
     refused(save(dicom(RAMP, **{**WINDOW, **elements}), tmp_path / "a"), reason)
@@ -201,6 +201,33 @@ def test_a_missing_rescale_changes_nothing(tmp_path, elements):
     (image,) = scrd_fast.read_images(path, DecodingRule("window", (0.0, 2000.0)))
     units = RAMP * (elements.get("RescaleSlope") or 1.0) + elements.get("RescaleIntercept", 0)
     np.testing.assert_allclose(image.pixels, np.clip(units / 2000, 0, 1), atol=1e-6)
+
+
+def test_a_window_is_not_put_on_ct_without_rescale(tmp_path):
+    """Its stored values are Hounsfield units plus something that nobody knows."""
+    rule = DecodingRule("window", "brain")
+    path = save(dicom(RAMP, Modality="CT"), tmp_path / "a")
+    refused(path, "expected RescaleSlope and RescaleIntercept", rule)
+    save(dicom(RAMP, Modality="CT", RescaleSlope=1, RescaleIntercept=-1024), path)
+    assert len(scrd_fast.read_images(path, rule)) == 1
+    save(dicom(RAMP, Modality="MR"), path)
+    assert len(scrd_fast.read_images(path, rule)) == 1
+
+
+@pytest.mark.parametrize("elements", [
+    {"PixelPaddingValue": None}, {"NumberOfFrames": 0}, {"VOILUTFunction": "linear", **WINDOW}])
+def test_what_writers_leave_empty_or_write_small(tmp_path, elements):
+    (image,) = scrd_fast.read_images(save(dicom(RAMP, **WINDOW), tmp_path / "a"))
+    (other,) = scrd_fast.read_images(save(dicom(RAMP, **{**WINDOW, **elements}), tmp_path / "b"))
+    np.testing.assert_array_equal(other.pixels, image.pixels)
+
+
+@pytest.mark.parametrize(("keyword", "value"), [
+    ("PhotometricInterpretation", "DOE^JANE"), ("VOILUTFunction", "DOE^JANE")])
+def test_no_text_of_a_file_is_quoted(tmp_path, keyword, value):
+    with pytest.raises(DataError) as caught:
+        scrd_fast.read_images(save(dicom(RAMP, **{**WINDOW, keyword: value}), tmp_path / "a"))
+    assert "DOE" not in str(caught.value)
 
 
 def test_too_few_frames_in_a_stream(tmp_path):
