@@ -17,7 +17,7 @@ from scrd_fast.building.candidates import Candidates, list_precisions
 from scrd_fast.building.golden_member import make_golden
 from scrd_fast.building.judge import Judge
 from scrd_fast.building.work import count_work
-from scrd_fast.data.decode.find import read_all
+from scrd_fast.data.decode.find import read_some
 from scrd_fast.data.listing import is_paths
 from scrd_fast.data.normals import find_normals
 from scrd_fast.engine import current as _current
@@ -100,7 +100,8 @@ def build_engine(
     loaded = load_checkpoint(path)
     probe_images = images
     if is_paths(images):
-        probe_images = read_all(find_normals(images, trained_on=True), loaded.spec.decoding)
+        files = find_normals(images, trained_on=True, progress=progress, stacklevel=3)
+        probe_images = read_some(files, loaded.spec.decoding)
     proto = build_graph(loaded.model, loaded.spec)
 
     expect(probe_images is not None or precision not in QUANTISED, "images",

@@ -33,9 +33,11 @@ def evaluate(
     from scrd_fast.evaluation.evaluate import evaluate as run
     from scrd_fast.files import check_writable
     from scrd_fast.report.evaluation import list_lines, make_markdown, write_evaluation
+    from scrd_fast.report.scores import check_failed
 
     if out is not None:
         check_writable(out, "--out", folder=True)
+        check_failed(out / "failed.csv")
     with show_progress("loading", enabled=not quiet) as shown:
         found = run(engine, data, patient_from=patient_from, patient_rule=patient_rule,
                     specificity=specificity, pixels=pixels, seed=seed, trust=trust, progress=shown)

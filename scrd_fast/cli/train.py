@@ -9,6 +9,7 @@ import typer
 from scrd_fast.cli.app import PatientFrom, Precision, Quiet, Seed, SkipBad, app, example
 from scrd_fast.cli.options import options_of
 from scrd_fast.progress import show_progress
+from scrd_fast.spec import DecodingRule
 from scrd_fast.training.config import PretrainConfig, TrainConfig
 
 
@@ -96,13 +97,15 @@ def train(
 
 
 @app.command(epilog=example("scrd-fast convert official.pth model.safetensors"))
+@options_of(DecodingRule, panel="How files become images")
 def convert(
     source: Annotated[Path, typer.Argument(help="What the published code saved (.pth).")],
     out: Annotated[Path, typer.Argument(help="Checkpoint to write (.safetensors).")],
+    decoding: DecodingRule,
 ) -> None:
     """Import a checkpoint of the published code; nothing in it is executed."""
     from scrd_fast.model.published_pickle import convert_published
 
     with show_progress("converting"):
-        convert_published(source, out)
+        convert_published(source, out, decoding=decoding)
     typer.echo(f"{out}: converted; build it with: scrd-fast build {out}")

@@ -101,7 +101,8 @@ class ImageSet:
         self._spec = spec or ScoringSpec()
         self._known_patients: dict[Path, str | None] = {}
         self._store = _Store(self._spec)
-        listed = isinstance(source, tuple) and all(isinstance(each, Item) for each in source)
+        listed = (isinstance(source, tuple) and len(source) > 0
+                  and all(isinstance(each, Item) for each in source))
         self._files = listed or is_paths(source)
         self._refused: dict[Path, str] = {}
         known = self._files or isinstance(source, list | np.ndarray | Tensor)

@@ -27,7 +27,7 @@ from scrd_fast.model.backbones import BACKBONES
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, load_weights, save_checkpoint
 from scrd_fast.model.published import rename_published
 from scrd_fast.model.scrd import SCRD, model_without_weights
-from scrd_fast.spec import ScoringSpec
+from scrd_fast.spec import DecodingRule, ScoringSpec
 
 # Far above the whole published module: a pickle under 1 MiB, about 1000 parts, short names.
 _MAX_PICKLE_BYTES = 16 << 20
@@ -50,11 +50,15 @@ class _Refused(Exception):
     """What is wrong with the file, without its path."""
 
 
-def convert_published(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
+def convert_published(
+    source: str | os.PathLike[str], out: str | os.PathLike[str], *,
+    decoding: DecodingRule | None = None,
+) -> Path:
     """Write the scrd_fast checkpoint `out` from a published one; returns its path.
 
     source: a state dict (plain, or under a key such as "state_dict") or a whole module, saved by
-    torch.save, with or without DataParallel; the backbone follows from its shapes. Raises
+    torch.save, with or without DataParallel; the backbone follows from its shapes. decoding: how
+    files become the images that it was trained on, DecodingRule() if None. Raises
     CheckpointError naming the file and what is wrong with it, InputError where `out` is the source,
     OutputError where `out` cannot be written.
     """
@@ -65,7 +69,8 @@ def convert_published(source: str | os.PathLike[str], out: str | os.PathLike[str
     except _Refused as error:
         raise CheckpointError(f"{path}: {error}") from error
     # Published scores use no scale weights: their head was never trained.
-    spec = ScoringSpec(input_size=256, weighting="none", reduction="mean", blur_sigma=4.0)
+    spec = ScoringSpec(input_size=256, weighting="none", reduction="mean", blur_sigma=4.0,
+                       decoding=decoding or DecodingRule())
     config = ModelConfig(model.backbone, teacher="published checkpoint")
     checkpoint = Checkpoint(model, spec, config, metrics={"converted_from": path.name})
     return save_checkpoint(checkpoint, target)

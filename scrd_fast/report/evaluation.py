@@ -1,6 +1,7 @@
 """An evaluation as tables: for the terminal, as CSV, JSON and a row of Markdown."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def _show(figure: Figure) -> str:
 
 
 def make_markdown(evaluation: Evaluation) -> str:
-    """A header and a row of all images: values with the half of their intervals below and above."""
+    """A header and a row of all images: values and their intervals."""
     part = evaluation.parts[0]
     names = [name for name in _COLUMNS if name in part.figures]
     cells = [(name, part.figures[name]) for name in names]
@@ -116,5 +117,5 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     write_table(list_figures(evaluation), folder / "figures.csv")
     write_table(list_images(evaluation), folder / "images.csv")
     with atomic_write(folder / "row.md") as temporary:
-        temporary.write_text(make_markdown(evaluation))
+        temporary.write_bytes(os.fsencode(make_markdown(evaluation)))
     write_failed(evaluation.failed, folder / "failed.csv")

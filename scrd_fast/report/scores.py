@@ -13,7 +13,7 @@ import numpy as np
 
 from scrd_fast.engine.engine import Engine, Result
 from scrd_fast.engine.stream import Scored
-from scrd_fast.errors import ScrdError
+from scrd_fast.errors import ScrdError, expect
 from scrd_fast.files import atomic_write
 from scrd_fast.progress import Progress, silent
 from scrd_fast.report.overlays import Overlays, collect_overlays
@@ -131,9 +131,23 @@ def _name_overlay(item: Scored) -> str:
     return f"{item.index:05d}_{item.source.path.stem}{frame}"
 
 
+_FAILED = ("file", "reason")
+
+
+def check_failed(out: Path) -> None:
+    """Raise InputError where a file of another kind is in the place of the table of failed ones."""
+    try:
+        with out.open("rb") as file:
+            found = file.readline(100).strip()
+    except OSError:  # there is none, or writing it says why it cannot be
+        return
+    expect(found in (b"", ",".join(_FAILED).encode()), str(out), "none, or a table of files that"
+           " failed before; --failed names another place", "another file")
+
+
 def write_failed(failed: Mapping[Path, str], out: Path) -> None:
     """The files that were not scored as CSV: file, reason. Without such a file only replaces an
     older table, which would tell of other files."""
     if failed or out.exists():
-        write_table([["file", "reason"], *([str(path), reason.removeprefix(f"{path}: ")]
-                                           for path, reason in failed.items())], out)
+        write_table([_FAILED, *([str(path), reason.removeprefix(f"{path}: ")]
+                                for path, reason in failed.items())], out)

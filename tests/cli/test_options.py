@@ -115,6 +115,17 @@ def test_every_field_of_the_decoding_is_an_option(verb, kind):
         option: each for option, each in DECODING.items() if option != "--no-exif"})
 
 
+def test_a_published_model_is_told_how_files_are_read(monkeypatch):
+    def convert(source, out, *, decoding):
+        told.append(decoding)
+
+    told: list[DecodingRule] = []
+    monkeypatch.setattr("scrd_fast.model.published_pickle.convert_published", convert)
+    assert main("convert", "a.pth", "b.safetensors", "--intensity", "window", "--window",
+                "lung") == 0
+    assert told == [DecodingRule("window", "lung")]
+
+
 def test_a_window_is_a_name_or_two_numbers(monkeypatch):
     def run(data, out, *, decoding, **_):
         told.append(decoding)

@@ -96,7 +96,7 @@ def test_what_is_wrong_with_a_whole_array_is_said_once():
                           (torch.zeros(5), "got torch.float32")):
         with pytest.raises(InputError, match=rf"^data: expected .*{words}"):
             ImageSet(source).check(skip_bad=True)
-    for source in ([], np.zeros((0, 8, 8), np.uint8), np.array(3), 5, "x" * 3):
+    for source in ([], (), np.zeros((0, 8, 8), np.uint8), np.array(3), 5, "x" * 3):
         with pytest.raises((InputError, DataError)):
             ImageSet(source)
 

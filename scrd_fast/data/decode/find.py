@@ -2,15 +2,15 @@
 
 import os
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scrd_fast.data.decode.ahead import decode_ahead
+from scrd_fast.data.decode.ahead import Decoded, decode_ahead
 from scrd_fast.data.decode.image import DecodedImage
 from scrd_fast.data.decode.read import NAMES, is_known
 from scrd_fast.data.decode.series import arrange, count_kinds
@@ -19,6 +19,7 @@ from scrd_fast.errors import DataError, expect
 from scrd_fast.files import as_path
 from scrd_fast.spec import DecodingRule
 
+T = TypeVar("T")
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
@@ -84,27 +85,38 @@ def read_images(path: Paths, rule: DecodingRule | None = None) -> list[DecodedIm
     expect(isinstance(rule, DecodingRule), "rule", "a DecodingRule or None", type(rule).__name__)
     known = isinstance(path, str | os.PathLike | Iterable) and not isinstance(path, bytes)
     expect(known, "path", "a path, or a list of paths", type(path).__name__)
-    images = _decode(path, rule, stacklevel=4)
-    return [replace(each, pixels=to_unit(each.pixels)) for each in images]
+    images: list[DecodedImage] = []
+    for decoded in _decode(path, rule, stacklevel=4):
+        images += [replace(each, pixels=to_unit(each.pixels)) for each in decoded.images]
+    return images
 
 
-def read_all(path: Paths, rule: DecodingRule) -> list[NDArray[Any]]:
-    """The pixels of all images as an engine takes them; errors and warnings as in read_images."""
-    return [each.pixels for each in _decode(path, rule, stacklevel=4)]
+def read_some(paths: Sequence[Path], rule: DecodingRule, most: int = 256) -> list[NDArray[Any]]:
+    """The pixels of about `most` images at most, as an engine takes them, spread evenly over files
+    and over the images of each; errors and warnings as in read_images."""
+    chosen = _spread(paths, most)
+    of_each = max(1, most // len(chosen))
+    pixels = []
+    for decoded in _decode(chosen, rule, stacklevel=4):
+        pixels += [image.pixels for image in _spread(decoded.images, of_each)]
+    return pixels
 
 
-def _decode(path: Paths, rule: DecodingRule, stacklevel: int) -> list[DecodedImage]:
+def _spread(values: Sequence[T], most: int) -> list[T]:
+    places = np.linspace(0, len(values) - 1, min(most, len(values))).astype(int)
+    return [values[place] for place in places]
+
+
+def _decode(path: Paths, rule: DecodingRule, stacklevel: int) -> Iterator[Decoded]:
     found = find_files(path if isinstance(path, str | os.PathLike) else list(path), stacklevel)
     for reason in found.refused.values():
         raise DataError(reason)
-    images: list[DecodedImage] = []
     for decoded in decode_ahead(found.paths, rule):
         if decoded.error is not None:
             raise DataError(decoded.error)
         for remark in decoded.remarks:
             warnings.warn(remark, stacklevel=stacklevel - 1)
-        images += decoded.images
-    return images
+        yield decoded
 
 
 def to_unit(pixels: NDArray[Any]) -> NDArray[np.float32]:

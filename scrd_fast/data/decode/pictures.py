@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and BMP: the reader of data/images.py, by a rule."""
+"""PNG, JPEG, TIFF and BMP: the reader of data/pictures, by a rule."""
 
 from pathlib import Path
 
