@@ -100,7 +100,8 @@ class DecodingRule:
                    f"(low, high) with low < high, or one of {tuple(WINDOWS)}", self.window)
         else:
             expect(self.window is None, "rule.window",
-                   f"None where the intensity is {self.intensity!r}", self.window)
+                   "None, or the intensity 'window' (--intensity window), where the intensity is"
+                   f" {self.intensity!r}", self.window)
         expect(is_whole(self.voi_index, 0), "rule.voi_index", "an integer from 0", self.voi_index)
         expect(_rises(self.percentiles) and self.percentiles[0] >= 0 and self.percentiles[1] <= 100,
                "rule.percentiles", "(low, high) with 0 <= low < high <= 100", self.percentiles)

@@ -7,6 +7,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from scrd_fast.errors import InputError
+
 Verb = Callable[..., None]
 
 
@@ -40,7 +42,7 @@ class _Options:
                 yield from inside[each.name].parameters()
                 continue
             name = f"--{self.prefix}{each.metadata.get('option', each.name)}".replace("_", "-")
-            parser = each.metadata.get("parser")
+            parser = _explained(each.metadata.get("parser"))
             option = typer.Option(name, help=each.metadata["help"], rich_help_panel=self.panel,
                                   parser=parser, metavar="TEXT" if parser else None)
             yield inspect.Parameter(
@@ -56,6 +58,20 @@ class _Options:
             if each.name not in (*values, *self.leave_out):
                 values[each.name] = given.pop(f"{self.prefix}{each.name}")
         return replace(self.default, **values)
+
+
+def _explained(parser: Callable[[str], Any] | None) -> Callable[[str], Any] | None:
+    """A parser whose InputError is one of the command line's."""
+    if parser is None:
+        return None
+
+    def parse(text: str) -> Any:
+        try:
+            return parser(text)
+        except InputError as error:
+            raise typer.BadParameter(f"{error}.") from error
+
+    return parse
 
 
 def options_of(

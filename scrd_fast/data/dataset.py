@@ -43,13 +43,15 @@ class _Seen:
     """What looking at an image found.
 
     place: of what it comes from, in the order given. image: itself, where in the store, or the path
-    of the picture. reason: why it cannot be used, "" where it can.
+    of the picture. flat: whether all pixels are the same. reason: why it cannot be used, "" where
+    it can.
     """
 
     place: int
     image: Any = None
     digest: bytes = b""
     patient: str | None = None
+    flat: bool = False
     reason: str = ""
 
 
@@ -157,6 +159,11 @@ class ImageSet:
         reasons = [seen.reason for seen in found if seen.reason] + list(self._refused.values())
         if reasons:
             self._tell_of_bad(reasons, count + len(self._refused), bool(good), skip_bad, rank)
+        flat = sum(seen.flat for seen in good)
+        if 2 * flat > len(good) and rank == 0:
+            warnings.warn(f"{self.name}: {flat} of {len(good)} images have one value alone; does"
+                          " the rule for intensities fit them (--intensity, --window)?",
+                          stacklevel=2)
         kept = np.array([seen.place for seen in good], dtype=np.int64)
         if self._files:
             self._images = [seen.image for seen in good]
@@ -184,7 +191,8 @@ class ImageSet:
             try:
                 digest = _check(image.pixels, f"{decoded.path}{frame}")
                 kept = decoded.path if as_it_is else self._store.add(image.pixels)
-                found.append(_Seen(place, kept, digest, self._patient_of(image)))
+                flat = bool((image.pixels == image.pixels.flat[0]).all())
+                found.append(_Seen(place, kept, digest, self._patient_of(image), flat))
             except InputError as error:
                 found.append(_Seen(place, reason=str(error)))
         return found

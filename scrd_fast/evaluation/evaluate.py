@@ -207,6 +207,11 @@ def _tell_both(items: tuple[Item, ...]) -> bool:
 def _check_kinds(test: tuple[Item, ...], data: str | os.PathLike[str], found: DataSet) -> None:
     if _tell_both(test):
         return
+    if not test:
+        raise DataError(f"{os.fsdecode(data)}: expected images to test on, got a data set"
+                        f" ({found.layout}) without: {len(found.items)} images are to train or"
+                        " validate on, or have no label; a table (CSV with path, label, split) can"
+                        " say what is what")
     kinds = Counter(item.label for item in test)
     raise DataError(f"{os.fsdecode(data)}: expected normal and anomalous images to test on, got a"
                     f" data set ({found.layout}) with {kinds[0]} normal and {kinds[1]} anomalous"
@@ -343,7 +348,8 @@ def _judge_parts(
         inside = [each for each in images if each.group == group or (
             # A kind of anomaly has no normal files of its own: it stands against all of them.
             group not in of_normals and each.label == 0)]
-        if {each.label for each in inside} == {0, 1}:
+        # Of one kind alone the figures are those of all images.
+        if {each.label for each in inside} == {0, 1} and len(inside) < len(images):
             yield _judge("image", group, inside, value, specificity, seed)
 
 

@@ -28,8 +28,11 @@ def normals_of(
     found = read_data_set(data, patient_from=patient_from)
     chosen = found.normals("train")
     if not chosen:
+        tested = len(found.part("test"))
         raise DataError(f"{os.fsdecode(data)}: expected normal images to train on, got a data set"
-                        f" ({found.layout}) without")
+                        f" ({found.layout}) without" + (
+                            f"; its {tested} images are to test on: a column split, in a table or"
+                            " in participants.tsv, can say otherwise" if tested else ""))
     held = found.normals("validation") or None
     told = "some of them held out" if held is None else f"{len(held)} files to validate on"
     if validation is not None:

@@ -218,7 +218,7 @@ def test_a_test_set_selects_the_checkpoint(tmp_path, monkeypatch):
     ("pretrain-teacher n m --threshold inf", "threshold: expected a finite number from 0, got inf"),
     ("build m --tensorrt-level 6", "tensorrt.level: expected an integer from 0 to 5, got 6"),
     ("train n m --window x,y", "window: expected LOW,HIGH or one of ('brain', 'lung', 'bone')"),
-    ("train n m --window 0,80", "rule.window: expected None where the intensity is 'voi', got"),
+    ("train n m --window 0,80", "rule.window: expected None, or the intensity 'window' (--inten"),
     ("train n m --slices 9 3", "rule.slices: expected None or (first, one after the last)"),
     ("train n m --betas 0.5", "Option '--betas' requires 2 arguments"),
 ])

@@ -63,7 +63,7 @@ LAYOUTS = {
         "test/annotation/3seg3.png"), ["1flair1"], None, {"2flair2": 0, "3flair3": 1}),
     "MedIAnomaly": (make_medianomaly, ["a"], None, {"c": 0, "d": 1}),
     "BIDS": (make_bids, ["sub-1_T1w"], ["sub-2_T1w"], {"sub-3_T1w": 0, "sub-4_T1w": 1}),
-    "table": (make_table, ["a", "b"], ["c"], {"e": 0, "f": 1}),
+    "table": (make_table, ["a"], ["c"], {"e": 0, "f": 1}),
     "labelled folder": (lambda root: grow(root, "good/a.png", "sick/b.png"), None, None,
                         {"a": 0, "b": 1}),
 }

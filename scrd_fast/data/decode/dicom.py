@@ -265,8 +265,8 @@ def read_for_order(path: Path) -> "Dataset":
     _check_deflated(path)
     return pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=[
         "SOPClassUID", "SOPInstanceUID", "ImageType", "QualityControlImage",
-        "QualityControlSubject", "Rows", "PatientID", "SeriesInstanceUID", "InstanceNumber",
-        "ImagePositionPatient", "ImageOrientationPatient"])
+        "QualityControlSubject", "Rows", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
+        "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient"])
 
 
 def read_frames(dataset: "Dataset", path: Path, rule: DecodingRule) -> Iterator[

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scrd_fast.data.decode.ahead import THREADS
 from scrd_fast.data.decode.dicom import read_for_order, tell_what_it_is
 from scrd_fast.data.decode.dicom_pixels import read_numbers, read_texts
+from scrd_fast.data.decode.image import Source
 from scrd_fast.data.decode.quiet import silent_libraries
 from scrd_fast.data.decode.read import is_dicom_file
 from scrd_fast.errors import DataError
@@ -35,6 +36,7 @@ class Header:
     path: Path
     kind: str | None = None
     patient: str | None = field(default=None, repr=False)
+    study: str | None = None
     series: str | None = None
     instance: str | None = None
     number: float = 0.0
@@ -66,9 +68,13 @@ class Arranged:
     remarks: list[str]
 
 
-def read_patients(paths: Iterable[Path]) -> dict[Path, str]:
-    """The Patient ID of each DICOM file that has one."""
-    return {path: each.patient for path, each in _read_headers(paths).items() if each.patient}
+def read_sources(paths: Iterable[Path]) -> dict[Path, Source]:
+    """What each DICOM file among `paths` says of where it comes from; see Source.whose.
+
+    Without pydicom nothing is told.
+    """
+    return {path: Source(path, each.patient, each.study, each.series, each.instance)
+            for path, each in _read_headers(paths).items()}
 
 
 def arrange(paths: Sequence[Path], named: Collection[Path] = frozenset()) -> Arranged:
@@ -121,15 +127,16 @@ def _read_header(path: Path) -> Header:
         # Whatever is wrong with it, the decoder names it: this only looks for an order.
         return Header(path)
     kind = tell_what_it_is(dataset)
-    patient, series, instance = (next(iter(read_texts(dataset, keyword)), None) for keyword in (
-        "PatientID", "SeriesInstanceUID", "SOPInstanceUID"))
+    patient, study, series, instance = (
+        next(iter(read_texts(dataset, keyword)), None) for keyword in (
+            "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"))
     try:
         number, position, directions = (read_numbers(dataset, keyword) for keyword in (
             "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient"))
     except DataError:
         number, position, directions = (), (), ()
-    return Header(path, kind, patient, series, instance, number[0] if number else 0.0, position,
-                  directions)
+    return Header(path, kind, patient, study, series, instance, number[0] if number else 0.0,
+                  position, directions)
 
 
 def _sort(slices: list[Header], remarks: list[str]) -> list[Path]:

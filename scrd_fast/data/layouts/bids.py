@@ -10,6 +10,7 @@ from pathlib import Path
 from scrd_fast.data.layouts.items import SPLITS, Found, Item, choose_split
 from scrd_fast.data.layouts.rows import Row, read_rows
 from scrd_fast.data.layouts.tree import (
+    NORMAL,
     SPLIT_FOLDERS,
     Parts,
     Tree,
@@ -26,14 +27,14 @@ _PARTICIPANTS = "participants.tsv"
 LABEL_COLUMNS = ("label", "group", "diagnosis", "dx", "condition")
 #: What such a column calls the normal ones. Other values are anomalous only where one of these is
 #: among them or all are of the next: "young" and "old" are no labels.
-NORMAL_WORDS = {"normal", "control", "controls", "ctrl", "con", "healthy", "healthy control",
-                "healthy controls", "healthy volunteer", "hc", "hv", "cn", "nc"}
+NORMAL_WORDS = {*NORMAL[1:], "ctrl", "con", "hc", "hv", "cn", "nc"}
 _ANOMALOUS_WORDS = {"anomalous", "abnormal", "anomaly", "patient", "patients", "pat", "case",
                     "lesion", "tumor", "tumour", "stroke"}
 _UNKNOWN = {"", "n/a"}
 _MASKS = {"mask", "roi", "lesion", "dseg", "seg", "msk"}
 _NO_IMAGES = {*_MASKS, "probseg", "defacemask"}
-_LESION = re.compile("lesion|tumou?r|stroke|infarct|wmh|anomal|abnormal", re.IGNORECASE)
+#: Found in the names of what shows anomalies.
+LESION = re.compile("lesion|tumou?r|stroke|infarct|wmh|anomal|abnormal", re.IGNORECASE)
 # Entities that say what a mask shows or how fine its grid is, not which image it was drawn on.
 _OF_MASK = {"desc", "label", "res", "den"}
 
@@ -128,7 +129,7 @@ def _is_lesion(parts: Parts, name: Name) -> bool:
     said = [name.suffix, *(name.entities.get(each, "") for each in ("desc", "label"))]
     if parts[0] == "derivatives":
         said.append(parts[1])
-    return name.suffix == "roi" or any(map(_LESION.search, said))
+    return name.suffix == "roi" or any(map(LESION.search, said))
 
 
 def _match(masks: Mapping[Path, Name], images: Mapping[Path, Name]) -> dict[Path, Path]:

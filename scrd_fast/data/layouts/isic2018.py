@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from scrd_fast.data.layouts.items import Found, Item
-from scrd_fast.data.layouts.rows import Row, read_rows
+from scrd_fast.data.layouts.rows import read_rows
 from scrd_fast.data.layouts.tree import Tree, count, remark_left_out, strip_suffix
 from scrd_fast.errors import DataError
 
@@ -15,7 +15,8 @@ SHAPE = ("ISIC2018_Task3_<part>_Input/ and ISIC2018_Task3_<part>_GroundTruth/ wi
          " Training, Validation and Test")
 _INPUT = re.compile(r"ISIC2018_Task3_(Training|Validation|Test)_Input")
 _SPLITS = {"Training": "train", "Validation": "validation", "Test": "test"}
-_CLASSES = ("mel", "nv", "bcc", "akiec", "bkl", "df", "vasc")
+CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
+NORMAL = "NV"
 
 
 def recognises(tree: Tree) -> bool:
@@ -28,7 +29,7 @@ def read(tree: Tree) -> Found:
     Raises DataError where a table is missing or does not name one class of an image.
     """
     parts_of = {path: _INPUT.fullmatch(parts[0]) for path, parts in tree.images.items()}
-    classes = {part: _read_classes(tree.root, part)
+    classes = {part: read_classes(_find_table(tree.root, part))
                for part in sorted({match[1] for match in parts_of.values() if match})}
     items, untold, anomalous = [], [], 0
     for path, match in parts_of.items():
@@ -36,39 +37,50 @@ def read(tree: Tree) -> Found:
         if match is None or kind is None:
             untold.append(path)
             continue
-        label = int(kind != "nv")
+        label = int(kind != NORMAL)
         if label and match[1] == "Training":
             anomalous += 1
             continue
         items.append(Item(path, label, split=_SPLITS[match[1]],
-                          group=kind.upper() if label else None))
+                          group=kind if label else None))
     remarks = remark_left_out(tree, untold, "for no table of the ground truth names them")
     if anomalous:
         remarks.append(f"{count(anomalous, 'image')} of Training left out, for they are anomalous")
     return Found(items, remarks)
 
 
-def _read_classes(root: Path, part: str) -> dict[str, str]:
-    """Each image's class, by the image's name without suffix."""
+def _find_table(root: Path, part: str) -> Path:
     name = f"ISIC2018_Task3_{part}_GroundTruth"
     # Downloads unpack with the folder, but the table is also found without it.
     where = next((path for path in (root / name / f"{name}.csv", root / f"{name}.csv")
                   if path.is_file()), None)
     if where is None:
         raise DataError(f"{root}: expected {name}/{name}.csv ({SHAPE}), got no such file")
-    columns, rows = read_rows(where)
-    missing = [each for each in ("image", *_CLASSES) if each not in columns]
+    return where
+
+
+def read_classes(table: Path) -> dict[str, str]:
+    """Map each image, by its name without suffix, to its class: the one column of its row that is
+    1, of CLASSES.
+
+    Raises DataError for a table without rows or one of these columns, for a row without one class,
+    and for an image that is there twice.
+    """
+    columns, rows = read_rows(table)
+    missing = [name for name in ("image", *CLASSES) if name.lower() not in columns]
     if missing:
-        raise DataError(f"{where}: expected a column {missing[0].upper()}, got"
-                        f" {', '.join(columns)}")
-    return {strip_suffix(row["image"]): _read_class(f"{where}: row {number}", row)
-            for number, row in rows}
-
-
-def _read_class(where: str, row: Row) -> str:
-    chosen = [name for name in _CLASSES if row[name] in ("1", "1.0")]
-    zeros = [name for name in _CLASSES if row[name] in ("0", "0.0")]
-    if len(chosen) != 1 or len(zeros) != len(_CLASSES) - 1:
-        raise DataError(f"{where}: expected 1.0 for one class and 0.0 for the others, got"
-                        f" {', '.join(row[name] for name in _CLASSES)}")
-    return chosen[0]
+        raise DataError(f"{table}: expected a column {missing[0]}, got {', '.join(columns)}")
+    if not rows:
+        raise DataError(f"{table}: expected rows below the header, got none")
+    classes: dict[str, str] = {}
+    for number, row in rows:
+        values = {name: row[name.lower()] for name in CLASSES}
+        ones = [name for name, value in values.items() if value in ("1", "1.0")]
+        if len(ones) != 1 or not set(values.values()) <= {"0", "0.0", "1", "1.0"}:
+            raise DataError(f"{table}: row {number}: expected 1 for one class and 0 for the others,"
+                            f" got {', '.join(values.values())}")
+        image = strip_suffix(row["image"])
+        if image in classes:
+            raise DataError(f"{table}: row {number}: expected each image once, got {image} again")
+        classes[image] = ones[0]
+    return classes

@@ -15,7 +15,8 @@ class Item:
 
     label: 0 normal, 1 anomalous, None where the data set does not tell.
     mask: a file of the same size in which the anomalous pixels are not 0, or None.
-    patient: who the image is of; None where that is not known.
+    patient: what images of one patient share: an ID or, where only DICOM tells and names none, the
+        identifier of the study, else of the series; None where nothing tells.
     split: one of SPLITS.
     group: the kind of an anomaly, or what the data set groups its images by; None without such.
     """
@@ -42,8 +43,10 @@ class DataSet:
         return tuple(item for item in self.items if item.split == split)
 
     def normals(self, split: str) -> tuple[Item, ...]:
-        """Those of the items that are not said to be anomalous."""
-        return tuple(item for item in self.part(split) if item.label != 1)
+        """The normal items of one of SPLITS: those labelled so or, where no item of the whole data
+        set has a label, all."""
+        wanted = 0 if any(item.label is not None for item in self.items) else None
+        return tuple(item for item in self.part(split) if item.label == wanted)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,14 @@
-"""A folder whose subfolders are labels: good/ or normal/, and kinds of anomalies."""
+"""A folder whose subfolders are labels: good/, normal/, healthy/ ..., and kinds of anomalies."""
 
 from scrd_fast.data.layouts.items import Found, Item
-from scrd_fast.data.layouts.tree import NORMAL, Tree, name_some
+from scrd_fast.data.layouts.tree import Tree, is_normal, name_some
 from scrd_fast.errors import DataError
 
-SHAPE = "good/ (or normal/) and <kind>/"
+SHAPE = "good/ (or normal/, healthy/, control/) and <kind>/"
 
 
 def recognises(tree: Tree) -> bool:
-    top = tree.top()
-    return bool(top & set(NORMAL)) and bool(top - set(NORMAL))
+    return set(map(is_normal, tree.top())) == {True, False}
 
 
 def read(tree: Tree) -> Found:
@@ -20,6 +19,6 @@ def read(tree: Tree) -> Found:
                         f" ({SHAPE}), got {name_some(tree.root, loose)}")
     items = []
     for path, parts in tree.images.items():
-        label = int(parts[0].lower() not in NORMAL)
+        label = int(not is_normal(parts[0]))
         items.append(Item(path, label, split="test", group=parts[0] if label else None))
     return Found(items, [])

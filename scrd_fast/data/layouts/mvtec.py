@@ -7,6 +7,7 @@ from scrd_fast.data.layouts.tree import (
     Tree,
     check_masks_used,
     index_masks,
+    is_normal,
     key_of,
     name_folders,
     remark_left_out,
@@ -35,7 +36,7 @@ def read(tree: Tree) -> Found:
         split = SPLIT_FOLDERS.get(parts[0].lower()) if len(parts) > 1 else None
         if split is not None:
             kind = parts[1] if len(parts) > 2 else NORMAL[0]
-            label = int(kind.lower() not in NORMAL)
+            label = int(not is_normal(kind))
             # Sets with masks of normal images, all black, exist.
             items.append(Item(path, label, of.get(key_of(parts[1:])), split=split,
                               group=kind if label else None))
@@ -51,7 +52,7 @@ def _check_folder(tree: Tree, top: str) -> None:
     """Raise DataError where the subfolders of a split do not tell the labels of its images."""
     inside = [parts[1] if len(parts) > 2 else "." for parts in tree.images.values()
               if parts[0] == top]
-    normal = [name for name in inside if name.lower() in NORMAL]
+    normal = [name for name in inside if is_normal(name)]
     split = SPLIT_FOLDERS.get(top.lower())
     if split == "train":
         good, expected = len(normal) == len(inside), "normal images alone, in good/"

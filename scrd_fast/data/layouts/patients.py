@@ -1,28 +1,38 @@
 """Who an image is of, and splits that keep a patient's images together."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scrd_fast.data.decode.series import read_patients
+from scrd_fast.data.decode.series import read_sources
 from scrd_fast.data.layouts.items import Item
 from scrd_fast.data.layouts.tree import count, relative
 from scrd_fast.errors import DataError, expect, fail
-from scrd_fast.spec import is_number, is_whole
+from scrd_fast.records import is_number, is_whole
+
+_WHAT_FOLLOWS = (", so that images of one may get into training and validation; --patient-from"
+                 " (patient_from=) finds patients in paths")
 
 
-def find_patients(items: list[Item], root: Path, pattern: str | None) -> list[Item]:
-    """The items with their patients: those of the expression, else those of the layout, else those
-    that DICOM files name."""
+def find_patients(
+    items: list[Item], root: Path, pattern: str | None
+) -> tuple[list[Item], set[str]]:
+    """The items with their patients, and which of these are identifiers that stand for one.
+
+    Patients are those of the expression, else those of the layout, else those that DICOM files
+    name; where these name none, the identifier of the study or series, as image.Source.whose.
+    """
     named = [None] * len(items) if pattern is None else _search(items, root, pattern)
     found = [replace(item, patient=name) if name else item
              for item, name in zip(items, named, strict=True)]
-    told = read_patients(item.path for item in found if item.patient is None)
-    return [replace(item, patient=told[item.path]) if item.path in told else item for item in found]
+    told = read_sources(item.path for item in found if item.patient is None)
+    stand_ins = {each.whose for each in told.values() if each.whose and not each.patient}
+    return [replace(item, patient=told[item.path].whose) if item.path in told else item
+            for item in found], stand_ins
 
 
 def _search(items: list[Item], root: Path, pattern: str) -> list[str | None]:
@@ -42,30 +52,39 @@ def _search(items: list[Item], root: Path, pattern: str) -> list[str | None]:
     return found
 
 
-def check_patients(items: Sequence[Item]) -> None:
-    """Raise DataError for the first patient whose images lie in two splits."""
+def check_patients(items: Sequence[Item], stand_ins: Collection[str]) -> None:
+    """Raise DataError for the first patient whose images lie in two splits; see find_patients."""
     first: dict[str, Item] = {}
     for item in items:
         if item.patient is None:
             continue
         other = first.setdefault(item.patient, item)
         if other.split != item.split:
+            whose, why = f"patient {item.patient!r}", "where the name is not that of one patient"
+            if item.patient in stand_ins:
+                whose = "one DICOM study, or series, that tells no Patient ID"
+                why = "where it is of several patients"
             raise DataError(
-                f"{item.path}: expected all images of patient {item.patient!r} in split"
-                f" {other.split}, as {other.path}, got this one in {item.split}; where the name is"
-                " not that of one patient, --patient-from (patient_from=) can tell them apart")
+                f"{item.path}: expected all images of {whose} in split {other.split}, as"
+                f" {other.path}, got this one in {item.split}; {why}, --patient-from"
+                " (patient_from=) can tell them apart")
 
 
-def remark_patients(items: Sequence[Item]) -> list[str]:
-    """One line on the images whose patient nothing tells."""
+def remark_patients(items: Sequence[Item], stand_ins: Collection[str]) -> list[str]:
+    """A line each on the files whose patient nothing tells, and on those that tell no more than a
+    study or series; see find_patients."""
     unknown = sum(item.patient is None for item in items)
-    if not unknown:
-        return []
-    known = len({item.patient for item in items} - {None})
-    which = ("no file tells its patient" if not known else
-             f"{unknown} of {count(len(items), 'file')} tell no patient")
-    return [f"{which}: each is taken for a patient of its own, so that images of one may get into"
-            " training and validation; --patient-from (patient_from=) finds patients in paths"]
+    by_study = sum(item.patient in stand_ins for item in items)
+    files = count(len(items), "file")
+    lines = []
+    if unknown:
+        which = ("no file tells its patient" if unknown == len(items) else
+                 f"{unknown} of {files} tell no patient")
+        lines.append(f"{which}: each file is taken for a patient of its own{_WHAT_FOLLOWS}")
+    if by_study:
+        lines.append(f"{by_study} of {files} tell a DICOM study or series, but no Patient ID: each"
+                     f" of these is taken for a patient of its own{_WHAT_FOLLOWS}")
+    return lines
 
 
 def split_by_patient(

@@ -47,7 +47,7 @@ LAYOUTS = (
 
 
 def read_data_set(
-    where: str | os.PathLike[str], *, patient_from: str | None = None
+    where: str | os.PathLike[str], *, patient_from: str | None = None, apart: bool = True
 ) -> DataSet:
     """Which files of a data set are what: labels, masks, patients and splits; decodes no image.
 
@@ -56,12 +56,14 @@ def read_data_set(
     patient_from: a regular expression that is searched in each image's path, relative to the folder
         and with "/" between its parts. Its first group, or the whole match without groups, is the
         patient. It counts before all else; where it finds nothing, and without it, what the layout
-        tells does, then DICOM's Patient ID.
+        tells does, then DICOM's Patient ID, else the identifier of the study, else of the series.
+    apart: whether a patient with images in two splits is refused; False is for who uses one split.
 
     Warns of files that are left out because they are no images. Raises DataError where a layout is
-    recognised but not kept to, where anomalous images are to be trained on, and where a patient has
-    images in two splits (the only message that names a patient); InputError for an expression that
-    does not compile or finds nothing; MissingExtra where Parquet needs pyarrow.
+    recognised but not kept to, where anomalous images are to be trained on or folders of them seem
+    to lie among normal ones, and where a patient has images in two splits (the message names the
+    patient); InputError for an expression that does not compile or finds nothing; MissingExtra
+    where Parquet needs pyarrow.
     """
     expect(isinstance(where, str | os.PathLike), "where", "a path", type(where).__name__)
     root = Path(where)
@@ -75,9 +77,11 @@ def read_data_set(
     else:
         name, found, root = *_read_file(root), root.parent
     _check_training(root, found.items)
-    items = find_patients(found.items, root, patient_from)
-    check_patients(items)
-    return DataSet(name, tuple(items), (*found.remarks, *remark_patients(items)))
+    items, stand_ins = find_patients(found.items, root, patient_from)
+    if apart:
+        check_patients(items, stand_ins)
+    return DataSet(name, tuple(items), (*found.remarks, *_remark_unlabelled(items),
+                                        *remark_patients(items, stand_ins)))
 
 
 def _read_file(path: Path) -> tuple[str, Found]:
@@ -102,3 +106,12 @@ def _check_training(root: Path, items: list[Item]) -> None:
     if anomalous:
         raise DataError(f"{root}: expected normal images in split train, got"
                         f" {count(len(anomalous), 'anomalous one')}: {name_some(root, anomalous)}")
+
+
+def _remark_unlabelled(items: list[Item]) -> list[str]:
+    """One line on the images without a label among others that have one; see DataSet.normals."""
+    without = sum(item.label is None for item in items)
+    if without in (0, len(items)):
+        return []
+    return [f"{without} of {count(len(items), 'file')} have no label: for others have one, these"
+            " are neither trained on nor taken as normal"]

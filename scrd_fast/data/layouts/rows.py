@@ -2,12 +2,15 @@
 
 import csv
 import io
+import os
+import re
 from collections import Counter
 from pathlib import Path
 
 from scrd_fast.errors import DataError
 
 Row = dict[str, str]
+_OTHER_BYTES = re.compile("[\udc80-\udcff]")  # as which "surrogateescape" keeps what is no UTF-8
 
 
 def read_rows(path: Path) -> tuple[list[str], list[tuple[int, Row]]]:
@@ -15,14 +18,12 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, Row]]]:
     the header is row 1.
 
     Comma, semicolon or tab, whichever the header has most of, separates cells. Names of columns are
-    in lower case and, like cells, without spaces around. Empty rows are left out. Raises DataError
-    that names the file and the row.
+    in lower case and, like cells, without spaces around. Empty rows are left out. A cell that
+    is not UTF-8 is taken if it names a file, relative to the table's folder, byte for byte. Raises
+    DataError that names the file and the row.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: expected a table in UTF-8, got another encoding; save it as"
-                        " \"CSV UTF-8\"") from None
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     header = text.strip().partition("\n")[0]
@@ -36,6 +37,10 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, Row]]]:
             cells = [cell.strip() for cell in cells]
             if not any(cells):
                 continue
+            if any(_OTHER_BYTES.search(cell) and not os.path.isfile(path.parent / cell)
+                   for cell in cells):
+                raise DataError(f"{path}: expected a table in UTF-8, got another encoding; save it"
+                                " as \"CSV UTF-8\"")
             if not columns:
                 columns = name_columns(path, cells)
                 continue

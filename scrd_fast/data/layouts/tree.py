@@ -13,7 +13,9 @@ from scrd_fast.errors import DataError
 
 Parts = tuple[str, ...]
 
-NORMAL = ("good", "normal")  # what folders of normal images are called, in any case
+#: What folders of normal images are called, see is_normal; "good" says so of folders alone.
+NORMAL = ("good", "normal", "healthy", "control", "controls", "healthy control",
+          "healthy controls", "healthy volunteer", "healthy volunteers")
 SPLIT_FOLDERS = {"train": "train", "training": "train", "validation": "validation",
                  "valid": "validation", "val": "validation", "test": "test", "testing": "test"}
 _SUFFIX = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})$", re.IGNORECASE)
@@ -46,6 +48,12 @@ def list_tree(root: Path, stacklevel: int) -> Tree:
         if path.is_dir():
             raise DataError(f"{path}: expected a folder that can be read, got one that cannot")
     return Tree(root, {path: path.relative_to(root).parts for path in paths})
+
+
+def is_normal(folder: str) -> bool:
+    """Whether a folder's name says that its images are normal: one of NORMAL, in any case, also
+    with "_" or "-" for a space."""
+    return re.sub("[_-]", " ", folder.lower()) in NORMAL
 
 
 def strip_suffix(name: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from scrd_fast.data.layouts.isic2018 import CLASSES, NORMAL, read_classes
 from scrd_fast.data.prepare.download import (
     Download,
     Entry,
@@ -18,13 +19,11 @@ from scrd_fast.data.prepare.download import (
 )
 from scrd_fast.errors import DataError
 
-_CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
-_NORMAL = "NV"
 _LESIONS = "ISIC2018_Task3_Training_LesionGroupings.csv"
 
 
 def _by_class(*counts: int) -> dict[str, int]:
-    return dict(zip(_CLASSES, counts, strict=True))
+    return dict(zip(CLASSES, counts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Isic2018:
 
     @property
     def official_split(self) -> str:
-        return (f"the official parts: train: {_NORMAL} of the part Training, test: all of the part"
+        return (f"the official parts: train: {NORMAL} of the part Training, test: all of the part"
                 f" {self.test}")
 
     def read(self, source: Path, partial: bool) -> Download:
@@ -57,18 +56,18 @@ class Isic2018:
         tables, entries = [], list[Entry]()
         for part, split in splits.items():
             table = find(source, f"ISIC2018_Task3_{part}_GroundTruth/{_truth(part)}", _truth(part))
-            classes = _read_classes(table)
+            classes = read_classes(table)
             folder = find(source, _images(part))
             files = list_files(folder, ".jpg")
             check_named(folder, files, classes, table)
             tables.append(table)
             numbers = Counter(classes[stem] for stem in files)
-            found |= {f"{part} {name}": numbers[name] for name in _CLASSES}
+            found |= {f"{part} {name}": numbers[name] for name in CLASSES}
             expected |= {f"{part} {name}": n for name, n in self.counts[part].items()}
-            entries += [Entry(path.relative_to(source), int(classes[stem] != _NORMAL),
+            entries += [Entry(path.relative_to(source), int(classes[stem] != NORMAL),
                               classes[stem], split=split)
                         for stem, path in files.items()
-                        if split != "train" or classes[stem] == _NORMAL]
+                        if split != "train" or classes[stem] == NORMAL]
         version = find_version(source, {"as of 2018": expected}, found, partial)
         remark = (f"no {_LESIONS} in the download: pictures of one lesion may be in both train and"
                   " a validation share held out of it")
@@ -79,7 +78,7 @@ class Isic2018:
                       " patients, and no lesions of the other parts")
         whole = {0: 0, 1: 0}
         for name, count in expected.items():
-            normal = name.endswith(f" {_NORMAL}")
+            normal = name.endswith(f" {NORMAL}")
             if normal or not name.startswith("Training "):
                 whole[int(not normal)] += count
         return Download(version, found, expected, whole, tuple(tables), tuple(entries), (remark,))
@@ -91,22 +90,6 @@ def _images(part: str) -> str:
 
 def _truth(part: str) -> str:
     return f"ISIC2018_Task3_{part}_GroundTruth.csv"
-
-
-def _read_classes(table: Path) -> dict[str, str]:
-    """Map each image to its class, the one column of its row that is 1."""
-    classes: dict[str, str] = {}
-    for number, row in enumerate(read_rows(table, ("image", *_CLASSES)), start=2):
-        values = [row[name] for name in _CLASSES]
-        ones = [name for name in _CLASSES if row[name] in ("1", "1.0")]
-        if len(ones) != 1 or not set(values) <= {"0", "0.0", "1", "1.0"}:
-            raise DataError(f"{table}: row {number}: expected 1 in one class and 0 in the others,"
-                            f" got {', '.join(values)}")
-        if row["image"] in classes:
-            raise DataError(f"{table}: row {number}: expected each image once, got {row['image']}"
-                            " again")
-        classes[row["image"]] = ones[0]
-    return classes
 
 
 def _name_lesions(table: Path, entries: list[Entry]) -> list[Entry]:

@@ -173,7 +173,7 @@ def _digest_all(entries: Sequence[Entry], digests: Mapping[Path, str]) -> str:
     """One SHA-256 of all images with their names, splits and labels, to compare two folders by."""
     lines = sorted(f"{each.path.as_posix()} {each.split} {each.label} {digests[each.path]}\n"
                    for each in entries)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _forget_crossing(entries: Sequence[Entry]) -> tuple[list[Entry], int]:

@@ -1,17 +1,14 @@
 """Which images are to train on and which to test: by the lists of a file, or drawn by a seed."""
 
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
+from scrd_fast.data.layouts import medianomaly
 from scrd_fast.data.prepare.download import Entry, Sizes
 from scrd_fast.errors import DataError
-
-_PARTS = (("train", 0), ("test", 0), ("test", 1))
 
 
 @dataclass(frozen=True)
@@ -20,38 +17,18 @@ class Lists:
 
     path: Path
     sha256: str
-    names: Mapping[tuple[str, int], tuple[str, ...]]
+    names: Mapping[tuple[str, int], Sequence[str]]
 
 
 def read_lists(path: Path) -> Lists:
-    """Read a JSON file {"train": {"0": [name, ...]}, "test": {"0": [...], "1": [...]}}.
-
-    What else it holds, such as "unlabeled", is not read. Raises DataError for another shape, and
-    for a name that is there twice.
-    """
-    try:
-        data = path.read_bytes()
-        values = json.loads(data)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: expected a JSON file, got other content") from error
-    names = {part: _names(values, *part, path) for part in _PARTS}
+    """Read a file of the shape medianomaly.LISTS; what else it holds, such as "unlabeled", is not
+    read. Raises DataError for another shape, and for a name that is there twice."""
+    names, data = medianomaly.read_lists(path)
     seen = Counter(_stem(name) for each in names.values() for name in each)
     twice = sum(count > 1 for count in seen.values())
     if twice:
         raise DataError(f"{path}: expected each name once, got {twice} of them more often")
     return Lists(path, hashlib.sha256(data).hexdigest(), names)
-
-
-def _names(values: Any, split: str, label: int, path: Path) -> tuple[str, ...]:
-    part = values.get(split) if isinstance(values, dict) else None
-    names = part.get(str(label)) if isinstance(part, dict) else None
-    good = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
-    if not good:
-        raise DataError(f'{path}: expected a list of file names at "{split}" / "{label}", got none')
-    assert isinstance(names, list)
-    return tuple(names)
 
 
 def _stem(name: str) -> str:
@@ -107,7 +84,7 @@ def draw(
     clusters = [sorted(each, key=lambda entry: entry.path.as_posix())
                 for each in _cluster(entries, digests)]
     clusters.sort(key=lambda each: hashlib.sha256(
-        f"{seed} {each[0].path.as_posix()}".encode()).digest())
+        f"{seed} {each[0].path.as_posix()}".encode(errors="surrogateescape")).digest())
     left = sizes.per_part()
     chosen, rest = [], []
     for cluster in clusters:

@@ -8,15 +8,16 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from scrd_fast.data.layouts.table import COLUMNS
 from scrd_fast.data.prepare.download import Entry
 from scrd_fast.errors import OutputError
 from scrd_fast.files import check_writable, writing
 from scrd_fast.progress import Progress
 
 TABLE, RECORD, IMAGES = "data.csv", "prepared.json", "images"
-_COLUMNS = ("path", "label", "mask", "patient", "split", "group")
 # Another file system, one without hard links, a file of another owner, too many links.
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
@@ -81,9 +82,15 @@ def _put(image: Path, place: Path) -> bool:
 
 
 def _write_table(path: Path, entries: Sequence[Entry]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(_COLUMNS)
+    """As UTF-8, but for names of files that are not: these stay what they are, byte for byte."""
+    with path.open("wb") as file:
+        def write(line: str) -> None:
+            text = line.removesuffix("\r\n") + "\n"
+            file.write(text.encode(errors="surrogateescape"))
+
+        # With this terminator both of its characters are quoted where they are part of a name.
+        table = csv.writer(SimpleNamespace(write=write), lineterminator="\r\n")
+        table.writerow(COLUMNS)
         for each in entries:
             table.writerow([(Path(IMAGES) / each.path).as_posix(), each.label, "",
                             each.patient or "", each.split, each.group if each.label else ""])

@@ -76,8 +76,20 @@ def test_a_column_tells_only_where_its_values_are_labels(root, column, values, l
     assert bool(told_none) == (labels == (None, None))
 
 
+def test_who_has_no_label_is_not_taken_as_normal(root):
+    participants(root, ["participant_id", "group"], ["sub-01", "control"], ["sub-02", "n/a"])
+    found = read_data_set(root)
+    assert [(item.label, item.split) for item in found.items] == [
+        (0, "train"), (None, "train"), (None, "train")]
+    assert found.normals("train") == found.items[:1]
+    assert ("2 of 3 files have no label: for others have one, these are neither trained on nor"
+            " taken as normal") in found.remarks
+
+
 def test_without_participants_nothing_is_told(root):
     found = read_data_set(root)
+    assert found.normals("train") == found.items
+    assert not any("have no label" in line for line in found.remarks)
     assert {(item.label, item.split) for item in found.items} == {(None, "train")}
     assert any(line.startswith("no participants.tsv") for line in found.remarks)
 

@@ -110,7 +110,13 @@ def test_isic_2018(tmp_path):
     assert "1 image of Training left out, for they are anomalous" in found.remarks
     text = table.read_text()
     table.write_text(text.replace("1.0", "0.0", 1))
-    with pytest.raises(DataError, match=r"GroundTruth\.csv: row 2: expected 1\.0 for one class"):
+    with pytest.raises(DataError, match=r"GroundTruth\.csv: row 2: expected 1 for one class"):
+        read_data_set(tmp_path)
+    table.write_text(text + text.splitlines()[-1] + "\n")
+    with pytest.raises(DataError, match=r"row 4: expected each image once, got ISIC_T1 again"):
+        read_data_set(tmp_path)
+    table.write_text(text.splitlines()[0])
+    with pytest.raises(DataError, match=r"GroundTruth\.csv: expected rows below the header"):
         read_data_set(tmp_path)
     table.write_text(text.replace("VASC", "VAS"))
     with pytest.raises(DataError, match=r"expected a column VASC, got image, mel"):

@@ -56,6 +56,11 @@ def test_masks_may_bear_the_image_s_own_name_and_be_of_normal_images(tmp_path):
     assert masks == {0: "0.png", 1: "0.png"}
 
 
+def test_other_words_for_normal(tmp_path):
+    grow(tmp_path, "train/healthy/0.png", "test/Controls/1.png", "test/tumor/2.png")
+    assert [item.label for item in read_data_set(tmp_path).items] == [0, 1, 0]
+
+
 def test_what_is_left_out_is_told(tmp_path):
     grow(tmp_path, "train/good/0.png", "test/good/0.png", "test/crack/0.png", "test/crack/1.png",
          "ground_truth/crack/0_mask.png", "more/0.png", "cover.png")

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from scrd_fast.data.decode.find import read_images
 from scrd_fast.data.layouts import read_data_set, split_by_patient
 from scrd_fast.errors import DataError, InputError
+from tests.data.decode.dicom_by_hand import dicom, save
 from tests.data.layouts.trees import grow, save_dicom
 
 
@@ -61,6 +63,34 @@ def test_a_patient_in_two_splits_is_refused(tmp_path, kind):
     for part in ("'P7'", "split t", "P7_1.png", "P7_2.png", "--patient-from"):
         assert part in str(caught.value)
     assert "P8" not in str(caught.value)
+
+
+    apart = read_data_set(where, patient_from=pattern, apart=False)
+    assert sorted(item.split for item in apart.items if item.patient == "P7") == ["test", "train"]
+
+
+@pytest.mark.parametrize("shared", ["StudyInstanceUID", "SeriesInstanceUID"])
+def test_a_study_in_two_splits_is_refused(tmp_path, shared):
+    """Where no Patient ID is told the study stands for the patient, as in decoding; else the
+    series."""
+    for name in ("train/good/1", "train/good/2", "test/crack/3"):
+        elements = {"PatientID": None, "StudyInstanceUID": None,
+                    "SeriesInstanceUID": f"9.{name[-1]}", shared: "1.2.3.4",
+                    "WindowCenter": 8, "WindowWidth": 16}
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(dicom(np.arange(16, dtype=np.int16).reshape(4, 4), **elements), path)
+    with pytest.raises(DataError, match=r"expected all images of one DICOM study, or series, that"
+                       r" tells no Patient ID in split t.*--patient-from") as caught:
+        read_data_set(tmp_path)
+    assert "1.2.3.4" not in str(caught.value)
+    found = read_data_set(tmp_path, apart=False)
+    assert [item.patient for item in found.items] == ["1.2.3.4"] * 3
+    assert {image.source.whose for item in found.items for image in read_images(item.path)} == {
+        "1.2.3.4"}
+    assert found.remarks[-1].startswith("3 of 3 files tell a DICOM study or series, but no Patient")
+    (tmp_path / "test/crack/3").rename(tmp_path / "train/good/3")
+    assert len(read_data_set(tmp_path).items) == 3
 
 
 @pytest.mark.parametrize("count", [2, 3, 10, 57, 1000])

@@ -11,7 +11,8 @@ from scrd_fast.errors import DataError, InputError
 from tests.data.layouts.trees import grow, save_dicom, told
 
 
-@pytest.mark.parametrize("normal", ["good", "normal"])
+@pytest.mark.parametrize("normal", ["good", "normal", "Healthy", "control", "controls",
+                                    "healthy_controls", "Healthy-Volunteers"])
 def test_a_labelled_folder(tmp_path, normal):
     grow(tmp_path, f"{normal}/b.png", f"{normal}/sub/a.png", "lesion/c.tif", "tumour/d.jpg",
          "._x.png", "__MACOSX/good/b.png")
@@ -47,9 +48,11 @@ def test_a_dicom_folder_tells_its_patients(tmp_path):
         save_dicom(tmp_path / f"study{i // 2}" / f"1.2.{i}", patient)
     found = read_data_set(tmp_path)
     assert found.layout == "DICOM folder"
-    assert [item.patient for item in found.items] == ["A", "A", "B", None]
+    assert [item.patient for item in found.items][:3] == ["A", "A", "B"]
+    assert found.items[3].patient.startswith("1.2.826")  # the study's
     assert {(item.label, item.split) for item in found.items} == {(0, "train")}
-    assert any(line.startswith("1 of 4 files tell no patient") for line in found.remarks)
+    assert any(line.startswith("1 of 4 files tell a DICOM study or series, but no Patient ID: each")
+               for line in found.remarks)
     assert "A" not in repr(found.items[0]).replace(str(tmp_path), "")
 
 
@@ -97,6 +100,24 @@ def test_nor_one_of_sets_with_a_table(tmp_path):
     (tmp_path / "RSNA/data.json").write_text("{}")
     with pytest.raises(DataError, match="got a folder that holds RSNA"):
         read_data_set(tmp_path)
+
+
+@pytest.mark.parametrize("names", [
+    ("benign/a.png", "tumor/b.png"), ("site1/Tumour/a.png", "site1/rest/b.png"), ("notumor/a.png",),
+    ("strokes/1", "others/2"), ("abnormal/a.png", "b.png"), ("Ungood/a.png",),
+    ("defects/a.png", "intact/b.png")])
+def test_nor_one_of_folders_named_as_anomalies(tmp_path, names):
+    grow(tmp_path, *names)
+    with pytest.raises(DataError, match=r"expected normal images, .*got folders that are named as"
+                                        r" anomalies are: \w+/ \(1\); give the folder of normal"):
+        read_data_set(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["patients", "cases", "P1_case2", "controls"])
+def test_folders_that_may_hold_anything_are_no_anomalies(tmp_path, folder):
+    """Nor is a file's name, or that of the folder that was given."""
+    where = grow(tmp_path / "lesions", f"{folder}/a.png", f"{folder}/tumor.tif")
+    assert [item.label for item in read_data_set(where).items] == [0, 0]
 
 
 def test_what_is_no_data_set(tmp_path):

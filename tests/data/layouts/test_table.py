@@ -1,5 +1,6 @@
 """Tables: CSV, TSV and Parquet, and every row that cannot be used."""
 
+import os
 import sys
 
 import pytest
@@ -76,6 +77,19 @@ def test_without_splits_labels_of_both_kinds_are_to_test_on(root):
     assert [(item.split, item.label) for item in found.items] == [("train", 0), ("train", None)]
 
 
+@pytest.mark.parametrize(("labels", "train", "validation"), [
+    (",", ["1.png"], ["2.png", "3.png"]), ("0,", [], ["2.png"]), ("1,", [], []),
+    ("1,0", [], ["3.png"])])
+def test_without_a_label_an_image_is_normal_only_where_none_has_one(
+        root, labels, train, validation):
+    first, second = labels.split(",")
+    found = read_data_set(write(root, "path,label,split\na/1.png,,train\n"
+                                f"a/2.png,{first},validation\na/3.png,{second},validation\n"))
+    assert [item.path.name for item in found.normals("train")] == train
+    assert [item.path.name for item in found.normals("validation")] == validation
+    assert any("have no label" in line for line in found.remarks) == (labels != ",")
+
+
 @pytest.mark.parametrize(("row", "reason"), [
     ("a/9.png,0,,,train,", r"row 3: path: expected a file, got no such file: 'a/9\.png'"),
     ("a,0,,,train,", r"row 3: path: expected a file, got a folder: 'a'"),
@@ -116,8 +130,18 @@ def test_tables_that_are_none(root, text, reason):
 
 
 def test_another_encoding_is_named(root):
-    with pytest.raises(DataError, match="expected a table in UTF-8, got another encoding"):
-        read_data_set(write(root, FULL, encoding="utf-16"))
+    for text, encoding in ((FULL, "utf-16"), (FULL.replace("y\n", "\xfcbel\n"), "latin-1"),
+                           (FULL.replace("a/1", "a/\xfc"), "latin-1")):
+        with pytest.raises(DataError, match="expected a table in UTF-8, got another encoding"):
+            read_data_set(write(root, text, encoding=encoding))
+
+
+def test_a_name_that_is_no_text_is_one(root):
+    """What a file system of another encoding has left."""
+    name = os.fsdecode(b"a/\xfcbel.png")
+    (root / "a/1.png").rename(root / name)
+    (root / "data.csv").write_bytes(os.fsencode(FULL.replace("a/1.png", name)))
+    assert read_data_set(root / "data.csv").items[0].path == root / name
 
 
 def test_rows_count_as_a_spreadsheet_counts_them(root):
