@@ -167,10 +167,11 @@ class Run:
             a, b = (each["count"] if each else "none" for each in (was, now))
             if a != b:
                 found.append(f"{name}: {a} -> {b}")
-            elif was and now and was | {"patients": None} == now | {"patients": None}:
-                found.append(f"{name}: the same, but other patients (--patient-from)")
             elif was != now:
-                found.append(f"{name}: {a} as before, but others, or in another order")
+                same = was and now and was["digest"] == now["digest"]
+                found.append(f"{name}: {a} as before, but " + (
+                    "of other patients (--patient-from)" if same else
+                    "others, or in another order"))
         if found:
             raise CheckpointError(
                 f"{self.path}: expected the images that this run was started with, got others:"

@@ -55,8 +55,8 @@ def test_what_cannot_be_done_is_one_line(small_file, data, tmp_path, capsys):
             ((small_file, data, "--out", taken), "--out"),
             ((small_file, data, "--specificity", 2), "specificity: expected a share"),
             ((small_file, data, "--patient-rule", "min"), "patient_rule: expected one of"),
-            ((small_file, data / "good"), "expected normal and anomalous images to test on, got a"
-             " data set (folder of normal images) with 0 normal and 0 anomalous ones"),
+            ((small_file, data / "good"), "expected images to test on, got a data set (folder of"
+             " normal images) without: 5 images are to train or validate on"),
             ((small_file, tmp_path / "none"), "got no such place"),
             ((tmp_path / "none.scrd", data), "No such file")):
         assert main("evaluate", *arguments, "--quiet") == 2
