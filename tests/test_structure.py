@@ -29,6 +29,7 @@ FLOORS = (
     ("building",),
     ("evaluation",),
     ("report",),
+    ("outputs",),
     ("demo",),
     ("cli",),
     ("__init__", "__main__"),

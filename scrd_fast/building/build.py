@@ -101,7 +101,7 @@ def build_engine(
     probe_images = images
     if is_paths(images):
         files = find_normals(images, trained_on=True, progress=progress, stacklevel=3)
-        probe_images = read_some(files, loaded.spec.decoding)
+        probe_images = read_some(list(files), loaded.spec.decoding)
     proto = build_graph(loaded.model, loaded.spec)
 
     expect(probe_images is not None or precision not in QUANTISED, "images",

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from scrd_fast.cli.app import Quiet, Seed, Trust, app, example
+from scrd_fast.cli.app import PatientFrom, Quiet, Seed, Trust, app, example
 from scrd_fast.progress import show_progress
 
 
@@ -18,6 +19,10 @@ def score(
         help="Files (pictures, DICOM, NIfTI) or folders of such.")],
     out: Annotated[Path | None, typer.Option(help="CSV file instead of standard output.")] = None,
     overlays: Annotated[Path | None, typer.Option(help="Folder for heat-map PNGs.")] = None,
+    maps: Annotated[Path | None, typer.Option(
+        help="Folder for the anomaly maps, a file for each file or DICOM series.")] = None,
+    maps_format: Annotated[str, typer.Option(
+        help="nifti (on the grid of a NIfTI or DICOM source), npz or tiff.")] = "nifti",
     failed: Annotated[Path | None, typer.Option(
         help="CSV file of what could not be scored; failed.csv beside --out by default.")] = None,
     trust: Trust = False,
@@ -27,7 +32,8 @@ def score(
     from scrd_fast.engine.load import load_engine
     from scrd_fast.errors import expect
     from scrd_fast.files import check_writable
-    from scrd_fast.report.scores import score_files, write_failed
+    from scrd_fast.outputs.maps import collect_maps
+    from scrd_fast.report.scores import check_failed, score_files, write_failed
 
     found = find_files(images)
     if failed is None and out is not None:
@@ -39,12 +45,20 @@ def score(
         expect(out is None or os.path.realpath(failed) != os.path.realpath(out), "--failed",
                "another file than --out", failed)
         check_writable(failed, "--failed", inputs=read)
+        check_failed(failed)
     if overlays is not None:
         check_writable(overlays, "--overlays", folder=True)
-    with show_progress("loading") as step:
+    without: dict[Path, str] = {}  # files without a map, and why
+    with show_progress("loading") as step, ExitStack() as stack:
+        each = None
+        if maps is not None:
+            check_writable(maps, "--maps", folder=True)
+            each = stack.enter_context(collect_maps(maps, maps_format, found.paths, without))
         loaded = load_engine(engine, trust=trust)
         reasons = score_files(loaded, found.paths, out=out, overlays=overlays,
-                              refused=found.refused, progress=step)
+                              refused=found.refused, each=each, progress=step)
+    for message in without.values():
+        typer.echo(f"warning: {message}", err=True)
     for message in reasons.values():
         typer.echo(f"not scored: {message}", err=True)
     if failed is not None:
@@ -71,6 +85,7 @@ def calibrate(
         help="With --anomalous: f1 (the default), sensitivity or specificity.")] = None,
     target: Annotated[float | None, typer.Option(
         help="The sensitivity or specificity to reach.")] = None,
+    patient_from: PatientFrom = None,
     seed: Seed = 0,
     trust: Trust = False,
     quiet: Quiet = False,
@@ -81,7 +96,7 @@ def calibrate(
     with show_progress("loading", enabled=not quiet) as shown:
         decisions = run(engine, str(normals), fpr=fpr, rule=rule, target=target, seed=seed,
                         anomalous=None if anomalous is None else str(anomalous), trust=trust,
-                        progress=shown)
+                        patient_from=patient_from, progress=shown)
     typer.echo(f"{engine}: anomalous above {decisions.threshold:.6g} ({decisions.rule}"
                f"{'' if decisions.target is None else f' {decisions.target:g}'}),"
                f" from {len(decisions.normal_scores)} normal images")

@@ -6,7 +6,7 @@ where its score lies above `Decisions.threshold`, whichever rule has set that.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,14 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scrd_fast.errors import NotFiniteError, expect
+from scrd_fast.metrics.bootstrap import image_intervals
+from scrd_fast.metrics.ranking import auroc, decide
 from scrd_fast.metrics.two_samples import ks_p_value
 from scrd_fast.records import is_number
 
 Array = NDArray[Any]
 RULES = ("conformal", "f1", "sensitivity", "specificity")
 FEWEST_LABELLED = 20  # of each class; half of them choose a threshold, half tell how good it is
+FEWEST_PATIENTS = 4  # of each class: two in each half, for one patient shows no scatter
 FEWEST_RECENT = 20
-_RESAMPLES = 2000
+_SHUFFLES = 100
 _WEIGHT_STEP = 1e-3  # scale weights that differ by less are the same: rounding is no drift
 
 
@@ -34,7 +37,8 @@ class Decisions:
     three per image, in any order. rule, target: how `threshold` was chosen; for "conformal", target
     is the largest share of normal images that may be called anomalous. report: with labels, the
     figures on images that did not choose the threshold, each (value, low, high) with a 95 %
-    bootstrap interval.
+    interval by patient, of `bootstrap`, from 0 to 1 where nothing tells it; "images" and "patients"
+    say of how many, normal and anomalous. A patient with images of both kinds counts in both.
     """
 
     normal_scores: tuple[float, ...]
@@ -134,14 +138,15 @@ def _decisions(scores: Array, weights: Array, rule: str, target: float | None, t
 
 def labelled(
     scores: Array, weights: Array, anomalous_scores: Array, rule: str, target: float | None = None,
-    *, seed: int = 0,
+    *, patients: Sequence[str | None] | None = None, seed: int = 0,
 ) -> Decisions:
     """Decisions from held-out images of both kinds.
 
-    scores (N,), weights (N, 3): of normal images; anomalous_scores (M,). Half of each kind, drawn
-    by `seed`, chooses the threshold: the best F1, or the fewest errors of the other kind at a
-    sensitivity or specificity of at least `target`. The other half tells how good it is. Raises
-    InputError.
+    scores (N,), weights (N, 3): of normal images; anomalous_scores (M,); patients (N + M,): whom
+    the images are of, the normal ones first, None for a patient of its own, as all are without. Of
+    each kind half of the patients, with about half of the images, choose the threshold: the best
+    F1, or the fewest errors of the other kind at a sensitivity or specificity of at least `target`.
+    They are drawn by `seed`. The other half tells how good it is. Raises InputError.
     """
     check_rule(rule, target, seed)
     scores, weights = _checked(scores, weights, "normals")
@@ -149,16 +154,52 @@ def labelled(
     for name, found in (("normals", scores), ("anomalous", sick)):
         expect(len(found) >= FEWEST_LABELLED, name, f"at least {FEWEST_LABELLED} images of each"
                " kind", len(found))
+    together = np.concatenate([scores, sick])
+    labels = np.repeat([0, 1], [len(scores), len(sick)])
+    groups = number_patients([None] * len(labels) if patients is None else patients)
+    expect(groups.shape == labels.shape, "patients", f"({len(labels)},)", groups.shape)
+    sizes = np.stack([np.bincount(groups[labels == kind], minlength=groups.max() + 1)
+                      for kind in (0, 1)], axis=1)
+    for name, count in zip(("normals", "anomalous"), (sizes > 0).sum(0), strict=True):
+        expect(count >= FEWEST_PATIENTS, name, f"images of at least {FEWEST_PATIENTS} patients of"
+               " each kind, two of them in the half that chooses the threshold and two in the half"
+               " that tells how good it is", count)
     rng = np.random.Generator(np.random.Philox(seed))
-    healthy_halves, sick_halves = _halves(rng, scores), _halves(rng, sick)
-    threshold = _threshold(healthy_halves[0], sick_halves[0], rule, target)
-    report = _report(rng, healthy_halves[1], sick_halves[1], threshold)
+    choosing = _choose_half(rng, sizes)[groups]
+    threshold = _threshold(together[choosing & (labels == 0)], together[choosing & (labels == 1)],
+                           rule, target)
+    report = _report(groups[~choosing], labels[~choosing], together[~choosing], threshold,
+                     seed=int(rng.integers(2**63)))
     return _decisions(scores, weights, rule, target, threshold, report)
 
 
-def _halves(rng: np.random.Generator, values: Array) -> tuple[Array, Array]:
-    shuffled = rng.permutation(values)
-    return shuffled[: len(values) // 2], shuffled[len(values) // 2 :]
+def number_patients(patients: Sequence[str | None]) -> NDArray[np.int64]:
+    """Numbers (N,) of patients (N,) from 0, as they first come; None: a patient of its own."""
+    numbers: dict[object, int] = {}
+    return np.array([numbers.setdefault(place if patient is None else patient, len(numbers))
+                     for place, patient in enumerate(patients)], np.int64)
+
+
+def _choose_half(rng: np.random.Generator, sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Half of P patients (P,), of those with images of each kind, of both kinds, and of one alone.
+
+    sizes (P, 2): how many images of each kind each has. Of many such halves the first of those with
+    the most even share of images of either kind.
+    """
+    normal, anomalous = (sizes > 0).T
+    both = np.flatnonzero(normal & anomalous)
+    alone = [np.flatnonzero(normal & ~anomalous), np.flatnonzero(anomalous & ~normal)]
+    best, least = np.zeros(len(sizes), bool), np.inf
+    for _ in range(_SHUFFLES):
+        half = np.zeros(len(sizes), bool)
+        half[rng.permutation(both)[: len(both) // 2]] = True
+        for part in alone:
+            count = (len(both) + len(part)) // 2 - len(both) // 2
+            half[rng.permutation(part)[:count]] = True
+        off = float(np.abs(sizes[half].sum(0) / sizes.sum(0) - 0.5).max())
+        if off < least:
+            best, least = half, off
+    return best
 
 
 def _rates(healthy: Array, sick: Array, threshold: Array) -> dict[str, Array]:
@@ -184,21 +225,21 @@ def _threshold(healthy: Array, sick: Array, rule: str, target: float | None) -> 
     return float(enough.max() if rule == "sensitivity" else enough.min())
 
 
-def _report(rng: np.random.Generator, healthy: Array, sick: Array,
-            threshold: float) -> dict[str, Any]:
-    """Each figure with its 2.5th and 97.5th percentile over resamples of both kinds."""
-    n, m = len(healthy), len(sick)
-    rows, columns = rng.integers(n, size=(_RESAMPLES, n)), rng.integers(m, size=(_RESAMPLES, m))
-    # AUROC is the mean over pairs; a resample weights the pairs by how often it drew their images.
-    pairs = (sick > healthy[:, None]) + 0.5 * (sick == healthy[:, None])
-    drawn = [np.stack([np.bincount(row, minlength=k) for row in index]).astype(np.float64)
-             for index, k in ((rows, n), (columns, m))]
-    once = _rates(healthy, sick, np.array(threshold)) | {"auroc": pairs.mean()}
-    many = _rates(healthy[rows], sick[columns], np.array(threshold)) | {
-        "auroc": ((drawn[0] @ pairs) * drawn[1]).sum(1) / (n * m)}
-    return {"images": {"normal": n, "anomalous": m}} | {
-        name: (float(value), *np.quantile(many[name], [0.025, 0.975]).tolist())
-        for name, value in once.items()}
+def _report(groups: NDArray[np.int64], labels: NDArray[np.int64], scores: Array,
+            threshold: float, *, seed: int) -> dict[str, Any]:
+    decided = decide(labels, scores, threshold)
+    values: dict[str, Any] = {
+        "sensitivity": decided.sensitivity, "specificity": decided.specificity,
+        "f1": decided.f1, "auroc": auroc(labels, scores)}
+    found = image_intervals(groups, labels, scores, threshold=threshold, seed=seed)
+    kinds = {"normal": 0, "anomalous": 1}
+    report: dict[str, Any] = {
+        "images": {name: int((labels == kind).sum()) for name, kind in kinds.items()},
+        "patients": {name: len(np.unique(groups[labels == kind])) for name, kind in kinds.items()}}
+    for name, value in values.items():
+        each = found[name]
+        report[name] = float(value), *((0.0, 1.0) if each is None else (each.low, each.high))
+    return report
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Pixels:
 
     def best_dice(self) -> tuple[float, float]:
         """The largest Dice coefficient of any threshold, over all pixels together, and the lowest
-        threshold that has it.
+        threshold that has it. The coefficient is 2 |A & B| / (|A| + |B|).
 
         It has seen the masks that it is judged by: an upper limit, optimistic for new images.
         """
@@ -62,14 +62,6 @@ class Pixels:
         if len(lower):
             return float(dice[best]), threshold_between(lower.max(), value)
         return float(dice[best]), float(np.nextafter(value, -np.inf))
-
-    def dice(self, threshold: float) -> float:
-        """Dice coefficient, 2 |A & B| / (|A| + |B|), over all pixels together."""
-        expect(bool(np.isfinite(threshold)), "threshold", "a finite number", threshold)
-        at = self.normal.dtype.type(threshold)
-        alarms = len(self.normal) - np.searchsorted(self.normal, at, side="right")
-        found = len(self.anomalous) - np.searchsorted(self.anomalous[::-1], at, side="right")
-        return float(2 * found / (found + alarms + len(self.anomalous)))
 
     @cached_property
     def _steps(self) -> tuple[Steps, NDArray[np.intp]]:

@@ -1,9 +1,8 @@
 """How scores order images, and how good the decisions are that a threshold makes of them.
 
 An image is called anomalous where its score lies above the threshold, as in `decisions`. Labels are
-(N,), 0 = normal, 1 = anomalous; scores (N,), finite; weights (N,) say how often an image counts, by
-default once. Each function raises InputError for others, and where all images of a kind have weight
-0, NotFiniteError for NaN or infinity among the scores.
+(N,), 0 = normal, 1 = anomalous, both there; scores (N,), finite. Each function raises InputError
+for others, NotFiniteError for NaN or infinity among the scores.
 """
 
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from scrd_fast.errors import NotFiniteError, expect
 
 Array = NDArray[Any]
-_MOST_WEIGHT = 2**31  # twice the number of pairs stays below 2**63
 _ROUNDING = 1e-9  # 0.9 of 10 images are 9
 
 
@@ -88,7 +86,7 @@ class Ranked:
     alarms: NDArray[np.intp]
 
     def steps(self, weights: Array) -> Steps:
-        """Of weights (..., N); whole numbers are counted exactly."""
+        """Of weights (..., N), how often an image counts; whole numbers are counted exactly."""
         hits = np.add.reduceat(weights[..., self.anomalous], self.starts, axis=-1)
         normal = weights[..., self.normal]
         sums = np.zeros((*normal.shape[:-1], normal.shape[-1] + 1), normal.dtype)
@@ -140,11 +138,9 @@ def count_above(rising: Array, values: Array) -> tuple[NDArray[np.intp], NDArray
             len(rising) - np.searchsorted(rising, values, side="left"))
 
 
-def decide(labels: Any, scores: Any, threshold: float, weights: Any = None) -> Decided:
+def decide(labels: Any, scores: Any, threshold: float) -> Decided:
     """What a threshold makes of scores (N,): counts, and the figures of them."""
-    outcomes = find_outcomes(labels, scores, threshold)
-    weights = _checked_weights(np.asarray(labels), weights)
-    return Decided(*(weights @ outcomes.astype(weights.dtype)))
+    return Decided(*find_outcomes(labels, scores, threshold).sum(0))
 
 
 def find_outcomes(labels: Any, scores: Any, threshold: float) -> NDArray[np.bool_]:
@@ -159,41 +155,41 @@ def find_outcomes(labels: Any, scores: Any, threshold: float) -> NDArray[np.bool
                      ~called & ~anomalous], axis=1)
 
 
-def auroc(labels: Any, scores: Any, weights: Any = None) -> float:
+def auroc(labels: Any, scores: Any) -> float:
     """Area under the ROC curve of scores (N,) for labels (N,), 1 = anomalous.
 
     It is Mann and Whitney's U over the number of pairs: the share of pairs of an anomalous and a
     normal image in which the anomalous one scores higher, ties counted by half. Counted in whole
     numbers.
     """
-    return float(_steps(labels, scores, weights)[1].auroc())
+    return float(_steps(labels, scores)[1].auroc())
 
 
-def average_precision(labels: Any, scores: Any, weights: Any = None) -> float:
+def average_precision(labels: Any, scores: Any) -> float:
     """Area under the precision-recall curve by steps: precision times the gain in recall, summed
     over the distinct scores from the highest on. Nothing is interpolated; tied images are found
     together."""
-    return float(_steps(labels, scores, weights)[1].average_precision())
+    return float(_steps(labels, scores)[1].average_precision())
 
 
-def best_f1(labels: Any, scores: Any, weights: Any = None) -> tuple[float, float]:
+def best_f1(labels: Any, scores: Any) -> tuple[float, float]:
     """The largest F1 of any threshold, and the lowest threshold that has it.
 
     It has seen the labels that it is judged by: an upper limit of what a threshold can reach. The
     threshold lies in the middle between two neighbouring scores, as `decisions` chooses it.
     """
-    ranked, steps = _steps(labels, scores, weights)
+    ranked, steps = _steps(labels, scores)
     f1 = steps.f1()
     best = len(f1) - 1 - int(np.argmax(f1[::-1]))
     return float(f1[best]), _threshold_below(ranked.scores[best], np.asarray(scores))
 
 
-def best_accuracy(labels: Any, scores: Any, weights: Any = None) -> tuple[float, float]:
+def best_accuracy(labels: Any, scores: Any) -> tuple[float, float]:
     """The largest accuracy of any threshold, and the lowest threshold that has it; see best_f1.
 
     Where it is best to call no image anomalous the threshold is the highest score.
     """
-    ranked, steps = _steps(labels, scores, weights)
+    ranked, steps = _steps(labels, scores)
     accuracy = steps.accuracy()
     best = len(accuracy) - 1 - int(np.argmax(accuracy[::-1]))
     scores = np.asarray(scores)
@@ -201,11 +197,10 @@ def best_accuracy(labels: Any, scores: Any, weights: Any = None) -> tuple[float,
     return float(accuracy[best]), threshold
 
 
-def sensitivity_at_specificity(labels: Any, scores: Any, specificity: float,
-                               weights: Any = None) -> float:
+def sensitivity_at_specificity(labels: Any, scores: Any, specificity: float) -> float:
     """Largest sensitivity of a threshold whose specificity is at least `specificity`."""
     expect(0 <= specificity <= 1, "specificity", "a share from 0 to 1", specificity)
-    return float(_steps(labels, scores, weights)[1].sensitivity(specificity))
+    return float(_steps(labels, scores)[1].sensitivity(specificity))
 
 
 def rank_correlation(scores: Any, reference: Any) -> float:
@@ -231,9 +226,9 @@ def _threshold_below(value: Any, scores: Array) -> float:
     return float(min(value - gap, np.nextafter(value, -np.inf)))
 
 
-def _steps(labels: Any, scores: Any, weights: Any) -> tuple[Ranked, Steps]:
+def _steps(labels: Any, scores: Any) -> tuple[Ranked, Steps]:
     ranked = rank(labels, scores)
-    return ranked, ranked.steps(_checked_weights(np.asarray(labels), weights))
+    return ranked, ranked.steps(np.ones(np.shape(labels), np.int64))
 
 
 def _checked(labels: Any, scores: Any) -> tuple[Array, Array]:
@@ -247,17 +242,3 @@ def _checked(labels: Any, scores: Any) -> tuple[Array, Array]:
     if not np.isfinite(scores).all():
         raise NotFiniteError("scores: expected finite ones, got NaN or infinity among them")
     return labels, scores
-
-
-def _checked_weights(labels: Array, weights: Any) -> Array:
-    if weights is None:
-        return np.ones(len(labels), np.int64)
-    weights = np.asarray(weights)
-    expect(weights.dtype.kind in "iuf" and weights.shape == labels.shape, "weights",
-           f"numbers ({len(labels)},)", f"{weights.dtype} {weights.shape}")
-    expect(bool((weights >= 0).all()) and float(weights.sum()) < _MOST_WEIGHT, "weights",
-           f"numbers from 0 on, below {_MOST_WEIGHT} together", "others")
-    for kind, name in enumerate(("normal", "anomalous")):
-        expect(bool(weights[labels == kind].any()), "weights", f"one above 0 of {name} images",
-               "none")
-    return weights.astype(np.float64 if weights.dtype.kind == "f" else np.int64, copy=False)

@@ -81,13 +81,14 @@ def write_table(rows: Iterable[Row], out: Path | None) -> None:
 
 def score_files(
     engine: Engine, paths: Sequence[Path], *, out: Path | None, overlays: Path | None,
-    refused: Mapping[Path, str] | None = None, progress: Progress = silent,
+    refused: Mapping[Path, str] | None = None, each: Callable[[Scored], None] | None = None,
+    progress: Progress = silent,
 ) -> dict[Path, str]:
     """Score files, write table and overlays; returns the files that were not scored, and why.
 
     The table's column "frame" is the number of an image in a file of several. refused: files that
-    are not to be scored, and why; they have a row, too. Overlays are drawn once the table is
-    written.
+    are not to be scored, and why; they have a row, too. each: is given every image that was
+    scored, with its map. Overlays are drawn once the table is written.
     """
     failed = dict(refused or {})
     files = 0
@@ -99,14 +100,16 @@ def score_files(
         with open_table(out) as write:
             write(_header(framed=True, calibrated=engine.decisions is not None))
             last = None
-            for item in engine.stream(paths, maps=drawn is not None):
+            for item in engine.stream(paths, maps=drawn is not None or each is not None):
                 assert item.source is not None
                 frame = item.source.frame
                 write(_row([str(item.path), "" if frame is None else str(frame)], item.score,
                            item.p_value, item.anomalous))
                 if item.error is not None:
                     failed[item.source.path] = item.error
-                elif drawn is not None and not_drawn is None:
+                elif each is not None:
+                    each(item)
+                if item.error is None and drawn is not None and not_drawn is None:
                     assert item.map is not None
                     try:
                         drawn.add(_name_overlay(item), item.image, item.map)

@@ -189,3 +189,34 @@ def test_a_calibrated_engine_leaves_cells_of_refused_files_empty(folder, archive
     for row in rows:
         assert (row[2:] == ["", "", ""]) == (row[0] in failures)
         assert row[0] in failures or row[4] in ("0", "1")
+
+
+def test_somebodys_own_failed_csv_stays(folder, tmp_path, capfd):
+    own = tmp_path / "failed.csv"
+    own.write_text("exam,mark\nphysics,5\n")
+    assert main("score", folder / "model.scrd", folder / "images" / "1.png", "--out",
+                tmp_path / "s.csv") == 2
+    assert "a table of files that failed before; --failed names another place" in (
+        capfd.readouterr().err)
+    assert own.read_text() == "exam,mark\nphysics,5\n"
+    assert main("score", folder / "model.scrd", folder / "images" / "1.png", "--out",
+                tmp_path / "s.csv", "--failed", tmp_path / "why.csv") == 0
+
+
+def test_maps_are_written_by_file_and_series(folder, archive, tmp_path, capfd):
+    """A picture has no place in the patient: it is scored, and the reason is told."""
+    import nibabel
+
+    out = tmp_path / "maps"
+    assert main("score", folder / "model.scrd", archive, "--out", tmp_path / "s.csv", "--maps",
+                out) == 1
+    said = capfd.readouterr().err
+    assert "no map: expected a file that tells where its pictures lie in the patient" in said
+    written = sorted(path.name for path in out.glob("*.nii.gz"))
+    assert written
+    for name in written:
+        assert np.isfinite(nibabel.load(out / name).get_fdata()).any()
+    assert (out / "dataset_description.json").exists()
+    assert main("score", folder / "model.scrd", archive, "--out", tmp_path / "s.csv", "--maps",
+                tmp_path / "npz", "--maps-format", "npz") == 1
+    assert len(list((tmp_path / "npz").glob("*.npz"))) > len(written)

@@ -1,6 +1,7 @@
 """Decisions kept in an engine file: from images, through every way to score, and watched."""
 
 import pickle
+import shutil
 from dataclasses import asdict, make_dataclass, replace
 
 import numpy as np
@@ -159,9 +160,10 @@ def test_of_a_data_set_its_validation_normals_are_taken(path, tmp_path):
     decisions = scrd_fast.calibrate(path, tmp_path / "set", fpr=0.05)
     assert decisions == scrd_fast.calibrate(path, FRESH, fpr=0.05)
     assert decisions == scrd_fast.calibrate(path, tmp_path / "set" / "valid" / "good", fpr=0.05)
-    rows = [f"set/valid/good/{i:03}.png,{'' if i else 0},validation\n" for i in range(30)]
+    rows = [f"set/valid/good/{i:03}.png,0,validation\n" for i in range(30)]
     (tmp_path / "t.csv").write_text("".join([
         "path,label,split\n", *rows, "set/valid/Ungood/000.png,1,validation\n",
+        "set/valid/Ungood/001.png,,validation\n",  # nobody knows
         "set/train/good/000.png,0,train\n"]))
     assert scrd_fast.calibrate(path, tmp_path / "t.csv", fpr=0.05) == decisions
     both = scrd_fast.calibrate(path, tmp_path / "t.csv",
@@ -185,6 +187,83 @@ def test_a_data_set_without_held_out_normals(path, tmp_path, parts, layout):
     if layout == "MVTec style":
         decisions = scrd_fast.calibrate(path, tmp_path / "set" / "test" / "good", fpr=0.05)
         assert len(decisions.normal_scores) == 30
+
+
+def test_of_a_data_set_its_anomalous_images_are_taken(path, tmp_path):
+    """Neither good ones nor masks: those of the validation part, else those there are."""
+    sick = np.clip(NORMALS[:22].astype(int) + 60, 0, 255).astype(np.uint8)
+    top = tmp_path / "set"
+    for part in ("train", "test", "ground_truth"):
+        (top / part).mkdir(parents=True)
+    write_folder(top / "train" / "good", FRESH[:3])
+    write_folder(top / "test" / "good", FRESH[3:6])
+    write_folder(top / "test" / "crack", sick)
+    (top / "ground_truth" / "crack").mkdir()
+    for i in range(len(sick)):
+        cv2.imwrite(str(top / "ground_truth" / "crack" / f"{i:03}_mask.png"), sick[i] // 255 * 255)
+    expected = scrd_fast.calibrate(path, NORMALS, anomalous=sick)
+    assert scrd_fast.calibrate(path, NORMALS, anomalous=top) == expected
+    assert scrd_fast.calibrate(path, NORMALS, anomalous=top / "test" / "crack") == expected
+    assert scrd_fast.calibrate(path, NORMALS, anomalous=sorted(
+        (top / "test" / "crack").iterdir())) == expected
+    shutil.copytree(top / "test" / "crack", tmp_path / "sick" / "tumor")  # no labels
+    assert scrd_fast.calibrate(path, NORMALS, anomalous=tmp_path / "sick") == expected
+    (top / "valid").mkdir()
+    write_folder(top / "valid" / "good", FRESH[6:9])
+    write_folder(top / "valid" / "crack", sick[1:])
+    assert scrd_fast.calibrate(path, NORMALS, anomalous=top) == scrd_fast.calibrate(
+        path, NORMALS, anomalous=sick[1:])
+    shutil.rmtree(top / "valid")
+    shutil.rmtree(top / "test" / "crack")
+    shutil.rmtree(top / "ground_truth")
+    with pytest.raises(DataError, match=rf"^{top}: expected anomalous images, got a data set"
+                       r" \(MVTec style\) without; give a folder of such"):
+        scrd_fast.calibrate(path, NORMALS, anomalous=top)
+
+
+def write_volumes(folder, count, add=0):
+    """NIfTI files of six slices each; a file's own slices are alike."""
+    nibabel = pytest.importorskip("nibabel", reason="nibabel reads NIfTI")
+    folder.mkdir()
+    for i in range(count):
+        slices = organs(6, 64, seed=50 + i).astype(np.int16) + add
+        nibabel.save(nibabel.Nifti1Image(slices.transpose(2, 1, 0), np.eye(4)),
+                     folder / f"{i}.nii")
+    return folder
+
+
+def test_volumes_are_patients(path, tmp_path):
+    normals, sick = write_volumes(tmp_path / "a", 4), write_volumes(tmp_path / "b", 5, add=60)
+    told = []
+    with pytest.warns(UserWarning, match=r"^normals: 24 images of 4 patients: p-values and the"
+                                         r" rate") as warned:
+        scrd_fast.calibrate(path, normals, fpr=0.1, progress=lambda *step: told.append(step))
+    assert [each.filename for each in warned] == [__file__]
+    assert told == [(i, 4, "scoring normals") for i in range(1, 5)]
+    report = scrd_fast.calibrate(path, normals, anomalous=sick).report
+    assert report["images"] == {"normal": 12, "anomalous": 18}
+    assert report["patients"] == {"normal": 2, "anomalous": 3}
+    (sick / "3.nii").unlink()
+    (sick / "4.nii").unlink()
+    with pytest.raises(InputError, match=r"^anomalous: expected at least 20 images of each kind"):
+        scrd_fast.calibrate(path, normals, anomalous=sick)
+
+
+def test_pictures_are_no_patients_to_warn_of(path, tmp_path, recwarn):
+    scrd_fast.calibrate(path, write_folder(tmp_path / "images", FRESH), fpr=0.05)
+    assert not list(recwarn)
+
+
+def test_warnings_name_the_callers_line(path, tmp_path):
+    for name in ("images", "sick"):
+        write_folder(tmp_path / name, FRESH)
+        (tmp_path / name / "slice.svs").write_bytes(b"something")
+    with pytest.warns(UserWarning, match="skipped 1 file") as warned:
+        scrd_fast.calibrate(path, [tmp_path / "images"], anomalous=[tmp_path / "sick"])
+    assert [each.filename for each in warned] == [__file__] * 2
+    with pytest.warns(UserWarning, match="skipped 1 file") as warned:
+        scrd_fast.monitor(path, tmp_path / "sick")
+    assert [each.filename for each in warned] == [__file__]
 
 
 def spoil(path):

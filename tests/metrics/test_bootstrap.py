@@ -10,7 +10,7 @@ from scipy.stats import t as student
 
 from scrd_fast.errors import InputError
 from scrd_fast.metrics import bootstrap
-from scrd_fast.metrics.bootstrap import image_intervals, interval, intervals, pixel_intervals
+from scrd_fast.metrics.bootstrap import image_intervals, intervals, pixel_intervals
 from scrd_fast.metrics.pixel import gather_pixels
 from scrd_fast.metrics.ranking import (
     auroc,
@@ -44,12 +44,16 @@ def draw_binormal(rng: np.random.Generator, area: float) -> tuple[np.ndarray, ..
     return groups, labels, scores
 
 
+def auroc_interval(groups, labels, scores, seed=0):
+    ranked = rank(labels, scores)
+    return intervals(groups, labels, lambda w: {"auroc": ranked.steps(w).auroc()},
+                     seed=seed)["auroc"]
+
+
 def share_covered(draws: int, seed: int, area: float = 0.85) -> float:
     rng, covered = np.random.default_rng(seed), 0
     for _ in range(draws):
-        groups, labels, scores = draw_binormal(rng, area)
-        ranked = rank(labels, scores)
-        found = interval(groups, labels, lambda w, ranked=ranked: ranked.steps(w).auroc())
+        found = auroc_interval(*draw_binormal(rng, area))
         assert found is not None
         covered += found.low <= area <= found.high
     return covered / draws
@@ -105,13 +109,12 @@ def test_all_figures_and_their_intervals():
 
 def test_one_figure_is_as_among_many():
     groups, labels, scores = draw_binormal(np.random.default_rng(6), 0.85)
-    ranked = rank(labels, scores)
-    one = interval(groups, labels, lambda w: ranked.steps(w).auroc(), seed=4)
+    one = auroc_interval(groups, labels, scores, seed=4)
     assert one == image_intervals(groups, labels, scores, seed=4)["auroc"]
-    assert one == interval(groups, labels, lambda w: ranked.steps(w).auroc(), seed=4)
-    assert one != interval(groups, labels, lambda w: ranked.steps(w).auroc(), seed=5)
+    assert one == auroc_interval(groups, labels, scores, seed=4)
+    assert one != auroc_interval(groups, labels, scores, seed=5)
     names = np.array([f"patient {g}" for g in groups])
-    of_names = interval(names, labels, lambda w: ranked.steps(w).auroc())
+    of_names = auroc_interval(names, labels, scores)
     assert of_names.low == pytest.approx(one.low, abs=0.02)
 
 
@@ -218,15 +221,13 @@ def brains(seed: int, count: int, shift: float = 1.5) -> tuple[list, list, np.nd
 def test_intervals_of_pixels():
     maps, masks, groups = brains(0, 30)
     pixels = gather_pixels(maps, masks)
-    found = pixel_intervals(maps, masks, groups, pixels, threshold=1.5)
+    found = pixel_intervals(maps, masks, groups, pixels)
     values = {"auroc": pixels.auroc(), "average_precision": pixels.average_precision(),
-              "aupro": pixels.aupro(), "best_dice": pixels.best_dice()[0],
-              "dice": pixels.dice(1.5)}
+              "aupro": pixels.aupro(), "best_dice": pixels.best_dice()[0]}
     assert set(found) == set(values)
     for name, value in values.items():
         assert found[name].low < value < found[name].high
         assert found[name].high - found[name].low < 0.4
-    assert set(pixel_intervals(maps, masks, groups, pixels)) == set(values) - {"dice"}
 
 
 def test_bins_scatter_as_pixels_do():
@@ -258,7 +259,7 @@ def test_bins_scatter_as_pixels_do():
 def test_bins_are_near_the_exact_figures():
     maps, masks, groups = brains(2, 40)
     pixels = gather_pixels(maps, masks)
-    counts = bootstrap._count_pixels(maps, masks, groups, pixels, None)
+    counts = bootstrap._count_pixels(maps, masks, groups, pixels)
     steps, shares = counts.weigh(np.ones((1, 40)))
     assert len(counts.normal[0]) <= 2101
     assert steps.auroc()[0] == pytest.approx(pixels.auroc(), abs=1e-3)
@@ -270,14 +271,14 @@ def test_bins_are_near_the_exact_figures():
 
 def test_pixels_of_one_patient():
     maps, masks, groups = brains(3, 2)
-    found = pixel_intervals(maps, masks, groups, gather_pixels(maps, masks), threshold=1.0)
-    assert list(found.values()) == [None] * 5
+    found = pixel_intervals(maps, masks, groups, gather_pixels(maps, masks))
+    assert list(found.values()) == [None] * 4
 
 
 def test_perfect_maps():
     _, masks, groups = brains(4, 20)
     maps = [mask.astype(np.float32) for mask in masks]
-    found = pixel_intervals(maps, masks, groups, gather_pixels(maps, masks), threshold=0.5)
+    found = pixel_intervals(maps, masks, groups, gather_pixels(maps, masks))
     for each in found.values():
         assert (each.low, each.high) == (pytest.approx(0.025 ** (1 / 10), rel=1e-12), 1)
         assert each.limit

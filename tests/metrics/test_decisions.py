@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from scrd_fast.errors import InputError, NotFiniteError
+from scrd_fast.metrics import decisions as decisions_of
 from scrd_fast.metrics.decisions import Decisions, conformal, drift, labelled, normals_needed
+from scrd_fast.metrics.ranking import auroc, best_f1, decide
 from scrd_fast.records import read_record
 
 
@@ -86,6 +88,85 @@ def test_thresholds_with_labels(rule, target):
     again = labelled(healthy, weights_of(400), sick, rule, target, seed=3)
     assert again == decisions
     assert labelled(healthy, weights_of(400), sick, rule, target, seed=4) != decisions
+
+
+def test_pictures_are_halved_as_they_always_were():
+    """Each image its own patient's: the first half of a shuffle of each kind chooses."""
+    healthy, sick = normal_scores(41), normal_scores(35, 1) + np.float32(0.5)
+    rng = np.random.Generator(np.random.Philox(5))
+    halves = [rng.permutation(scores)[: len(scores) // 2] for scores in (healthy, sick)]
+    labels = np.repeat([0, 1], [20, 17])
+    decisions = labelled(healthy, weights_of(41), sick, "f1", seed=5)
+    best = best_f1(labels, np.concatenate(halves))[0]
+    assert decide(labels, np.concatenate(halves), decisions.threshold).f1 == best
+    judging = [np.setdiff1d(scores, half) for scores, half in zip((healthy, sick), halves,
+                                                                  strict=True)]
+    assert decisions.report["auroc"][0] == auroc(np.repeat([0, 1], [21, 18]),
+                                                 np.concatenate(judging))
+    assert decisions.report["images"] == decisions.report["patients"] == {
+        "normal": 21, "anomalous": 18}
+    own = [f"patient {i}" for i in range(76)]
+    assert labelled(healthy, weights_of(41), sick, "f1", patients=own, seed=5) == decisions
+
+
+def draw_patients(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Patient and label of images of 8 to 30 patients, some of whom have images of both kinds."""
+    rng = np.random.default_rng(seed)
+    kinds = np.array([[1, 0]] * 4 + [[0, 1]] * 4 + rng.integers(0, 2, (22, 2)).tolist())
+    sizes = kinds * rng.integers(1, 9, kinds.shape)
+    groups, labels = np.nonzero(sizes)
+    repeats = sizes[groups, labels]
+    return groups.repeat(repeats), labels.repeat(repeats)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whole_patients_are_in_one_half(seed):
+    groups, labels = draw_patients(seed)
+    sizes = np.stack([np.bincount(groups[labels == k], minlength=30) for k in (0, 1)], axis=1)
+    sizes = sizes[sizes.any(1)]
+    half = decisions_of._choose_half(np.random.default_rng(seed), sizes)
+    for kind in (0, 1):
+        share = sizes[half, kind].sum() / sizes[:, kind].sum()
+        assert share == pytest.approx(0.5, abs=0.1)
+        assert (sizes[half, kind] > 0).sum() == (sizes[:, kind] > 0).sum() // 2
+
+
+def test_a_patient_is_one_draw_of_the_report():
+    """Ten copies of each image tell no more than one, where their patients are known."""
+    healthy, sick = normal_scores(60), normal_scores(60, 1) + np.float32(0.5)
+    names = [f"patient {i}" for i in range(120)]
+    once = labelled(healthy, weights_of(60), sick, "f1", patients=names).report
+    copied = healthy.repeat(10), weights_of(600), sick.repeat(10), "f1"
+    known = labelled(*copied, patients=np.repeat(names, 10).tolist()).report
+    unknown = labelled(*copied).report
+    assert known["images"] == {"normal": 300, "anomalous": 300}
+    assert known["patients"] == {"normal": 30, "anomalous": 30}
+
+    def width(report):
+        return report["auroc"][2] - report["auroc"][1]
+
+    assert width(known) == pytest.approx(width(once), rel=0.35)
+    assert width(unknown) < 0.6 * width(known)
+
+
+def test_two_patients_of_each_kind_in_each_half():
+    healthy, sick = normal_scores(40), normal_scores(40, 1) + np.float32(0.5)
+    names = [f"secret {i % 4}" for i in range(40)] + [f"secret {4 + i % 3}" for i in range(40)]
+    with pytest.raises(InputError, match=r"^anomalous: expected images of at least 4 patients of"
+                       r" each kind, two of them in the half that chooses .*, got 3$") as error:
+        labelled(healthy, weights_of(40), sick, "f1", patients=names)
+    assert "secret" not in str(error.value)
+    names[-1] = "another"
+    report = labelled(healthy, weights_of(40), sick, "f1", patients=names).report
+    assert report["patients"] == {"normal": 2, "anomalous": 2}
+    with pytest.raises(InputError, match=r"^patients: expected \(80,\), got \(3,\)"):
+        labelled(healthy, weights_of(40), sick, "f1", patients=names[:3])
+
+
+def test_figures_that_scatter_in_no_replicate_are_not_certain():
+    """Equal scores: every replicate has an AUROC of 1/2."""
+    equal = np.ones(40, np.float32)
+    assert labelled(equal, weights_of(40), equal, "f1").report["auroc"] == (0.5, 0.0, 1.0)
 
 
 def test_intervals_cover_the_truth():

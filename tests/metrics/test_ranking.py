@@ -25,8 +25,8 @@ from scrd_fast.metrics.ranking import (
 FIGURES = {
     "auroc": auroc, "average precision": average_precision, "best F1": best_f1,
     "best accuracy": best_accuracy,
-    "sensitivity": lambda *a: sensitivity_at_specificity(a[0], a[1], 0.9, *a[2:]),
-    "decide": lambda *a: decide(a[0], a[1], 0.0, *a[2:])}
+    "sensitivity": lambda *a: sensitivity_at_specificity(*a, 0.9),
+    "decide": lambda *a: decide(*a, 0.0)}
 
 
 def pairs(seed: int, levels: int | None, dtype: type) -> tuple[np.ndarray, np.ndarray]:
@@ -48,26 +48,39 @@ EACH_TYPE = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @WITH_TIES
 @EACH_TYPE
 def test_against_scikit_learn(levels, dtype):
-    """Of 10 000 images, and of 25 sets of other sizes; weighted as well."""
+    """Of 10 000 images, and of 25 sets of other sizes."""
     for seed in range(26):
         labels, scores = pairs(seed, levels, dtype)
-        counts = np.random.default_rng(seed).integers(0, 4, len(labels))
-        counts[:2] = 1
-        for weights in (None, counts):
-            area = roc_auc_score(labels, scores, sample_weight=weights)
-            assert auroc(labels, scores, weights) == pytest.approx(area, abs=1e-12)
-            mean = average_precision_score(labels, scores, sample_weight=weights)
-            assert average_precision(labels, scores, weights) == pytest.approx(mean, abs=1e-12)
-            precision, recall, _ = precision_recall_curve(labels, scores, sample_weight=weights)
-            best = np.max(2 * precision * recall / np.maximum(precision + recall, 1e-300))
-            value, threshold = best_f1(labels, scores, weights)
-            assert value == pytest.approx(best, abs=1e-12)
-            called = scores > threshold
-            assert f1_score(labels, called, sample_weight=weights) == pytest.approx(value,
-                                                                                   abs=1e-12)
-            value, threshold = best_accuracy(labels, scores, weights)
-            at = accuracy_score(labels, scores > threshold, sample_weight=weights)
-            assert at == pytest.approx(value, abs=1e-12)
+        assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+        assert average_precision(labels, scores) == pytest.approx(
+            average_precision_score(labels, scores), abs=1e-12)
+        value, threshold = best_f1(labels, scores)
+        assert value == pytest.approx(best_of_curve(labels, scores), abs=1e-12)
+        assert f1_score(labels, scores > threshold) == pytest.approx(value, abs=1e-12)
+        value, threshold = best_accuracy(labels, scores)
+        assert accuracy_score(labels, scores > threshold) == pytest.approx(value, abs=1e-12)
+
+
+def best_of_curve(labels, scores, weights=None) -> float:
+    """The best F1, by scikit-learn's precision and recall."""
+    precision, recall, _ = precision_recall_curve(labels, scores, sample_weight=weights)
+    return np.max(2 * precision * recall / np.maximum(precision + recall, 1e-300))
+
+
+@WITH_TIES
+@EACH_TYPE
+def test_weighted_against_scikit_learn(levels, dtype):
+    for seed in range(26):
+        labels, scores = pairs(seed, levels, dtype)
+        weights = np.random.default_rng(seed).integers(0, 4, len(labels))
+        weights[:2] = 1
+        steps = rank(labels, scores).steps(weights)
+        for value, expected in (
+                (steps.auroc(), roc_auc_score(labels, scores, sample_weight=weights)),
+                (steps.average_precision(),
+                 average_precision_score(labels, scores, sample_weight=weights)),
+                (steps.f1().max(), best_of_curve(labels, scores, weights))):
+            assert value == pytest.approx(expected, abs=1e-12)
 
 
 @WITH_TIES
@@ -116,15 +129,13 @@ def test_whole_weights_are_copies(levels):
         labels, scores = pairs(seed, levels, np.float32)
         weights = np.random.default_rng(seed).integers(0, 3, len(labels))
         weights[:2] = 2
-        copied = labels.repeat(weights), scores.repeat(weights)
-        assert vars(decide(*copied, 0.1)) == vars(decide(labels, scores, 0.1, weights))
-        assert auroc(*copied) == auroc(labels, scores, weights)
-        assert average_precision(*copied) == pytest.approx(
-            average_precision(labels, scores, weights), abs=1e-12)
-        assert best_f1(*copied)[0] == best_f1(labels, scores, weights)[0]
-        assert best_accuracy(*copied)[0] == best_accuracy(labels, scores, weights)[0]
-        assert (sensitivity_at_specificity(*copied, 0.9)
-                == sensitivity_at_specificity(labels, scores, 0.9, weights))
+        copied, steps = (labels.repeat(weights), scores.repeat(weights)), rank(
+            labels, scores).steps(weights)
+        assert auroc(*copied) == steps.auroc()
+        assert average_precision(*copied) == pytest.approx(steps.average_precision(), abs=1e-12)
+        assert best_f1(*copied)[0] == steps.f1().max()
+        assert best_accuracy(*copied)[0] == steps.accuracy().max()
+        assert sensitivity_at_specificity(*copied, 0.9) == steps.sensitivity(0.9)
 
 
 def test_many_weights_at_once():
@@ -133,12 +144,12 @@ def test_many_weights_at_once():
     weights[:, :2] = 1
     steps = rank(labels, scores).steps(weights)
     for k in range(50):
-        assert steps.auroc()[k] == auroc(labels, scores, weights[k])
-        assert steps.average_precision()[k] == average_precision(labels, scores, weights[k])
-        assert steps.f1().max(-1)[k] == best_f1(labels, scores, weights[k])[0]
-        assert steps.accuracy().max(-1)[k] == best_accuracy(labels, scores, weights[k])[0]
-        assert steps.sensitivity(0.8)[k] == sensitivity_at_specificity(labels, scores, 0.8,
-                                                                       weights[k])
+        one = rank(labels, scores).steps(weights[k])
+        assert steps.auroc()[k] == one.auroc()
+        assert steps.average_precision()[k] == one.average_precision()
+        assert np.array_equal(steps.f1()[k], one.f1())
+        assert np.array_equal(steps.accuracy()[k], one.accuracy())
+        assert steps.sensitivity(0.8)[k] == one.sensitivity(0.8)
     halves = rank(labels, scores).steps(weights / 2)  # fractions
     np.testing.assert_allclose(halves.average_precision(), steps.average_precision(), rtol=1e-12)
     np.testing.assert_allclose(halves.auroc(), steps.auroc(), rtol=1e-12)
@@ -190,30 +201,23 @@ def test_counts_are_exact():
     scores[10**5 - 1 : 10**5 + 1] = scores[10**5 - 1 : 10**5 + 1][::-1]
     assert auroc(labels, scores) == 1 - 1e-10
     weights = np.full(2 * 10**5, 10**4)
-    assert auroc(labels, scores, weights) == 1 - 1e-10
+    assert rank(labels, scores).steps(weights).auroc() == 1 - 1e-10
 
 
 @pytest.mark.parametrize("name", FIGURES)
-@pytest.mark.parametrize(("labels", "scores", "weights", "error", "message"), [
-    ([0, 1], [0.5, np.nan], None, NotFiniteError, "^scores: expected finite ones, got NaN"),
-    ([0, 1], [0.5, np.inf], None, NotFiniteError, "^scores: expected finite"),
-    ([0, 1], [0.5], None, InputError, r"^scores: expected \(N,\) as the labels' \(2,\), got \(1,"),
-    ([[0, 1]], [[1, 2]], None, InputError, "^scores: expected"),
-    ([], [], None, InputError, r"^labels: expected 0 \(normal\) and 1 \(anomalous\), both there"),
-    ([0, 0], [1, 2], None, InputError, r"^labels: expected .* got \[0\]"),
-    ([1, 1], [1, 2], None, InputError, r"^labels: expected .* got \[1\]"),
-    ([0, 1, 2], [1, 2, 3], None, InputError, r"^labels: expected .* got \[0, 1, 2\]"),
-    ([0, 1], [1, 2], [1], InputError, r"^weights: expected numbers \(2,\), got int64 \(1,\)"),
-    ([0, 1], [1, 2], ["a", "b"], InputError, "^weights: expected numbers"),
-    ([0, 1], [1, 2], [1, -1], InputError, "^weights: expected numbers from 0 on"),
-    ([0, 1], [1, 2], [1, np.nan], InputError, "^weights: expected numbers from 0 on"),
-    ([0, 1], [1, 2], [2**30, 2**30], InputError, "^weights: expected numbers from 0 on, below"),
-    ([0, 1], [1, 2], [1, 0], InputError, "^weights: expected one above 0 of anomalous images"),
-    ([0, 1], [1, 2], [0, 1], InputError, "^weights: expected one above 0 of normal images, got"),
+@pytest.mark.parametrize(("labels", "scores", "error", "message"), [
+    ([0, 1], [0.5, np.nan], NotFiniteError, "^scores: expected finite ones, got NaN"),
+    ([0, 1], [0.5, np.inf], NotFiniteError, "^scores: expected finite"),
+    ([0, 1], [0.5], InputError, r"^scores: expected \(N,\) as the labels' \(2,\), got \(1,"),
+    ([[0, 1]], [[1, 2]], InputError, "^scores: expected"),
+    ([], [], InputError, r"^labels: expected 0 \(normal\) and 1 \(anomalous\), both there"),
+    ([0, 0], [1, 2], InputError, r"^labels: expected .* got \[0\]"),
+    ([1, 1], [1, 2], InputError, r"^labels: expected .* got \[1\]"),
+    ([0, 1, 2], [1, 2, 3], InputError, r"^labels: expected .* got \[0, 1, 2\]"),
 ])
-def test_bad_input(name, labels, scores, weights, error, message):
+def test_bad_input(name, labels, scores, error, message):
     with pytest.raises(error, match=message):
-        FIGURES[name](labels, scores, weights)
+        FIGURES[name](labels, scores)
 
 
 @pytest.mark.parametrize("specificity", [-0.1, 1.1, np.nan])

@@ -11,8 +11,8 @@ from threading import Lock
 from typing import Any
 
 # By whom a warning is given; libraries pass some of theirs up to the module that called them.
-_MODULES = r"(pydicom|nibabel|imagecodecs|scrd_fast\.data\.decode)\b"
-_LOGGERS = ("pydicom", "nibabel", "nibabel.global", "imagecodecs")
+_MODULES = r"(pydicom|nibabel|imagecodecs|highdicom|scrd_fast\.(data\.decode|outputs))\b"
+_LOGGERS = ("pydicom", "nibabel", "nibabel.global", "imagecodecs", "highdicom")
 
 _lock, _inside = Lock(), 0
 _filter: list[Any] = []

@@ -1,0 +1,1 @@
+"""Results of scoring as DICOM objects: parametric maps, segmentations, captures, reports."""

@@ -1,0 +1,162 @@
+"""Writing the results of a series as DICOM objects beside it in its study."""
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scrd_fast.data.decode.quiet import one_line, silent_libraries
+from scrd_fast.engine.engine import Engine
+from scrd_fast.engine.stream import Scored
+from scrd_fast.errors import DataError, MissingExtra, ScrdError, expect
+from scrd_fast.files import as_path, atomic_write
+from scrd_fast.outputs.dicom.identity import Maker, make_maker
+from scrd_fast.outputs.dicom.sources import SourceImage, read_sources, stack
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+OBJECTS = ("pm", "seg", "sc", "sr")  #: Parametric Map, Segmentation, Secondary Capture, report.
+_NAMES = {"pm": "Parametric Map", "seg": "Segmentation", "sc": "Secondary Capture",
+          "sr": "Structured Report"}
+
+
+@dataclass(frozen=True)
+class Written:
+    """files: that were written, in the order of their kinds and images. notes: lines that say what
+    was left out, and why."""
+
+    files: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def write_dicom(
+    series: Sequence[Scored], engine: Engine, folder: str | os.PathLike[str], *,
+    scale: tuple[float, float], pixel_threshold: float | None = None,
+    objects: Collection[str] = OBJECTS, uid_root: str | None = None,
+) -> Written:
+    """Write what scoring the files of one DICOM series gave as DICOM objects of its study.
+
+    series: as Engine.stream(maps=True) gave it. scale: values of the map between which viewers and
+    overlays show it, and fractional segmentations rise from 0 to 1. pixel_threshold: a binary
+    segmentation holds what lies above it in the map; None for no such segmentation. objects: of
+    OBJECTS. uid_root: that new unique identifiers begin with, at most 43 characters; None for UUIDs
+    under 2.25.
+
+    A Parametric Map and a Segmentation are written for each stack of parallel slices, a Secondary
+    Capture for each image, a Structured Report for the series. What lies in no frame of reference
+    (X-rays) has no map but a segmentation for each image; an image whose file should tell where
+    it lies and does not has neither. Maps are resampled to the pixels of each image.
+
+    Files are named KIND-UID.dcm. The same sources, engine file, version of this package and
+    arguments give the same identifiers and the same bytes but for the dates of making, which are
+    the time of this call. Older files of these names are replaced.
+
+    Raises InputError for arguments that do not fit, DataError for images of several series, studies
+    or patients and for headers that no object can be made of, OutputError for what cannot be
+    written, and MissingExtra without highdicom.
+    """
+    folder = as_path(folder, "folder")
+    maker = make_maker(engine, uid_root)
+    _check(series, scale, pixel_threshold, objects)
+    scale = float(scale[0]), float(scale[1])
+    _check_installed()
+    written = Written()
+    good = [item for item in series if item.error is None]
+    if len(good) < len(series):
+        written.notes.append(f"{len(series) - len(good)} of {len(series)} images have no results:"
+                             " they could not be read or scored")
+    if not good:
+        return written
+    with silent_libraries():
+        images = read_sources(good)
+        when = datetime.now()
+        for kind in OBJECTS:
+            if kind not in objects:
+                continue
+            for made in _name_failures(images[0].path, kind, _make(
+                    kind, images, maker, engine, when, scale, pixel_threshold, written.notes)):
+                path = folder / f"{kind}-{made.SOPInstanceUID}.dcm"
+                with atomic_write(path) as temporary:
+                    made.save_as(temporary, enforce_file_format=True)
+                written.files.append(path)
+    return written
+
+
+def _check(series: Sequence[Scored], scale: tuple[float, float], pixel_threshold: float | None,
+           objects: Collection[str]) -> None:
+    expect(len(series) > 0, "series", "results of scoring", "none")
+    for i, item in enumerate(series):
+        expect(isinstance(item, Scored), f"series[{i}]", "a Scored", type(item).__name__)
+        expect(item.source is not None, f"series[{i}]", "a result of a file", "one of an array")
+        expect(item.map is not None, f"series[{i}].map", "a map, as stream(maps=True) gives it",
+               "none")
+    expect(len(scale) == 2 and bool(np.isfinite(scale).all()) and scale[0] < scale[1], "scale",
+           "two rising finite numbers", scale)
+    expect(pixel_threshold is None or bool(np.isfinite(pixel_threshold)), "pixel_threshold",
+           "a finite number or None", pixel_threshold)
+    unknown = sorted(set(objects) - set(OBJECTS))
+    expect(not isinstance(objects, str) and len(objects) > 0 and not unknown, "objects",
+           f"some of {OBJECTS}", objects)
+
+
+def _check_installed() -> None:
+    try:
+        import highdicom  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtra("DICOM objects: expected highdicom, got none;"
+                           " pip install 'scrd-fast[outputs]'") from error
+
+
+def _make(kind: str, images: list[SourceImage], maker: Maker, engine: Engine, when: datetime,
+          scale: tuple[float, float], pixel_threshold: float | None, notes: list[str]
+          ) -> "Iterator[Dataset]":
+    """All objects of a kind, one after the other; what is left out is told in `notes`."""
+    from scrd_fast.outputs.dicom.images import make_capture, make_map, make_segmentation
+    from scrd_fast.outputs.dicom.reports import make_report
+
+    if kind == "sc":
+        for number, image in enumerate(images, 1):
+            yield make_capture(image, maker, when, number, scale)
+        return
+    if kind == "sr":
+        yield make_report(images, maker, when, engine.decisions)
+        return
+    stacks = stack([image for image in images if image.plane is not None])
+    projections = [[image] for image in images if image.is_projection()]
+    unplaced = len(images) - sum(map(len, stacks)) - len(projections)
+    if unplaced:
+        notes.append(f"no {_NAMES[kind]} of {unplaced} of {len(images)} images: their files do not"
+                     " tell where they lie (frame of reference, position, orientation and spacing)")
+    if kind == "pm":
+        if projections:
+            notes.append(f"no {_NAMES[kind]} of {len(projections)} of {len(images)} images: they"
+                         " lie in no frame of reference, which it needs")
+        for number, each in enumerate(stacks, 1):
+            yield make_map(each, maker, when, number, scale)
+        return
+    limits: list[tuple[float, float] | float] = [scale]
+    if pixel_threshold is None:
+        notes.append(f"no binary {_NAMES[kind]}: it needs a threshold of pixels")
+    else:
+        limits.append(float(pixel_threshold))
+    number = 0
+    for each in (*stacks, *projections):
+        for limit in limits:
+            number += 1
+            yield make_segmentation(each, maker, when, number, limit)
+
+
+def _name_failures(path: Path, kind: str, made: "Iterator[Dataset]") -> "Iterator[Dataset]":
+    """Raise DataError with the file's name for what a library refuses to make an object of."""
+    try:
+        yield from made
+    except (ScrdError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise DataError(f"{path}: expected a header that a {_NAMES[kind]} can be made of, got"
+                        f" {type(error).__name__}: {one_line(error)}") from error
