@@ -16,7 +16,8 @@ from scrd_fast.progress import show_progress
 def score(
     engine: Annotated[Path, typer.Argument(help="Engine file (.scrd).")],
     images: Annotated[list[Path], typer.Argument(
-        help="Files (pictures, DICOM, NIfTI) or folders of such.")],
+        help="Files (pictures, DICOM, NIfTI), folders of such, or data sets, whose masks are left"
+             " out.")],
     out: Annotated[Path | None, typer.Option(help="CSV file instead of standard output.")] = None,
     overlays: Annotated[Path | None, typer.Option(help="Folder for heat-map PNGs.")] = None,
     maps: Annotated[Path | None, typer.Option(
@@ -28,14 +29,14 @@ def score(
     trust: Trust = False,
 ) -> None:
     """Score images; unreadable ones are named, the rest is scored (exit code 1 then)."""
-    from scrd_fast.data.decode.find import find_files
+    from scrd_fast.data.to_score import find_to_score
     from scrd_fast.engine.load import load_engine
     from scrd_fast.errors import expect
     from scrd_fast.files import check_writable
     from scrd_fast.outputs.maps import collect_maps
     from scrd_fast.report.scores import check_failed, score_files, write_failed
 
-    found = find_files(images)
+    found = find_to_score(images)
     if failed is None and out is not None:
         failed = out.with_name("failed.csv")
     read = [engine, *found.paths, *found.refused]

@@ -222,7 +222,7 @@ def test_export(folder, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (("build", "gone.safetensors"), ("gone.safetensors", "no such file")),
-    (("score", "gone.scrd", "x.png"), ("gone.scrd",)),
+    (("score", "gone.scrd", "x.png"), ("x.png", "got no such place")),
     (("info", "gone.scrd"), ("gone.scrd",)),
     (("verify", "gone.scrd"), ("gone.scrd",)),
     (("export", "gone.safetensors", "m.onnx"), ("gone.safetensors",)),
