@@ -262,6 +262,7 @@ def test_bad_arguments_are_found_before_any_training(data, tmp_path, options, me
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("outcomes")
 def test_a_test_image_that_cannot_be_read_stops_the_run(data, out, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     shutil.copytree(out / "held-out-111", tmp_path / "out" / "held-out-111")
