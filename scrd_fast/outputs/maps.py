@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scrd_fast import __version__
-from scrd_fast.data.decode.dicom import is_dicom
+from scrd_fast.data.decode.dicom_kind import is_dicom
 from scrd_fast.data.decode.dicom_pixels import MEDICAL
 from scrd_fast.data.decode.nifti import is_nifti
 from scrd_fast.data.decode.quiet import one_line, silent_libraries

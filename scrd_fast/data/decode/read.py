@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scrd_fast.data.decode.dicom import is_dicom, is_medium_index, read_dicom
+from scrd_fast.data.decode.dicom import read_dicom
+from scrd_fast.data.decode.dicom_kind import is_dicom, is_medium_index
 from scrd_fast.data.decode.image import DecodedImage, Unscaled
 from scrd_fast.data.decode.nifti import is_nifti, read_nifti
 from scrd_fast.data.decode.pictures import read_one_picture

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scrd_fast.data.decode.ahead import THREADS
-from scrd_fast.data.decode.dicom import read_for_order, tell_what_it_is
+from scrd_fast.data.decode.dicom_kind import read_for_order, tell_what_it_is
 from scrd_fast.data.decode.dicom_pixels import read_numbers, read_texts
 from scrd_fast.data.decode.image import Source
 from scrd_fast.data.decode.quiet import silent_libraries

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from scrd_fast.data.decode.dicom import is_dicom
+from scrd_fast.data.decode.dicom_kind import is_dicom
 from scrd_fast.data.prepare.download import (
     Download,
     Entry,

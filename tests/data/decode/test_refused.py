@@ -288,7 +288,7 @@ def test_rubbish_inside(tmp_path):
 
 
 def test_a_bomb_of_deflate(tmp_path, monkeypatch):
-    from scrd_fast.data.decode import dicom as decoder
+    from scrd_fast.data.decode import dicom_kind as decoder
 
     monkeypatch.setattr(decoder, "_MOST_INFLATED", 2**17)
     refused(OWN / "image_dfl.dcm", "when inflated")
