@@ -151,7 +151,7 @@ def evaluate(
     else there is none. Intervals are of 95 %, by a bootstrap of patients (metrics.bootstrap), drawn
     from `seed`; where no file tells its patient, each file is one. patient_rule: a patient's score
     is the "max" or "mean" of the images'. specificity: of sensitivity_at_specificity. pixels: judge
-    maps by masks, where there are masks; takes 16 bytes for each pixel of all maps. device, trust:
+    maps by masks, where there are masks; takes 12 bytes for each pixel of all maps. device, trust:
     of a path, as in `load_engine`. progress: called with (done, total, what).
 
     Of a file with several images (NIfTI, DICOM, TIFF) an image is anomalous where its mask has a

@@ -326,3 +326,16 @@ except OutputError as error: print(error)
 """)
     assert printed == ("the folder for temporary files (TMPDIR): cannot be written: File too"
                        " large\n")
+
+
+def test_a_rule_that_fits_no_image_is_told_of(tmp_path):
+    """A window beside all values makes every image black."""
+    files = write_series(tmp_path / "a")
+    beside = ScoringSpec(input_size=32, decoding=DecodingRule("window", (30000.0, 31000.0)))
+    images = ImageSet(files, spec=beside)
+    with pytest.warns(UserWarning, match="data: 5 of 5 images have one value alone"):
+        images.check()
+    fitting = ScoringSpec(input_size=32, decoding=DecodingRule("window", (0.0, 4000.0)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ImageSet(files, spec=fitting).check()
