@@ -36,6 +36,7 @@ from scrd_fast.engine.manifest import (
     Fidelity,
     Manifest,
     Model,
+    Training,
     are_buckets,
 )
 from scrd_fast.errors import EngineFileError, FidelityError, expect
@@ -45,7 +46,7 @@ from scrd_fast.graph.stored import QUANTISATION
 from scrd_fast.machine import this_machine
 from scrd_fast.metrics.agreement import Limits
 from scrd_fast.metrics.decisions import Decisions
-from scrd_fast.model.checkpoint import load_checkpoint
+from scrd_fast.model.checkpoint import Checkpoint, load_checkpoint
 from scrd_fast.precisions import QUANTISED
 from scrd_fast.progress import Progress, silent
 from scrd_fast.torch_state import own_state
@@ -131,6 +132,7 @@ def build_engine(
             limits=builder.allowed(best.precision), candidates=tuple(attempts),
             search=best.search),
         work=count_work(proto, loaded.spec, best.quantisation),
+        training=_describe_training(loaded),
         plan=backend_of(name).ties(best.runner.version, tensorrt),
         calibration=_calibration_of(target, golden, best.precision),
     )
@@ -139,6 +141,27 @@ def build_engine(
         members[QUANTISATION] = best.quantisation.to_bytes()
     written = write_built(target, manifest, members, best.runner)
     return _current.use(Engine(written, best.runner, target, device=device))
+
+
+def _describe_training(checkpoint: Checkpoint) -> Training | None:
+    """For the manifest; None of a model that was not trained by this package."""
+    if not checkpoint.training:
+        return None
+    metrics = checkpoint.metrics
+    figures = {name: value for name, value in metrics.items() if type(value) in (int, float)}
+    return Training(_flatten(checkpoint.training), figures, metrics.get("images", {}))
+
+
+def _flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by name, those of an option that has some as "noise.strength"."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            several = isinstance(value, list)
+            flat[prefix + name] = ", ".join(map(str, value)) if several else value
+    return flat
 
 
 def library_versions(backend: str, runner: Runner) -> dict[str, str]:

@@ -12,8 +12,8 @@ from scrd_fast.metrics.decisions import Decisions
 from scrd_fast.records import read_record
 from scrd_fast.spec import DecodingRule, ScoringSpec
 
-FORMAT = 3
-READABLE = (1, 2, FORMAT)
+FORMAT = 4
+READABLE = (1, 2, 3, FORMAT)
 LARGEST_BATCH = 1024
 MOST_BUCKETS = 16  # each is compiled on its own
 
@@ -24,6 +24,19 @@ class Model:
 
     backbone: str
     teacher: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model was trained, as its checkpoint tells it.
+
+    options: of TrainConfig by name, those inside of another as "noise.strength"; figures: of the
+    validation whose model was kept; images: how many, by what they were for.
+    """
+
+    options: Mapping[str, bool | int | float | str | None]
+    figures: Mapping[str, float]
+    images: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -98,8 +111,9 @@ class Manifest:
     backend and precision: as built; precision_used: counts of layers per group and precision, read
     from the compiled graph; buckets: batch sizes, a batch is cut into the largest that fit;
     machine: that it was built on; versions: of the libraries used; work: None in files of format 1;
-    plan: what a compiled TensorRT plan is tied to; calibration: of decisions, None before it was
-    done; members: SHA-256 of the file's other members by name.
+    training: None of imported models and in files before format 4; plan: what a compiled TensorRT
+    plan is tied to; calibration: of decisions, None before it was done; members: SHA-256 of the
+    file's other members by name.
     """
 
     spec: ScoringSpec
@@ -112,6 +126,7 @@ class Manifest:
     versions: Mapping[str, str]
     fidelity: Fidelity
     work: Work | None = None
+    training: Training | None = None
     plan: PlanTies | None = None
     calibration: Decisions | None = None
     members: Mapping[str, str] = field(default_factory=dict)
@@ -142,8 +157,12 @@ def read_manifest(values: Any) -> Manifest:
                              ) from error
     if found < 3 and isinstance(values.get("spec"), dict):
         # Pictures were all that there was, and they are read as before by default.
-        values = values | {"format": FORMAT, "spec": values["spec"] | {
-            "decoding": asdict(DecodingRule())}}
+        values = values | {"spec": values["spec"] | {"decoding": asdict(DecodingRule())}}
+    if found < 4:
+        calibration = values.get("calibration")
+        if isinstance(calibration, dict):
+            calibration = {**calibration, "maps": None}
+        values = values | {"format": FORMAT, "training": None, "calibration": calibration}
     return read_record(Manifest, values, "manifest")
 
 

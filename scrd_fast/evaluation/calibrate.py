@@ -30,11 +30,13 @@ from scrd_fast.metrics.decisions import (
     labelled,
     number_patients,
 )
+from scrd_fast.metrics.map_scale import MapValues, conformal_threshold, learn_scale
 from scrd_fast.progress import Progress, silent
 
 # Of warnings given in a function that calibrate or monitor calls, the stacklevel of their callers'
 # line: NumPy's decorator stands between them.
 _CALLER = 4
+_PIXEL_RATE = 0.05  # FEWEST_LABELLED images are enough for it
 
 
 @np.errstate(all="warn", under="ignore")  # a caller may have made all of them errors
@@ -71,7 +73,8 @@ def calibrate(
     path = engine.path if isinstance(engine, Engine) else as_path(engine, "engine")
     check_writable(path, "engine")
     with borrow_engine(engine, device, trust) as opened:
-        scores, weights, patients = _score(opened, normals, "normals", progress, patient_from)
+        maps = MapValues()
+        scores, weights, patients = _score(opened, normals, "normals", progress, patient_from, maps)
         if anomalous is None:
             _warn_of_patients(patients)
             decisions = conformal(scores, weights, 0.01 if fpr is None else fpr)
@@ -79,6 +82,8 @@ def calibrate(
             sick, _, theirs = _score(opened, anomalous, "anomalous", progress, patient_from)
             decisions = labelled(scores, weights, sick, rule or "f1", target,
                                  patients=[*patients, *theirs], seed=seed)
+        decisions = replace(decisions, maps=learn_scale(
+            maps, _choose_pixel_threshold(decisions, maps, opened.spec.reduction)))
         manifest, members = read_engine_file(path)
         if manifest.members != opened.manifest.members:
             raise EngineFileError(f"{path}: was written anew while its images were scored;"
@@ -110,6 +115,20 @@ def monitor(
         return drift(opened.decisions, scores, weights, alpha=alpha)
 
 
+def _choose_pixel_threshold(decisions: Decisions, maps: MapValues, reduction: str) -> float:
+    """Above which a pixel is anomalous: in at most as large a share of normal images is there one
+    as may be called anomalous themselves; where that is not said, in 5 %.
+
+    Where the score is the map's maximum it is that of images, so that an image is anomalous just
+    where it has such a pixel.
+    """
+    if reduction == "max":
+        return decisions.threshold
+    rate = _PIXEL_RATE if decisions.target is None or decisions.rule != "conformal" else (
+        decisions.target)
+    return conformal_threshold(maps.largest, rate)
+
+
 def _warn_of_patients(patients: list[str | None]) -> None:
     images, count = len(patients), len(np.unique(number_patients(patients)))
     if count < images:
@@ -133,20 +152,24 @@ def _find(where: Any, name: str, patient_from: str | None,
 
 
 def _score(engine: Engine, images: Any, name: str, progress: Progress,
-           patient_from: str | None = None) -> tuple[Array, Array, list[str | None]]:
+           patient_from: str | None = None, maps: MapValues | None = None,
+           ) -> tuple[Array, Array, list[str | None]]:
     """Scores (N,), scale weights (N, 3), and whom each image is of, None where nothing tells it;
-    raises DataError naming a file that cannot be read."""
+    raises DataError naming a file that cannot be read. maps: learns the values of all maps."""
     patients = _find(images, name, patient_from, progress) if is_paths(images) else {}
     chosen = list(patients) if is_paths(images) else images
     sized = isinstance(chosen, list | tuple) or getattr(chosen, "ndim", 0) > 0
     expect(sized, name, "an array or list of images, paths or a folder", type(images).__name__)
     found: list[Scored] = []
     try:
-        for done, part in enumerate(_stream_files(engine, chosen), start=1):
+        files = _stream_files(engine, chosen, maps=maps is not None)
+        for done, part in enumerate(files, start=1):
             for item in part:
                 if item.error is not None:
                     raise DataError(f"{name}: {item.error}")
-                found.append(replace(item, image=None))
+                if maps is not None and item.map is not None:
+                    maps.add(item.map)
+                found.append(replace(item, image=None, map=None))
             progress(done, len(chosen), f"scoring {name}")
     except InputError as error:
         raise type(error)(name + str(error).removeprefix("images")) from error
@@ -157,7 +180,7 @@ def _score(engine: Engine, images: Any, name: str, progress: Progress,
              for item in found])
 
 
-def _stream_files(engine: Engine, images: Any) -> Iterator[Iterator[Scored]]:
+def _stream_files(engine: Engine, images: Any, *, maps: bool) -> Iterator[Iterator[Scored]]:
     """The images of each file, which may hold many, or each image alone."""
-    files = groupby(engine.stream(images, maps=False), key=lambda item: item.path or item.index)
+    files = groupby(engine.stream(images, maps=maps), key=lambda item: item.path or item.index)
     return (part for _, part in files)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from scrd_fast.errors import NotFiniteError, expect
 from scrd_fast.metrics.bootstrap import image_intervals
+from scrd_fast.metrics.map_scale import MapScale, conformal_threshold
 from scrd_fast.metrics.ranking import auroc, decide
 from scrd_fast.metrics.two_samples import ks_p_value
 from scrd_fast.records import is_number
@@ -38,7 +39,8 @@ class Decisions:
     is the largest share of normal images that may be called anomalous. report: with labels, the
     figures on images that did not choose the threshold, each (value, low, high) with a 95 %
     interval by patient, of `bootstrap`, from 0 to 1 where nothing tells it; "images" and "patients"
-    say of how many, normal and anomalous. A patient with images of both kinds counts in both.
+    say of how many, normal and anomalous. A patient with images of both kinds counts in both. maps:
+    how maps are read, None in engine files of format 3 and before.
     """
 
     normal_scores: tuple[float, ...]
@@ -48,6 +50,7 @@ class Decisions:
     threshold: float
     report: Mapping[str, tuple[float, float, float] | Mapping[str, int]] = field(
         default_factory=dict)
+    maps: MapScale | None = None
 
     def __post_init__(self) -> None:
         scores, weights = self._normal, np.asarray(self.scale_weights, np.float32)
@@ -123,10 +126,7 @@ def conformal(scores: Array, weights: Array, rate: float) -> Decisions:
     needed = normals_needed(rate)
     expect(len(scores) >= needed, "normals", f"at least {needed} images for a false-alarm rate of"
            f" {rate:g}", len(scores))
-    falling = np.sort(scores)[::-1]
-    # p <= rate where at most so many scores are at least as large; 1e-9: 0.29 * 100 is below 29.
-    allowed = math.floor(rate * (len(scores) + 1) + 1e-9) - 1
-    return _decisions(scores, weights, "conformal", rate, float(falling[allowed]))
+    return _decisions(scores, weights, "conformal", rate, conformal_threshold(scores, rate))
 
 
 def _decisions(scores: Array, weights: Array, rule: str, target: float | None, threshold: float,

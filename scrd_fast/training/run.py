@@ -235,7 +235,8 @@ class Run:
 
     def _save(self, model: SCRD, entry: Entry) -> None:
         history = [each for each in self._entries() if each["step"] <= entry["step"]]
-        metrics = {self.figure: entry[self.figure], "step": entry["step"], "history": history}
+        metrics = {self.figure: entry[self.figure], "step": entry["step"], "history": history,
+                   "images": {name: each["count"] for name, each in self.images.items()}}
         save_checkpoint(
             Checkpoint(model, self.config.spec(), ModelConfig(self.config.backbone, self.teacher),
                        self.training, metrics), self.out)

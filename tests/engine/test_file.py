@@ -21,12 +21,14 @@ from scrd_fast.engine.manifest import (
     Model,
     SearchRecord,
     SearchTry,
+    Training,
     Work,
 )
 from scrd_fast.errors import EngineFileError, OutputError
 from scrd_fast.machine import Gpu, Machine
 from scrd_fast.metrics.agreement import Limits, Report
 from scrd_fast.metrics.decisions import Decisions
+from scrd_fast.metrics.map_scale import MapScale
 from scrd_fast.spec import DecodingRule, ScoringSpec
 
 MEMBERS = {"network.onnx": bytes(range(40)), "golden.safetensors": b"golden"}
@@ -42,12 +44,14 @@ MANIFEST = Manifest(
                                                    Attempt("int8", why_not="too coarse")),
         SearchRecord(("a.",), {"a.": 0.5}, TRIES)),
     work=Work(2e9, 0.0, 1e7),
+    training=Training({"steps": 5, "noise.strength": 0.5, "augment": True, "teacher": None,
+                       "selection": "held-out"}, {"auroc_synthesised": 0.9}, {"data": 30}),
 )
 ON_A_GPU = replace(
     MANIFEST, machine=replace(MANIFEST.machine, gpu=Gpu("H100", (9, 0), "13.0", 91000)),
     plan=PlanTies("10.16.1", None, TensorRtOptions(workspace_gb=1.5)))
 CALIBRATION = Decisions((0.5, 1.0), ((0.2, 0.3, 0.5),) * 2, "f1", None, 0.75, {
-    "images": {"normal": 2, "anomalous": 3}, "auroc": (0.9, 0.8, 1.0)})
+    "images": {"normal": 2, "anomalous": 3}, "auroc": (0.9, 0.8, 1.0)}, MapScale((0.1, 0.9), 0.5))
 
 
 def digest(data: bytes) -> str:
@@ -162,15 +166,30 @@ def test_another_format_version(tmp_path, version):
 def test_format_2_reads_pictures_as_before(tmp_path):
     """It had no rule for decoding."""
     values = listed(asdict(MANIFEST)) | {"format": 2}
+    del values["training"]
     values["spec"] = {k: v for k, v in values["spec"].items() if k != "decoding"}
     path = craft(tmp_path / "x.scrd", [*with_digest(values), *MEMBERS.items()])
     manifest = read_engine_file(path)[0]
     assert manifest.format == FORMAT
     assert manifest.spec == MANIFEST.spec
     assert manifest.spec.decoding == DecodingRule()
-    with_rule = craft(tmp_path / "y.scrd", [*with_digest(values | {"format": FORMAT}),
+    today = values | {"format": FORMAT, "training": None}
+    with_rule = craft(tmp_path / "y.scrd", [*with_digest(today),
                                             *MEMBERS.items()])
     refused(with_rule, r"manifest.spec: expected all the fields .* none for \['decoding'\]")
+
+
+def test_format_3_tells_neither_of_training_nor_of_maps(tmp_path):
+    values = listed(asdict(replace(MANIFEST, calibration=CALIBRATION))) | {"format": 3}
+    del values["training"], values["calibration"]["maps"]
+    path = craft(tmp_path / "x.scrd", [*with_digest(values), *MEMBERS.items()])
+    manifest = read_engine_file(path)[0]
+    assert manifest.format == FORMAT
+    assert manifest.training is None
+    assert manifest.calibration == replace(CALIBRATION, maps=None)
+    newer = craft(tmp_path / "y.scrd", [
+        *with_digest(values | {"format": FORMAT, "training": None}), *MEMBERS.items()])
+    refused(newer, r"manifest.calibration: expected all the fields .* none for \['maps'\]")
 
 
 @pytest.mark.parametrize("version", [None, "1", [1], True, 1.0])

@@ -286,7 +286,33 @@ def test_pictures_are_not_kept(path):
     kept = asdict(manifest.calibration)
     assert {name: np.shape(value) for name, value in kept.items()} == {
         "normal_scores": (30,), "scale_weights": (30, 3), "rule": (), "target": (),
-        "threshold": (), "report": ()}
+        "threshold": (), "report": (), "maps": ()}
+    assert {name: np.shape(value) for name, value in kept["maps"].items()} == {
+        "scale": (2,), "pixel_threshold": ()}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "max"])
+def test_how_maps_are_read(path, reduction):
+    """Pixels are anomalous as often as images are, and normal images have little colour."""
+    manifest, members = read_engine_file(path)
+    write_engine_file(path, replace(manifest, spec=replace(manifest.spec, reduction=reduction)),
+                      members)
+    decisions = scrd_fast.calibrate(path, NORMALS, fpr=0.05)
+    with scrd_fast.load_engine(path) as engine:
+        assert engine.decisions.maps == decisions.maps
+        maps = engine.score(NORMALS).maps
+        largest = np.sort(maps.max(axis=(1, 2)))
+        assert decisions.maps.pixel_threshold == largest[-2]  # 40 images: one may lie above it
+        if reduction == "max":
+            assert decisions.maps.pixel_threshold == decisions.threshold
+        low, high = decisions.maps.scale
+        assert low == pytest.approx(np.quantile(maps, 0.99, method="inverted_cdf"), abs=1e-5)
+        assert high >= decisions.maps.pixel_threshold
+        sick = NORMALS[:20].copy()
+        sick[:, 20:40, 20:40] ^= 255
+        found = scrd_fast.calibrate(engine, NORMALS, anomalous=sick)
+        expected = found.threshold if reduction == "max" else largest[-2]  # 5 % of 40, or few
+        assert found.maps.pixel_threshold == pytest.approx(expected)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 import scrd_fast
 from scrd_fast.errors import BackendUnavailable, CheckpointError, InputError, ScrdError
 from scrd_fast.model import teacher_weights
-from scrd_fast.model.checkpoint import load_checkpoint
+from scrd_fast.model.checkpoint import load_checkpoint, save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.training import loop
 from scrd_fast.training.config import TrainConfig
@@ -42,9 +43,27 @@ def test_checkpoint_says_how_it_was_made(images, tmp_path):
     assert checkpoint.spec.reduction == "max"
     assert checkpoint.training["noise"]["strength"] == 0.8
     assert 0 <= checkpoint.metrics["auroc_synthesised"] <= 1
+    assert sum(checkpoint.metrics["images"].values()) == len(images)
     entry = checkpoint.metrics["history"][0]
     assert entry["step"] == 2
     assert sum(entry["weights"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_an_engine_says_how_its_model_was_trained(images, tmp_path):
+    path = tmp_path / "m.safetensors"
+    scrd_fast.train(images, path, steps=1, **SMALL)
+    checkpoint = load_checkpoint(path)
+    with scrd_fast.build_engine(path, device="cpu", precision="fp32", buckets=(1,)) as engine:
+        training = engine.manifest.training
+        assert training.options["steps"] == 1
+        assert training.options["noise.strength"] == checkpoint.training["noise"]["strength"]
+        assert training.options["betas"] == "0.5, 0.999"
+        assert training.images == checkpoint.metrics["images"]
+        assert training.figures == {"auroc_synthesised": checkpoint.metrics["auroc_synthesised"],
+                                    "step": 1}
+    save_checkpoint(replace(checkpoint, training={}), path)  # as of an imported model
+    with scrd_fast.build_engine(path, device="cpu", precision="fp32", buckets=(1,)) as engine:
+        assert engine.manifest.training is None
 
 
 def test_training_lowers_the_loss_and_leaves_the_teacher(images, tmp_path):
