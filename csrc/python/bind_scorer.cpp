@@ -14,8 +14,17 @@ py::tuple as_tuple(Scores scores) {
   const auto n = static_cast<py::ssize_t>(scores.n), size = static_cast<py::ssize_t>(scores.size);
   py::object maps = py::none();
   if (scores.maps) maps = take(std::move(scores.maps), {n, size, size});
+  py::object distances = py::none();
+  if (scores.distances[0]) {
+    py::tuple scales(kScales);
+    for (std::size_t k = 0; k < kScales; ++k) {
+      const auto side = static_cast<py::ssize_t>(scores.sides[k]);
+      scales[k] = take(std::move(scores.distances[k]), {n, side, side});
+    }
+    distances = scales;
+  }
   return py::make_tuple(take(std::move(scores.scores), {n}), maps,
-                        take(std::move(scores.scale_weights), {n, kScales}));
+                        take(std::move(scores.scale_weights), {n, kScales}), distances);
 }
 
 // Arrays for a scorer's thread to keep, and to let go of where nobody waits for the scores.
@@ -46,14 +55,15 @@ py::tuple get(PendingScores& pending) {
   return as_tuple(std::move(scores));
 }
 
-std::unique_ptr<PendingScores> submit(Scorer& scorer, const py::object& batch, bool maps) {
+std::unique_ptr<PendingScores> submit(Scorer& scorer, const py::object& batch, bool maps,
+                                      bool distances) {
   std::vector<py::array> arrays;
   std::vector<ImageView> images = image_views(batch, "batch", arrays);
   const bool is_batch = py::isinstance<py::array>(batch);
   std::shared_ptr<void> owner = owner_of(std::move(arrays));
   py::gil_scoped_release release;
   return std::make_unique<PendingScores>(
-      scorer.submit(std::move(images), is_batch, maps, std::move(owner)));
+      scorer.submit(std::move(images), is_batch, Wanted{maps, distances}, std::move(owner)));
 }
 
 }  // namespace
@@ -69,7 +79,9 @@ void bind_scorer(py::module_& module) {
   py::class_<PendingScores>(module, "PendingScores", "Scores that are on their way.")
       .def("done", &PendingScores::done, "Whether `get` would not wait.")
       .def("wait", &wait, py::arg("seconds"), "Wait this long at most; whether it is done.")
-      .def("get", &get, "(scores (N,), maps (N, S, S) or None, scale weights (N, 3)), once.");
+      .def("get", &get,
+           "(scores (N,), maps (N, S, S) or None, scale weights (N, 3), three distances (N, h, w)"
+           " or None), once.");
   py::class_<Scorer>(module, "Scorer", "Images in, scores and maps out.",
                      py::release_gil_before_calling_cpp_dtor())
       .def(py::init([](std::shared_ptr<Runner> runner, std::size_t size, std::array<float, 3> mean,
@@ -79,7 +91,7 @@ void bind_scorer(py::module_& module) {
            }),
            py::arg("runner"), py::arg("size"), py::arg("mean"), py::arg("std"), py::arg("tail"),
            py::arg("maximum"))
-      .def("submit", &submit, py::arg("batch"), py::arg("maps"),
+      .def("submit", &submit, py::arg("batch"), py::arg("maps"), py::arg("distances") = false,
            "Begin to score an array (N, H, W) or (N, H, W, 3) or a list of (H, W) or (H, W, 3).")
       .def("close", &Scorer::close, py::call_guard<py::gil_scoped_release>(),
            "Finish what was submitted, then let go of threads and runner.");

@@ -80,7 +80,7 @@ class Scorer::Service : public std::enable_shared_from_this<Service> {
   ~Service();
 
   void begin();
-  Future submit(std::vector<ImageView> images, bool is_batch, bool maps,
+  Future submit(std::vector<ImageView> images, bool is_batch, Wanted wanted,
                 std::shared_ptr<void> owner);
   void close();
   bool is_forked() const { return process_ != this_process(); }
@@ -126,9 +126,9 @@ Scorer::~Scorer() {
   }
 }
 
-Scorer::Future Scorer::submit(std::vector<ImageView> images, bool is_batch, bool maps,
+Scorer::Future Scorer::submit(std::vector<ImageView> images, bool is_batch, Wanted wanted,
                               std::shared_ptr<void> owner) {
-  return service_->submit(std::move(images), is_batch, maps, std::move(owner));
+  return service_->submit(std::move(images), is_batch, wanted, std::move(owner));
 }
 
 void Scorer::close() { service_->close(); }
@@ -194,7 +194,7 @@ void Scorer::Service::begin() {
   }
 }
 
-Scorer::Future Scorer::Service::submit(std::vector<ImageView> images, bool is_batch, bool maps,
+Scorer::Future Scorer::Service::submit(std::vector<ImageView> images, bool is_batch, Wanted wanted,
                                        std::shared_ptr<void> owner) {
   if (is_forked()) {
     throw ClosedError(
@@ -215,7 +215,11 @@ Scorer::Future Scorer::Service::submit(std::vector<ImageView> images, bool is_ba
   job->scores->owner = std::move(owner);
   job->scores->scores.reset(new float[n]);
   job->scores->scale_weights.reset(new float[n * kScales]);
-  if (maps) job->scores->maps.reset(new float[tail_.map_values(n)]);
+  if (wanted.maps) job->scores->maps.reset(new float[tail_.map_values(n)]);
+  for (std::size_t k = 0; wanted.distances && k < kScales; ++k) {
+    const std::size_t side = job->scores->sides[k] = tail_.sides()[k];
+    job->scores->distances[k].reset(new float[n * side * side]);
+  }
   Future future = job->promise.get_future();
   {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -329,7 +333,12 @@ void Scorer::Service::finish(const Piece& piece, const Stream& stream) const {
     const std::size_t image = piece.first + i;
     std::array<const float*, kScales> distances;
     for (int k = 0; k < kScales; ++k) {
-      distances[k] = stream.distances[k].data() + i * tail_.sides()[k] * tail_.sides()[k];
+      const std::size_t values = tail_.sides()[k] * tail_.sides()[k];
+      distances[k] = stream.distances[k].data() + i * values;
+      if (scores.distances[k]) {
+        std::memcpy(scores.distances[k].get() + image * values, distances[k],
+                    values * sizeof(float));
+      }
     }
     const float* weights = stream.scale_weights.data() + i * kScales;
     std::memcpy(scores.scale_weights.get() + image * kScales, weights, kScales * sizeof(float));

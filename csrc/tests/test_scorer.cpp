@@ -121,12 +121,30 @@ TEST(batches_of_every_length_are_scored) {
     const std::vector<float> levels = levels_of(n, n);
     for (bool maps : {false, true}) {
       const int before = runner->pieces;
-      const auto scores = scorer.score(images_of(levels), true, maps);
+      const auto scores = scorer.score(images_of(levels), true, Wanted{maps});
       CHECK(are_scores_of(*scores, levels));
       CHECK((scores->maps != nullptr) == maps);
       CHECK(runner->pieces - before == static_cast<int>(n / 4 + n % 4));
     }
   }
+}
+
+TEST(distances_come_with_the_scores_where_they_are_wanted) {
+  Scorer scorer = scorer_of(std::make_shared<FirstPixel>());
+  const std::vector<float> levels = levels_of(6, 1);
+  const auto scores = scorer.score(images_of(levels), true, Wanted{false, true});
+  CHECK(are_scores_of(*scores, levels));
+  CHECK(scores->maps == nullptr);
+  CHECK(scores->sides == kSides);
+  for (int k = 0; k < kScales; ++k) {
+    const std::size_t values = kSides[k] * kSides[k];
+    bool right = scores->distances[k] != nullptr;
+    for (std::size_t i = 0; right && i < levels.size() * values; ++i) {
+      right = scores->distances[k][i] == levels[i / values];
+    }
+    CHECK(right);
+  }
+  CHECK(scorer.score(images_of(levels), true, Wanted{})->distances[0] == nullptr);
 }
 
 TEST(many_threads_get_their_own_scores_from_any_number_of_streams) {
@@ -139,8 +157,8 @@ TEST(many_threads_get_their_own_scores_from_any_number_of_streams) {
         for (std::size_t call = 0; call < 30; ++call) {
           const std::vector<float> one = levels_of(1 + call % 6, 100 * t + call);
           const std::vector<float> two = levels_of(2, 7 * t + call);
-          Scorer::Future first = scorer.submit(images_of(one), true, call % 2 == 0);
-          Scorer::Future second = scorer.submit(images_of(two), true, true);
+          Scorer::Future first = scorer.submit(images_of(one), true, Wanted{call % 2 == 0});
+          Scorer::Future second = scorer.submit(images_of(two), true, Wanted{});
           wrong += !are_scores_of(*second.get(), two);
           wrong += !are_scores_of(*first.get(), one);
         }
@@ -158,7 +176,7 @@ TEST(an_error_of_the_network_reaches_its_batch_only) {
   const std::vector<float> good{0.25f, 0.75f}, bad{0.25f, 0.5f};
   std::vector<Scorer::Future> futures;
   for (int i = 0; i < 6; ++i)
-    futures.push_back(scorer.submit(images_of(i % 2 ? bad : good), true, true));
+    futures.push_back(scorer.submit(images_of(i % 2 ? bad : good), true, Wanted{}));
   for (int i = 0; i < 6; ++i) {
     if (i % 2) {
       CHECK_THROWS(Torn, "the network tore", futures[i].get());
@@ -173,7 +191,7 @@ TEST(the_owner_comes_back_with_the_scores) {
   const std::vector<float> levels{0.5f};
   auto owner = std::make_shared<int>(7);
   const std::weak_ptr<int> watch = owner;
-  auto scores = scorer.submit(images_of(levels), true, false, std::move(owner)).get();
+  auto scores = scorer.submit(images_of(levels), true, Wanted{false}, std::move(owner)).get();
   CHECK(watch.lock() == scores->owner);
   scores.reset();
   CHECK(watch.expired());
@@ -183,14 +201,14 @@ TEST(closing_finishes_what_was_submitted) {
   Scorer scorer = scorer_of(std::make_shared<FirstPixel>(2));
   const std::vector<float> levels = levels_of(9, 3);
   std::vector<Scorer::Future> futures;
-  for (int i = 0; i < 20; ++i) futures.push_back(scorer.submit(images_of(levels), true, true));
+  for (int i = 0; i < 20; ++i) futures.push_back(scorer.submit(images_of(levels), true, Wanted{}));
   scorer.close();
   for (Scorer::Future& future : futures) {
     CHECK(future.wait_for(std::chrono::seconds(0)) == std::future_status::ready);
     CHECK(are_scores_of(*future.get(), levels));
   }
   CHECK_THROWS(ClosedError, "scorer: expected an open one, got one after close()",
-               scorer.submit(images_of(levels), true, true));
+               scorer.submit(images_of(levels), true, Wanted{}));
   scorer.close();
 }
 
@@ -204,7 +222,7 @@ TEST(threads_may_submit_while_another_closes) {
       threads.emplace_back([&] {
         try {
           while (true)
-            wrong += !are_scores_of(*scorer.score(images_of(levels), true, true), levels);
+            wrong += !are_scores_of(*scorer.score(images_of(levels), true, Wanted{}), levels);
         } catch (const ClosedError&) {  // what ends this thread
         }
       });
@@ -232,7 +250,7 @@ TEST(waiting_for_scores_ends_in_time) {
   auto runner = std::make_shared<HeldBack>();
   Scorer scorer = scorer_of(runner);
   const std::vector<float> levels{0.5f};
-  PendingScores pending(scorer.submit(images_of(levels), true, true));
+  PendingScores pending(scorer.submit(images_of(levels), true, Wanted{}));
   for (double seconds : {-1.0, std::nan("")}) {
     CHECK_THROWS(InputError, "timeout: expected seconds from 0, got " + std::to_string(seconds),
                  pending.wait(seconds));
@@ -254,7 +272,7 @@ TEST(pending_scores_give_an_error_once) {
   runner->fails_on = 0.5f;
   Scorer scorer = scorer_of(runner);
   const std::vector<float> levels{0.5f};
-  PendingScores pending(scorer.submit(images_of(levels), true, true));
+  PendingScores pending(scorer.submit(images_of(levels), true, Wanted{}));
   CHECK_THROWS(Torn, "the network tore", pending.get());
   CHECK_THROWS(InputError, "get: expected to be called once, got a second call", pending.get());
 }
@@ -263,7 +281,7 @@ TEST(one_of_many_threads_gets_the_scores) {
   Scorer scorer = scorer_of(std::make_shared<FirstPixel>());
   const std::vector<float> levels = levels_of(3, 6);
   for (int round = 0; round < 30; ++round) {
-    PendingScores pending(scorer.submit(images_of(levels), true, true));
+    PendingScores pending(scorer.submit(images_of(levels), true, Wanted{}));
     std::atomic<int> right{0}, refused{0};
     std::vector<std::thread> threads;
     for (int t = 0; t < 4; ++t) {
@@ -297,8 +315,8 @@ TEST(a_scorer_may_be_destroyed_by_its_own_thread) {
     auto runner = std::make_shared<ClosesItsScorer>();
     auto* scorer = new Scorer(runner, PixelSpec{kSize, {0, 0, 0}, {1, 1, 1}},
                               Tail(kSize, kSides, 2.0, false), false);
-    Scorer::Future first = scorer->submit(images_of(levels), true, true);
-    Scorer::Future second = scorer->submit(images_of(levels), true, true);
+    Scorer::Future first = scorer->submit(images_of(levels), true, Wanted{});
+    Scorer::Future second = scorer->submit(images_of(levels), true, Wanted{});
     runner->scorer = scorer;
     CHECK(are_scores_of(*second.get(), levels));
     CHECK(are_scores_of(*first.get(), levels));
@@ -319,10 +337,10 @@ TEST(arguments_of_a_scorer_that_do_not_fit) {
                       Tail(64, {16, 8, 4}, 2.0, false), false));
   Scorer scorer = scorer_of(std::make_shared<FirstPixel>());
   CHECK_THROWS(InputError, "batch: expected at least one image, got none",
-               scorer.submit({}, true, true));
+               scorer.submit({}, true, Wanted{}));
   const std::vector<float> bad{0.5f, std::numeric_limits<float>::quiet_NaN()};
   CHECK_THROWS(NotFiniteError, "batch[1]: expected finite values, got nan at index (0, 0)",
-               scorer.submit(images_of(bad), false, true));
+               scorer.submit(images_of(bad), false, Wanted{}));
 }
 
 }  // namespace

@@ -184,7 +184,7 @@ class PendingCuda:
         return True
 
     def get(self) -> Scores:
-        """(scores (N,), maps (N, S, S) or None, scale weights (N, 3)); waits for them.
+        """(scores (N,), maps (N, S, S) or None, scale weights (N, 3), None); waits for them.
 
         Raises NotFiniteError naming the first image on which the network overflows.
         """
@@ -195,7 +195,7 @@ class PendingCuda:
         if len(bad):
             raise NotFiniteError(f"batch: the network's output for image {int(bad[0])} is not"
                                  " finite; it overflows on this image")
-        return scores.numpy(), None if maps is None else maps.numpy(), weights.numpy()
+        return scores.numpy(), None if maps is None else maps.numpy(), weights.numpy(), None
 
 
 class CudaScorer:
@@ -215,9 +215,10 @@ class CudaScorer:
                 self._network.stream.synchronize()
             self._network = None
 
-    def submit(self, batch: Any, maps: bool) -> PendingCuda:
+    def submit(self, batch: Any, maps: bool, distances: bool = False) -> PendingCuda:
         """Enqueue a batch and return: a tensor (N, H, W[, 3]) on the CPU or this GPU, an array,
         or a list of images of different sizes. Images on the CPU are copied before it returns.
+        Distances stay in the captured graph: they are not given.
 
         Raises InputError, ClosedError, and DeviceMemoryError, after which it can still be used.
         """

@@ -13,7 +13,9 @@ from scrd_fast.ops.image_arrays import as_arrays
 from scrd_fast.ops.native_tail import native_tail
 from scrd_fast.spec import ScoringSpec
 
-Scores = tuple[NDArray[np.float32], NDArray[np.float32] | None, NDArray[np.float32]]
+Distances = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+Scores = tuple[NDArray[np.float32], NDArray[np.float32] | None, NDArray[np.float32],
+               Distances | None]
 
 
 class PendingScores(Protocol):
@@ -25,13 +27,15 @@ class PendingScores(Protocol):
         """Wait this long at most; whether it is done."""
 
     def get(self) -> Scores:
-        """(scores (N,), maps (N, S, S) or None, scale weights (N, 3)), once; waits for them."""
+        """(scores (N,), maps (N, S, S) or None, scale weights (N, 3), the three distances (N, h, w)
+        that maps are made of or None), once; waits for them."""
 
 
 class Scorer(Protocol):
     """Images in, scores and maps out: _native.Scorer on CPUs, backends.cuda.CudaScorer on GPUs."""
 
-    def submit(self, batch: Any, maps: bool) -> PendingScores: ...
+    def submit(self, batch: Any, maps: bool, distances: bool = False) -> PendingScores:
+        """Begin; a scorer on a GPU does not give distances."""
 
     def close(self) -> None:
         """Finish what was submitted, then let go of the network."""

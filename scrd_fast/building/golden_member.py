@@ -28,7 +28,7 @@ def make_golden(checkpoint: Checkpoint, runner: Runner, progress: Progress) -> b
         def score(batch: Sequence[Any], maps: bool) -> tuple[Any, ...]:
             return scorer.submit(runner.inputs(list(batch), "batch"), maps).get()
 
-        scores, maps, _ = score(images, True)
+        scores, maps, *_ = score(images, True)
         probe = probe_images(spec.input_size)
         probe_scores = scores_of(probe, lambda batch: score(batch, False)[0], progress)
     tensors: dict[str, NDArray[Any]] = {f"image{i}": image for i, image in enumerate(images)}

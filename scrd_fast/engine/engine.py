@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from scrd_fast.backends.runner import PendingScores, Runner
+from scrd_fast.backends.runner import Distances, PendingScores, Runner
 from scrd_fast.data.decode.image import Source
 from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine_file import manifest_digest
@@ -35,6 +35,8 @@ class Result:
     until decisions are calibrated; errors: index -> why that image could not be read or scored. The
     score, map, scale weights and p-value of such an image are NaN, and it is not called anomalous.
     sources: of paths, the file and place of each image, as a file may hold several; else None.
+    distances: float32 (N, h, w) at each of the three scales, 1 - cosine similarity of teacher's and
+    student's features, which the map is made of; None where they were not asked for, and on GPUs.
     """
 
     scores: NDArray[np.float32]
@@ -44,6 +46,7 @@ class Result:
     anomalous: NDArray[np.bool_] | None = None
     errors: dict[int, str] = field(default_factory=dict)
     sources: list[Source] | None = None
+    distances: Distances | None = None
 
 
 def _is_paths(value: Any) -> bool:
@@ -90,7 +93,9 @@ class Pending:
                 if timeout is not None and not self._pending.wait(left):
                     raise TimeoutError(_LATE.format(timeout))
                 try:
-                    self._outcome = _decide(Result(*self._pending.get()), self._decisions)
+                    scores, maps, weights, distances = self._pending.get()
+                    self._outcome = _decide(Result(scores, maps, weights, distances=distances),
+                                            self._decisions)
                 except ScrdError as error:
                     self._outcome = error
             if isinstance(self._outcome, ScrdError):
@@ -159,7 +164,7 @@ class Engine:
         self._close()
         self._scorer.close()  # another thread may have begun it: wait for its end, too
 
-    def submit(self, batch: Any, *, maps: bool = True) -> Pending:
+    def submit(self, batch: Any, *, maps: bool = True, distances: bool = False) -> Pending:
         """Begin to score a batch of images and return at once.
 
         batch: as in `score`, without paths; its memory must not be written to until the result
@@ -169,7 +174,8 @@ class Engine:
         if is_path(batch) or _is_paths(batch):
             raise InputError("batch: expected images, got paths; score(paths) reads them")
         check_range(batch, "batch")
-        return Pending(self._scorer.submit(self._inputs(batch, "batch"), maps), self.decisions)
+        return Pending(self._scorer.submit(self._inputs(batch, "batch"), maps, distances),
+                       self.decisions)
 
     def score(self, batch: Any, *, maps: bool = True) -> Result:
         """Score a batch of images.
@@ -189,7 +195,8 @@ class Engine:
             return self._score_paths([as_path(path, "batch") for path in batch], maps)
         return self.submit(batch, maps=maps).result()
 
-    def stream(self, images: Iterable[Any], *, maps: bool = True) -> Iterator[Scored]:
+    def stream(self, images: Iterable[Any], *, maps: bool = True, distances: bool = False,
+               ) -> Iterator[Scored]:
         """Score images one after the other, in their order, in bounded memory.
 
         images: paths, or images as in `score`, of different sizes, from any iterable, which may
@@ -199,7 +206,7 @@ class Engine:
         cannot be read or scored has the reason in `Scored.error`; an image that does not fit raises
         InputError.
         """
-        return stream(self, images, maps=maps)
+        return stream(self, images, maps=maps, distances=distances)
 
     def _score_paths(self, paths: Sequence[Path], maps: bool) -> Result:
         items = []

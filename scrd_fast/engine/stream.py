@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scrd_fast.backends.runner import Distances
 from scrd_fast.data.decode.ahead import Decoded, decode_ahead
 from scrd_fast.data.decode.image import Source
 from scrd_fast.errors import InputError, expect
@@ -35,7 +36,8 @@ class Scored:
     what the file holds; geometry: as DecodedImage has it; score: larger is more anomalous; map:
     float32 (S, S), None where maps were not asked for; scale_weights: float32 (3,); p_value and
     anomalous: None until decisions are calibrated. error: why the file could not be read or scored:
-    then score, map, scale weights and p-value are NaN, and it is not called anomalous.
+    then score, map, scale weights and p-value are NaN, and it is not called anomalous. distances:
+    float32 (h, w) at each of the three scales, see Result; None without a score, too.
     """
 
     index: int
@@ -48,6 +50,7 @@ class Scored:
     anomalous: bool | None = None
     error: str | None = None
     geometry: NDArray[np.float64] | None = None
+    distances: Distances | None = None
 
     @property
     def path(self) -> Path | None:
@@ -79,7 +82,8 @@ class _Entry:
 
 
 def stream(
-    engine: "Engine", images: Iterable[Any], *, maps: bool, stacklevel: int = 2
+    engine: "Engine", images: Iterable[Any], *, maps: bool, distances: bool = False,
+    stacklevel: int = 2,
 ) -> Iterator[Scored]:
     """See Engine.stream. `stacklevel` is that of warnings, 2 for the loop that takes from this."""
     if isinstance(images, str | bytes | os.PathLike):
@@ -87,11 +91,11 @@ def stream(
                          f" write stream([{os.fsdecode(images)!r}])")
     waiting: deque[tuple[list[_Entry], Pending | None]] = deque()
     for entries, batch in _cut(engine, images, stacklevel + 1):
-        waiting.append((entries, _submit(engine, entries, batch, maps)))
+        waiting.append((entries, _submit(engine, entries, batch, maps, distances)))
         if len(waiting) == IN_FLIGHT:
-            yield from _collect(engine, *waiting.popleft(), maps)
+            yield from _collect(engine, *waiting.popleft(), maps, distances)
     while waiting:
-        yield from _collect(engine, *waiting.popleft(), maps)
+        yield from _collect(engine, *waiting.popleft(), maps, distances)
 
 
 def _cut(
@@ -142,14 +146,14 @@ def _usable(entries: list[_Entry]) -> list[Any]:
 
 
 def _submit(
-    engine: "Engine", entries: list[_Entry], batch: Any, maps: bool
+    engine: "Engine", entries: list[_Entry], batch: Any, maps: bool, distances: bool
 ) -> "Pending | None":
     """The batch on its way; None where there is nothing to score, or no telling yet which of its
     files was bad."""
     if len(batch) == 0:
         return None
     try:
-        return engine.submit(batch, maps=maps)
+        return engine.submit(batch, maps=maps, distances=distances)
     except InputError as error:
         if all(entry.source is None for entry in entries):
             raise _name_in_stream(error, entries) from error
@@ -167,7 +171,7 @@ def _name_in_stream(error: InputError, entries: list[_Entry]) -> InputError:
 
 
 def _collect(
-    engine: "Engine", entries: list[_Entry], pending: "Pending | None", maps: bool
+    engine: "Engine", entries: list[_Entry], pending: "Pending | None", maps: bool, distances: bool
 ) -> Iterator[Scored]:
     good = [entry for entry in entries if entry.error is None]
     result: Result | None = None
@@ -182,14 +186,15 @@ def _collect(
         if entry.error is None and result is not None:
             yield _make_scored(entry, result, place[entry.index])
         else:
-            yield _score_alone(engine, entry, maps)
+            yield _score_alone(engine, entry, maps, distances)
 
 
-def _score_alone(engine: "Engine", entry: _Entry, maps: bool) -> Scored:
+def _score_alone(engine: "Engine", entry: _Entry, maps: bool, distances: bool) -> Scored:
     """After an error of its batch: says whether it was this image."""
     if entry.error is None:
         try:
-            return _make_scored(entry, engine.submit([entry.image], maps=maps).result(), 0)
+            result = engine.submit([entry.image], maps=maps, distances=distances).result()
+            return _make_scored(entry, result, 0)
         except InputError as error:
             if entry.source is None:
                 raise _name_in_stream(error, [entry]) from error
@@ -206,4 +211,6 @@ def _make_scored(entry: _Entry, result: "Result", i: int) -> Scored:
         entry.index, entry.source, entry.image, result.scores[i],
         None if result.maps is None else result.maps[i], result.scale_weights[i],
         None if result.p_values is None else result.p_values[i],
-        None if result.anomalous is None else bool(result.anomalous[i]), geometry=entry.geometry)
+        None if result.anomalous is None else bool(result.anomalous[i]), geometry=entry.geometry,
+        distances=None if result.distances is None else (
+            result.distances[0][i], result.distances[1][i], result.distances[2][i]))

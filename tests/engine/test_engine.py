@@ -27,6 +27,7 @@ from scrd_fast.errors import (
 )
 from scrd_fast.metrics.agreement import Limits
 from scrd_fast.model.reference import score_images
+from scrd_fast.reference.anomaly_map import combine_distances
 from tests.support.models import EACH_BACKEND, pictures
 from tests.support.tolerances import allowed
 
@@ -429,3 +430,23 @@ def test_paths_may_be_bytes(small_file, tmp_path):
             engine.score(bytes(png))
     with pytest.raises(InputError, match=r"^path: expected a path, got int"):
         scrd_fast.load_engine(5)
+
+
+def test_maps_are_made_of_the_distances(small_engine, small, tmp_path):
+    images = pictures(5, 64)
+    result = small_engine.submit(images, distances=True).result()
+    if small_engine.manifest.backend in ("torch_cuda", "tensorrt"):
+        assert result.distances is None
+        return
+    assert [each.shape for each in result.distances] == [(5, 16, 16), (5, 8, 8), (5, 4, 4)]
+    made = combine_distances([torch.from_numpy(each) for each in result.distances],
+                             torch.from_numpy(result.scale_weights), small.spec)
+    np.testing.assert_allclose(result.maps, made.map, atol=1e-5)
+    np.testing.assert_array_equal(result.scores, small_engine.score(images).scores)
+    for item in small_engine.stream(images, distances=True):
+        for k in range(3):
+            np.testing.assert_allclose(item.distances[k], result.distances[k][item.index],
+                                       rtol=1e-4, atol=1e-6)
+    (bad,) = small_engine.stream([tmp_path / "none.png"], distances=True)
+    assert bad.error
+    assert bad.distances is None

@@ -164,7 +164,8 @@ def test_batches_are_cut_into_pieces_in_order():
     network = Network()
     scorer = scorer_of(network)
     levels = np.linspace(0, 1, 7)
-    scores, maps, weights = scorer.submit(grey(*levels), maps=True).get()
+    scores, maps, weights, distances = scorer.submit(grey(*levels), maps=True).get()
+    assert distances is None
     scorer.close()
     np.testing.assert_allclose(scores, 3 * levels, atol=1e-6)
     np.testing.assert_allclose(maps, np.broadcast_to(3 * levels[:, None, None], (7, 32, 32)),

@@ -11,12 +11,13 @@ import scrd_fast
 from scrd_fast.data.decode import ahead
 from scrd_fast.data.decode.image import DecodedImage, Source
 from scrd_fast.data.decode.read import FileRead
+from scrd_fast.data.to_score import ToScore
 from scrd_fast.engine import stream as streaming
 from scrd_fast.engine.engine import Result
 from scrd_fast.engine.stream import BATCH, IN_FLIGHT
 from scrd_fast.errors import InputError, NotFiniteError
-from scrd_fast.report.overlays import overlay
-from scrd_fast.report.scores import score_files
+from scrd_fast.report.overlays import collect_overlays, overlay
+from scrd_fast.report.scores import draw_overlay, score_files
 from scrd_fast.spec import ScoringSpec
 from tests.support.models import pictures
 from tests.support.pictures import read_image
@@ -97,9 +98,9 @@ def test_the_network_works_while_files_are_read(engine, files, monkeypatch):
     under_way, most, read = 0, 0, []
     submit, read_file = engine.submit, ahead.read_file
 
-    def submitted(batch, *, maps=True):
+    def submitted(batch, **wanted):
         nonlocal under_way, most
-        pending = submit(batch, maps=maps)
+        pending = submit(batch, **wanted)
         under_way += 1
         most = max(most, under_way)
         result = pending.result
@@ -125,7 +126,7 @@ class Counted:
 
     spec, decisions = ScoringSpec(input_size=64), None
 
-    def submit(self, batch, *, maps):
+    def submit(self, batch, *, maps, distances):
         n = len(batch)
         self.last = Result(np.zeros(n, np.float32), None, np.zeros((n, 3), np.float32))
         return self
@@ -152,7 +153,13 @@ def test_overlays_of_all_files_have_one_scale(engine, files, tmp_path, monkeypat
     monkeypatch.setattr(ahead, "read_file", lambda path, rule: (
         read.append(path) or read_file(path, rule)))
     out = tmp_path / "overlays"
-    assert score_files(engine, files, out=tmp_path / "scores.csv", overlays=out) == {}
+    rows = []
+    with collect_overlays(out) as drawn:
+        failed, errors = score_files(engine, ToScore(files, {}, {}), rows.append,
+                                     take=[lambda row, item: draw_overlay(drawn, item)])
+    assert not failed
+    assert not errors
+    assert [row.image for row in rows] == list(map(str, files))
     assert sorted(read) == files
     maps = engine.score(files).maps
     low, high = np.quantile(maps, [0.5, 0.999])

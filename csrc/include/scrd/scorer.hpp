@@ -1,6 +1,7 @@
 // Batches of images in, scores and maps out: pre-processing, network, anomaly map, in one call.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <functional>
 #include <future>
@@ -16,11 +17,19 @@
 
 namespace scrd {
 
+// What is wanted of a batch besides scores and scale weights.
+struct Wanted {
+  bool maps = true;
+  bool distances = false;  // that the maps are made of
+};
+
 // Scores of n images in their order: scores (n), scale_weights (n, 3), maps (n, size, size) or
-// null.
+// null, distances (n, sides[k], sides[k]) or null.
 struct Scores {
   std::size_t n = 0, size = 0;
+  std::array<std::size_t, kScales> sides{};
   std::unique_ptr<float[]> scores, scale_weights, maps;
+  std::array<std::unique_ptr<float[]>, kScales> distances;
   std::shared_ptr<void> owner;  // of the images' memory, as submit was given it
 };
 
@@ -43,11 +52,11 @@ class Scorer {
   // array "batch" or as the list element "batch[i]". Errors of the arguments are thrown here
   // (InputError, NotFiniteError), those of the network by the future. Throws ClosedError after
   // close().
-  Future submit(std::vector<ImageView> images, bool is_batch, bool maps,
+  Future submit(std::vector<ImageView> images, bool is_batch, Wanted wanted,
                 std::shared_ptr<void> owner = nullptr);
 
-  std::unique_ptr<Scores> score(std::vector<ImageView> images, bool is_batch, bool maps) {
-    return submit(std::move(images), is_batch, maps).get();
+  std::unique_ptr<Scores> score(std::vector<ImageView> images, bool is_batch, Wanted wanted) {
+    return submit(std::move(images), is_batch, wanted).get();
   }
 
   // Ends what was submitted, then lets go of threads and runner. Called from one of the scorer's
