@@ -2,8 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -141,7 +141,7 @@ def evaluate(
     engine: Engine | str | os.PathLike[str], data: str | os.PathLike[str], *,
     patient_from: str | None = None, patient_rule: str = "max", specificity: float = 0.95,
     pixels: bool = True, seed: int = 0, device: str | None = None, trust: bool = False,
-    progress: Progress = silent,
+    each: Callable[["Judged", Scored], None] | None = None, progress: Progress = silent,
 ) -> Evaluation:
     """Score the test images of a data set and judge the scores by their labels.
 
@@ -152,7 +152,8 @@ def evaluate(
     from `seed`; where no file tells its patient, each file is one. patient_rule: a patient's score
     is the "max" or "mean" of the images'. specificity: of sensitivity_at_specificity. pixels: judge
     maps by masks, where there are masks; takes 12 bytes for each pixel of all maps. device, trust:
-    of a path, as in `load_engine`. progress: called with (done, total, what).
+    of a path, as in `load_engine`. each: called with every test image that is judged, and its
+    pixels, map and distances. progress: called with (done, total, what).
 
     Of a file with several images (NIfTI, DICOM, TIFF) an image is anomalous where its mask has a
     pixel; without a mask all have the label of their file. A mask has the image's shape and, where
@@ -177,7 +178,7 @@ def evaluate(
             [seen.judged for seen in _score(opened, held, False, failed, progress, "validation")]
             if judge else [], opened.decisions)
         masked = pixels and any(item.mask is not None for item in test)
-        seen = list(_score(opened, test, masked, failed, progress, "test"))
+        seen = list(_score(opened, test, masked, failed, progress, "test", each))
         images = [each.judged for each in seen]
         if {each.label for each in images} != {0, 1}:
             raise DataError(f"{os.fsdecode(data)}: expected normal and anomalous test images, got"
@@ -252,7 +253,7 @@ def _remark_masks(test: tuple[Item, ...], seen: list[_Seen]) -> list[str]:
 
 def _score(
     engine: Engine, items: tuple[Item, ...], masked: bool, failed: dict[Path, str],
-    progress: Progress, what: str,
+    progress: Progress, what: str, each: Callable[["Judged", Scored], None] | None = None,
 ) -> Iterator[_Seen]:
     """The scored images of files; a file that cannot be judged as a whole goes to `failed`."""
     by_path = {item.path: item for item in items}
@@ -260,15 +261,21 @@ def _score(
         return
     arranged = arrange_files(list(by_path), stacklevel=4)
     failed.update(arranged.refused)
-    files = groupby(engine.stream(arranged.paths, maps=masked), key=attrgetter("path"))
-    for number, (path, scored) in enumerate(files, start=1):
+    whole = each is not None
+    files = groupby(engine.stream(arranged.paths, maps=masked or whole, distances=whole),
+                    key=attrgetter("path"))
+    for number, (path, group) in enumerate(files, start=1):
         progress(number, len(arranged.paths), f"scoring {what} images")
+        scored = list(group)
         try:
-            seen = _see_file(by_path[path], list(scored), engine.spec)
+            seen = _see_file(by_path[path], scored, engine.spec)
         except DataError as error:
             failed[path] = str(error)
             continue
-        yield from seen
+        for one, item in zip(seen, scored, strict=True):
+            if each is not None:
+                each(one.judged, item)
+            yield one if masked else replace(one, map=None)
 
 
 def _see_file(item: Item, scored: list[Scored], spec: ScoringSpec) -> list[_Seen]:

@@ -114,13 +114,13 @@ def write_maps(items: Sequence[Scored], folder: Path, name: str, kind: str) -> P
 
 @contextmanager
 def collect_maps(
-    folder: Path, kind: str, paths: Sequence[Path], failed: dict[Path, str]
+    folder: Path, kind: str, paths: Sequence[Path], notes: list[str]
 ) -> Iterator[Callable[[Scored], None]]:
-    """A call that takes scored images one after the other, and writes the maps of each file or
-    series when the next one begins; see write_maps.
+    """A call that takes the results of files one after the other, and writes the maps of each file
+    or series when the next one begins; see write_maps.
 
-    paths: all files that are scored. Of what has no maps, such as pictures without a place in the
-    patient where kind is "nifti", the reason goes to `failed` by the first file.
+    paths: all files that are scored. notes: gets a line, with the name of the first file, for what
+    has no maps, such as pictures without a place in the patient where kind is "nifti".
     """
     expect(kind in FORMATS, "kind", f"one of {FORMATS}", repr(kind))
     names, held = name_maps(paths), list[Scored]()
@@ -131,9 +131,11 @@ def collect_maps(
         try:
             write_maps(held, folder, names[path], kind)
         except DataError as error:
-            failed[path] = f"{path}: no map: {str(error).removeprefix(f'{path}: ')}"
+            notes.append(f"{path}: no map: {str(error).removeprefix(f'{path}: ')}")
 
     def take(item: Scored) -> None:
+        if item.error is not None:
+            return
         assert item.source is not None
         if held and held[0].source is not None and (
                 (held[0].source.series or held[0].path) != (item.source.series or item.path)):

@@ -9,18 +9,20 @@ import numpy as np
 
 from scrd_fast.evaluation.evaluate import OPTIMISTIC, Evaluation, Figure
 from scrd_fast.files import atomic_write
-from scrd_fast.report.scores import Row, write_failed, write_table
+from scrd_fast.report.run_folder import EVALUATION
+from scrd_fast.report.scores import write_failed
+from scrd_fast.report.tables import Row, write_table
 
 _COLUMNS = ("auroc", "average_precision", "f1", "accuracy", "sensitivity", "specificity",
             "best_f1", "best_accuracy")
 
 
-def name_figure(name: str, evaluation: Evaluation) -> str:
-    """A figure's name for a reader."""
+def name_figure(name: str, specificity: float) -> str:
+    """A figure's name for a reader. specificity: of sensitivity_at_specificity."""
     told = {"auroc": "AUROC", "average_precision": "average precision", "f1": "F1",
             "aupro": "AUPRO (false positives up to 0.3)", "best_f1": "best F1",
             "best_dice": "best Dice",
-            "sensitivity_at_specificity": f"sensitivity at specificity {evaluation.specificity:g}"}
+            "sensitivity_at_specificity": f"sensitivity at specificity {specificity:g}"}
     plain = told.get(name, name.replace("_", " "))
     return f"{plain}, chosen on the test set: optimistic" if name in OPTIMISTIC else plain
 
@@ -35,11 +37,11 @@ def list_lines(evaluation: Evaluation) -> Iterator[str]:
         yield (f"{part.normal} normal and {part.anomalous} anomalous {of}{rule}{group},"
                f" {part.patients} patients or files:")
         for name, figure in part.figures.items():
-            yield f"  {_show(figure)}  {name_figure(name, evaluation)}"
+            yield f"  {_show(figure)}  {name_figure(name, evaluation.specificity)}"
     if evaluation.pixels is not None:
         yield "pixels of the images whose masks are known:"
         for name, figure in evaluation.pixels.items():
-            yield f"  {_show(figure)}  {name_figure(name, evaluation)}"
+            yield f"  {_show(figure)}  {name_figure(name, evaluation.specificity)}"
     if evaluation.p_values is not None:
         yield "calibration, share of normal images with a p-value of at most:"
         for rate, share in evaluation.p_values.items():
@@ -112,7 +114,7 @@ def _show_short(value: float) -> str:
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     """evaluation.json, figures.csv, images.csv, row.md and, where files failed, failed.csv."""
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / "evaluation.json") as temporary:
+    with atomic_write(folder / EVALUATION) as temporary:
         temporary.write_text(json.dumps(evaluation.to_dict(), indent=1) + "\n")
     write_table(list_figures(evaluation), folder / "figures.csv")
     write_table(list_images(evaluation), folder / "images.csv")

@@ -1,137 +1,62 @@
-"""Scores of image files as a CSV table, with overlays on request."""
+"""Scoring files: a row for each image, and whatever else is made of it; files that failed."""
 
-import csv
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
-
-from scrd_fast.engine.engine import Engine, Result
+from scrd_fast.data.to_score import ToScore
+from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.stream import Scored
 from scrd_fast.errors import ScrdError, expect
-from scrd_fast.files import atomic_write
 from scrd_fast.progress import Progress, silent
-from scrd_fast.report.overlays import Overlays, collect_overlays
+from scrd_fast.report.overlays import Overlays
+from scrd_fast.report.rows import ScoreRow, make_row
+from scrd_fast.report.tables import write_table
 
-Row = Sequence[Any]
-
-
-def _header(*, framed: bool = False, labelled: bool = False, calibrated: bool) -> Row:
-    return ["image", *(["frame"] if framed else []), *(["label"] if labelled else []), "score",
-            *(["p_value", "anomalous"] if calibrated else [])]
-
-
-def _row(names: Sequence[str], score: Any, p_value: Any, anomalous: Any) -> Row:
-    """What the image is, by one cell or more, and what was found.
-
-    Numbers are the shortest that read back as the same float32; what an image that could not be
-    read has no value for stays empty.
-    """
-    cells = [str(score), *([] if p_value is None else [str(p_value), str(int(anomalous))])]
-    return [*names, *(cells if np.isfinite(score) else [""] * len(cells))]
-
-
-def table_rows(
-    names: list[str], result: Result, labels: list[str] | None = None
-) -> Iterable[Row]:
-    """Rows with a header: image, label where known, score, and where the engine is calibrated
-    p_value and anomalous, 1 or 0."""
-    yield _header(labelled=labels is not None, calibrated=result.p_values is not None)
-    for i, name in enumerate(names):
-        yield _row([name] if labels is None else [name, labels[i]], result.scores[i],
-                   None if result.p_values is None else result.p_values[i],
-                   None if result.anomalous is None else result.anomalous[i])
-
-
-@contextmanager
-def open_table(out: Path | None) -> Iterator[Callable[[Row], None]]:
-    """A call that writes a row of CSV: to a file, which is there when all are written, or to
-    standard output at once.
-
-    The names of files are there byte for byte, as the file system has them, whatever the encoding
-    of the terminal.
-    """
-    with ExitStack() as stack:
-        if out is None:
-            sys.stdout.flush()
-            file: Any = sys.stdout.buffer
-        else:
-            file = stack.enter_context(open(stack.enter_context(atomic_write(out)), "wb"))
-
-        def write(line: str) -> None:
-            file.write(os.fsencode(line.removesuffix("\r\n") + "\n"))
-            if out is None:
-                file.flush()
-
-        # With this terminator both of its characters are quoted where they are part of a name.
-        yield csv.writer(SimpleNamespace(write=write), lineterminator="\r\n").writerow
-
-
-def write_table(rows: Iterable[Row], out: Path | None) -> None:
-    """All rows at once, see `open_table`."""
-    with open_table(out) as write:
-        for row in rows:
-            write(row)
+Take = Callable[[ScoreRow, Scored], None]
 
 
 def score_files(
-    engine: Engine, paths: Sequence[Path], *, out: Path | None, overlays: Path | None,
-    refused: Mapping[Path, str] | None = None, each: Callable[[Scored], None] | None = None,
-    progress: Progress = silent,
-) -> dict[Path, str]:
-    """Score files, write table and overlays; returns the files that were not scored, and why.
+    engine: Engine, found: ToScore, write: Callable[[ScoreRow], None], *,
+    take: Sequence[Take] = (), distances: bool = False, progress: Progress = silent,
+) -> tuple[dict[Path, str], list[ScrdError]]:
+    """Score files and write a row for each of their images, and for each file that is refused.
 
-    The table's column "frame" is the number of an image in a file of several. refused: files that
-    are not to be scored, and why; they have a row, too. each: is given every image that was
-    scored, with its map. Overlays are drawn once the table is written.
+    take: each is given every row with its image, map and, where they are asked for, distances. One
+    that raises a ScrdError, as on a full disk, is given no more: the table is worth more. Returns
+    the files that were not scored, with the reasons, and those errors.
     """
-    failed = dict(refused or {})
-    files = 0
-    with ExitStack() as stack:
-        drawn: Overlays | None = None
-        not_drawn: ScrdError | None = None
-        if overlays is not None:
-            drawn = stack.enter_context(collect_overlays(overlays))
-        with open_table(out) as write:
-            write(_header(framed=True, calibrated=engine.decisions is not None))
-            last = None
-            for item in engine.stream(paths, maps=drawn is not None or each is not None):
-                assert item.source is not None
-                frame = item.source.frame
-                write(_row([str(item.path), "" if frame is None else str(frame)], item.score,
-                           item.p_value, item.anomalous))
-                if item.error is not None:
-                    failed[item.source.path] = item.error
-                elif each is not None:
-                    each(item)
-                if item.error is None and drawn is not None and not_drawn is None:
-                    assert item.map is not None
-                    try:
-                        drawn.add(_name_overlay(item), item.image, item.map)
-                    except ScrdError as error:  # a full disk: the table is worth more
-                        not_drawn = error
-                files, last = files + (item.path != last), item.path
-                progress(files, len(paths), "scoring")
-            for path in refused or ():
-                calibrated = engine.decisions is not None
-                write(_row([str(path), ""], np.nan, np.nan if calibrated else None, False))
-        if not_drawn is not None:
-            raise not_drawn
-        if drawn is not None:
-            progress(0, 1, "drawing overlays")
-            drawn.write()
-    return failed
+    failed, errors = dict(found.refused), list[ScrdError]()
+    takers, files, last = list(take), 0, None
+    for item in engine.stream(found.paths, maps=bool(takers), distances=distances):
+        assert item.source is not None
+        path = item.source.path
+        known = found.items.get(path)
+        row = make_row(item) if known is None else make_row(
+            item, patient=known.patient, label=known.label, group=known.group)
+        write(row)
+        if item.error is not None:
+            failed[path] = item.error
+        for each in tuple(takers):
+            try:
+                each(row, item)
+            except ScrdError as error:
+                takers.remove(each)
+                errors.append(error)
+        files, last = files + (path != last), path
+        progress(files, len(found.paths), "scoring")
+    for path, reason in found.refused.items():
+        write(ScoreRow(str(path), error=reason.removeprefix(f"{path}: ")))
+    return failed, errors
 
 
-def _name_overlay(item: Scored) -> str:
+def draw_overlay(drawn: Overlays, item: Scored) -> None:
+    """Add the overlay of an image of a file that was scored, named by its place and its file."""
+    if item.error is not None:
+        return
     assert item.source is not None
+    assert item.map is not None
     frame = "" if item.source.frame is None else f"_{item.source.frame}"
-    return f"{item.index:05d}_{item.source.path.stem}{frame}"
+    drawn.add(f"{item.index:05d}_{item.source.path.stem}{frame}", item.image, item.map)
 
 
 _FAILED = ("file", "reason")
