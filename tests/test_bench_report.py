@@ -44,7 +44,7 @@ def test_a_table(result):
 
 
 def test_a_page(result):
-    pytest.importorskip("matplotlib", reason="needs the report extra")
+    pytest.importorskip("matplotlib", reason="draws the plots")
     page = report.web_page(RAW, result)
     assert page.count("class=missed") == 1
     assert "Some &lt;CPU&gt;" in page

@@ -41,11 +41,8 @@ def build(
     from scrd_fast.building.build import build_engine
     from scrd_fast.building.rebuild import rebuild_engine
     from scrd_fast.files import check_writable
-    from scrd_fast.report.build_report import (
-        check_matplotlib,
-        private_matplotlib,
-        write_build_report,
-    )
+    from scrd_fast.report.build_report import write_build_report
+    from scrd_fast.report.templates import check_jinja2
 
     if (checkpoint is None) == (again is None):
         raise typer.BadParameter("expected a checkpoint or --from ENGINE, and not both")
@@ -53,7 +50,7 @@ def build(
         raise typer.BadParameter("--report: expected a build, got --from, which judges nothing new")
     if report is not None:
         assert checkpoint is not None
-        check_matplotlib()
+        check_jinja2()
         check_writable(report, "--report", inputs=[checkpoint])
         expect(report.resolve() != (out or checkpoint.with_suffix(".scrd")).resolve(), "--report",
                "another file than the engine's", report)
@@ -81,8 +78,7 @@ def build(
     if engine.decisions is not None:
         typer.echo("  calibration kept: the model is the same, and so are the scores")
     if report is not None:
-        with private_matplotlib(report.parent):
-            write_build_report(engine.path, report)
+        write_build_report(engine.path, report)
         typer.echo(f"{report}: what was tried")
 
 

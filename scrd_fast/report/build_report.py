@@ -1,120 +1,163 @@
-"""What a build tried and measured, as one HTML page with a plot of score error against latency."""
+"""What a build tried and measured: tables, and plots of score error against latency."""
 
-import html
+import math
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from importlib.util import find_spec
-from io import StringIO
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 
 from scrd_fast.engine.engine_file import read_engine_file
 from scrd_fast.engine.manifest import Manifest
-from scrd_fast.errors import BackendUnavailable
-from scrd_fast.files import atomic_write
 from scrd_fast.metrics.agreement import Report
+from scrd_fast.report.templates import Table, check_jinja2, write_page
 
 _FIGURES = ("score_error", "map_error", "rank_correlation", "auroc_change", "flipped")
-_STYLE = ("body{font:15px sans-serif;margin:2em;max-width:60em}td,th{padding:.2em .8em;"
-          "text-align:right}td:last-child,th:last-child,td:first-child{text-align:left}"
-          "tr.chosen{font-weight:bold}tr:nth-child(even){background:#f3f3f3}")
+_HEADER = ("ms per image", "score error", "map error", "rank correlation", "AUROC change",
+           "flipped decisions")
+WIDTH, HEIGHT = 460, 340  # of a plot
+_LEFT, _RIGHT, _TOP, _BOTTOM = 78, 24, 16, 52
+_MARGIN = 0.14  # of the span of the points, around them
 
 
 def write_build_report(engine: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
-    """Write the page for an engine file; needs matplotlib (`pip install scrd-fast[report]`).
+    """Write the page for an engine file; needs jinja2 (`pip install scrd-fast[report]`).
 
-    Raises EngineFileError, OutputError, BackendUnavailable where matplotlib is not installed.
+    Raises EngineFileError, OutputError, MissingExtra where jinja2 is not installed.
     """
-    check_matplotlib()
-    text = _page(read_engine_file(engine)[0], str(engine))
-    with atomic_write(out) as temporary:
-        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
+    check_jinja2()
+    manifest = read_engine_file(engine)[0]
+    write_page(out, "build.html", title=os.path.basename(engine), summary=summarise(manifest),
+               tables=list_tables(manifest), plots=list_plots(manifest))
 
 
-def check_matplotlib() -> None:
-    """Raise BackendUnavailable where it is not installed."""
-    if not find_spec("matplotlib"):
-        raise BackendUnavailable("report: expected matplotlib, got none; pip install"
-                                 " scrd-fast[report]")
-
-
-@contextmanager
-def private_matplotlib(folder: Path) -> Iterator[None]:
-    """For the command line: Matplotlib, and fontconfig which it asks for fonts, keep what they find
-    out in a folder within `folder` that goes again, not below the user's home."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".scrd-", dir=folder) as cache:
-        os.environ |= {"MPLCONFIGDIR": cache, "XDG_CACHE_HOME": cache}
-        yield
-
-
-def _page(manifest: Manifest, name: str) -> str:
+def summarise(manifest: Manifest) -> str:
+    """What was built, on what, and what it was held to."""
     fidelity = manifest.fidelity
-    limits = ", ".join(f"{k} {v:g}" for k, v in asdict(fidelity.limits).items() if v is not None)
-    parts = [f"<h1>{html.escape(name)}</h1>",
-             f"<p>{html.escape(manifest.model.backbone)}, {html.escape(manifest.backend)}"
-             f" {html.escape(manifest.precision)}; limits: {html.escape(limits)}; probe set:"
-             f" {html.escape(fidelity.probe)}, {fidelity.report.images}"
-             f" images; built on {html.escape(manifest.machine.cpu)}</p>",
-             "<h2>Precisions</h2>",
-             _table(("precision", "ms per image", *_FIGURES, "not taken because"),
-                    [((row.precision, row.ms, *_figures(row.report), row.why_not or ""),
-                      row.precision == manifest.precision) for row in fidelity.candidates])]
+    limits = ", ".join(f"{name.replace('_', ' ')} {value:g}"
+                       for name, value in asdict(fidelity.limits).items() if value is not None)
+    return (f"{manifest.model.backbone}, {manifest.backend} {manifest.precision}; limits:"
+            f" {limits or 'none'}; probe set: {fidelity.probe}, {fidelity.report.images} images;"
+            f" built on {manifest.machine.cpu}")
+
+
+def list_tables(manifest: Manifest) -> list[Table]:
+    """The precisions that were tried, and the search for layers that stay out of int8."""
+    fidelity = manifest.fidelity
+    rows = [(row.precision, row.ms, *_figures(row.report), row.why_not)
+            for row in fidelity.candidates]
+    tables = [Table("Precisions that were tried", ("precision", *_HEADER, "not taken because"),
+                    rows, frozenset(i for i, row in enumerate(fidelity.candidates)
+                                    if row.precision == manifest.precision))]
     search = fidelity.search
     if search is not None:
-        parts += ["<h2>Search for the layers that stay out of int8</h2>",
-                  _table(("kept", "ms per image", *_FIGURES, "last kept"),
-                         [((len(t.keep), t.ms, *_figures(t.report),
-                            t.keep[-1].removeprefix("network/")),
-                           t.keep == search.keep) for t in search.tries])]
-    parts += ["<h2>Score error against latency</h2>", _plot(manifest)]
-    return (f"<!doctype html><meta charset=utf-8><title>{html.escape(name)}</title>"
-            f"<style>{_STYLE}</style>" + "\n".join(parts) + "\n")
+        tries = [(len(each.keep), each.ms, *_figures(each.report),
+                  each.keep[-1].removeprefix("network/") if each.keep else None)
+                 for each in search.tries]
+        tables.append(Table(
+            "Search for the layers that stay out of int8", ("kept", *_HEADER, "last kept"), tries,
+            frozenset(i for i, each in enumerate(search.tries) if each.keep == search.keep)))
+        if search.sensitivities:
+            by_error = sorted(search.sensitivities.items(), key=lambda each: -each[1])
+            tables.append(Table("Score error with one block alone in int8",
+                                ("block", "score error"), by_error))
+    return tables
 
 
 def _figures(report: Report | None) -> list[float | None]:
     return [None if report is None else getattr(report, name) for name in _FIGURES]
 
 
-def _table(header: Sequence[str], rows: Iterable[tuple[Sequence[Any], bool]]) -> str:
-    def cell(value: Any) -> str:
-        if value is None:
-            return "-"
-        return f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))
+@dataclass(frozen=True)
+class Tick:
+    """A mark of an axis, and its number."""
 
-    lines = ["<tr>" + "".join(f"<th>{html.escape(h)}</th>" for h in header) + "</tr>"]
-    for values, chosen in rows:
-        lines.append(f"<tr{' class=chosen' if chosen else ''}>"
-                     + "".join(f"<td>{cell(v)}</td>" for v in values) + "</tr>")
-    return "<table>" + "\n".join(lines) + "</table>"
+    at: float
+    text: str
 
 
-def _plot(manifest: Manifest) -> str:
-    """The points as SVG."""
-    from matplotlib.figure import Figure
+@dataclass(frozen=True)
+class Point:
+    """A point in the units of the picture, its name and what it stands for."""
 
+    x: float
+    y: float
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Score error against latency, ready to draw: WIDTH x HEIGHT."""
+
+    title: str
+    points: tuple[Point, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = _LEFT
+    right: int = WIDTH - _RIGHT
+    top: int = _TOP
+    bottom: int = HEIGHT - _BOTTOM
+
+
+def list_plots(manifest: Manifest) -> list[Plot]:
+    """A plot of the precisions that keep the limits, with a logarithmic scale of errors, and one of
+    the search, where there are such."""
     fidelity = manifest.fidelity
     precisions = [(row.ms, row.report.score_error, row.precision)
                   for row in fidelity.candidates if row.ms is not None and row.report is not None]
-    tries = [(t.ms, t.report.score_error, str(len(t.keep)))
-             for t in (() if fidelity.search is None else fidelity.search.tries)]
-    panels = [("precisions that keep the limits", precisions, "log"),
-              ("int8, by the number of names kept", tries, "linear")]
-    shown = [panel for panel in panels if panel[1]]
-    figure = Figure(figsize=(4.6 * max(len(shown), 1), 3.8), layout="constrained")
-    for i, (title, points, scale) in enumerate(shown):
-        axes = figure.add_subplot(1, len(shown), i + 1)
-        axes.plot(*zip(*[point[:2] for point in points], strict=True), "o")
-        for x, y, text in points:
-            axes.annotate(text, (x, y), xytext=(6, 3), textcoords="offset points", fontsize=9,
-                          parse_math=False)
-        axes.set(title=title, xlabel="milliseconds per image", yscale=scale,
-                 ylabel="largest relative score error")
-        axes.margins(0.18, 0.15)
-        axes.grid(alpha=0.3)
-    drawn = StringIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None})
-    return drawn.getvalue()[drawn.getvalue().index("<svg") :]
+    tries = [(each.ms, each.report.score_error, str(len(each.keep)))
+             for each in (() if fidelity.search is None else fidelity.search.tries)]
+    return [_draw(title, points, log)
+            for title, points, log in (("Precisions that keep the limits", precisions, True),
+                                       ("int8, by the number of names kept", tries, False))
+            if points]
+
+
+def _draw(title: str, points: Sequence[tuple[float, float, str]], log: bool) -> Plot:
+    log = log and all(y > 0 for _, y, _ in points)
+    x_axis = _Axis([x for x, _, _ in points], _LEFT, WIDTH - _RIGHT, False)
+    y_axis = _Axis([y for _, y, _ in points], HEIGHT - _BOTTOM, _TOP, log)
+    return Plot(title, tuple(
+        Point(x_axis.place(x), y_axis.place(y), name,
+              f"{name}: {x:.4g} ms per image, score error {y:.3g}") for x, y, name in points),
+        tuple(x_axis.ticks()), tuple(y_axis.ticks()))
+
+
+class _Axis:
+    """From values to places between `start` and `end`."""
+
+    def __init__(self, values: Sequence[float], start: float, end: float, log: bool) -> None:
+        self._log, self._start, self._end = log, start, end
+        low, high = (self._scaled(each) for each in (min(values), max(values)))
+        around = (high - low) * _MARGIN or (0.5 if log else abs(high) * 0.5 or 1.0)
+        self._low, self._high = low - around, high + around
+
+    def _scaled(self, value: float) -> float:
+        return math.log10(value) if self._log else value
+
+    def place(self, value: float) -> float:
+        share = (self._scaled(value) - self._low) / (self._high - self._low)
+        return round(self._start + share * (self._end - self._start), 2)
+
+    def ticks(self) -> Iterator[Tick]:
+        for value in (self._powers() if self._log else self._steps()):
+            yield Tick(self.place(value), f"{value:.3g}")
+
+    def _steps(self) -> list[float]:
+        """Multiples of 1, 2 or 5 times a power of ten, four to nine of them."""
+        rough = (self._high - self._low) / 5
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(each * power for each in (1, 2, 5, 10) if each * power >= rough)
+        first, last = math.ceil(self._low / step), math.floor(self._high / step)
+        return [i * step for i in range(first, last + 1)]
+
+    def _powers(self) -> list[float]:
+        """Powers of ten, and where these are few their multiples, too."""
+        powers = range(math.floor(self._low), math.ceil(self._high) + 1)
+        for factors in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+            found = [f * 10.0**p for p in powers for f in factors
+                     if self._low <= math.log10(f * 10.0**p) <= self._high]
+            if len(found) >= 3:
+                break
+        return found[:: max(1, len(found) // 8)]

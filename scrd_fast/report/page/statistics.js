@@ -1,0 +1,96 @@
+// Counts and shares at a threshold, with intervals, and the curves of all thresholds.
+
+const Z = 1.959963984540054; // 97.5 % of a normal distribution lie below
+const DISTINCT = [...new Set(Array.from(SCORES).sort((a, b) => a - b))]; // rising
+
+/** Which of the images lie above a threshold; compared as float32, as the engine does. */
+function isAbove(i, threshold) {
+  return SCORES[i] > Math.fround(threshold);
+}
+
+/** How many images a threshold judges in which way. */
+function countOutcomes(threshold) {
+  const counts = { above: 0, found: 0, missed: 0, alarms: 0, spared: 0 };
+  for (let i = 0; i < SCORES.length; i++) {
+    const above = isAbove(i, threshold);
+    if (above) counts.above++;
+    if (LABELS[i] === 1) above ? counts.found++ : counts.missed++;
+    if (LABELS[i] === 0) above ? counts.alarms++ : counts.spared++;
+  }
+  return counts;
+}
+
+/**
+ * A share of images with its 95 % interval; null where there is none of them.
+ *
+ * inside and hit tell of an image, by its number, whether it counts, and whether it is a hit.
+ */
+function estimateShare(inside, hit) {
+  const sizes = new Map();
+  const hits = new Map();
+  for (let i = 0; i < SCORES.length; i++) {
+    if (!inside(i)) continue;
+    const patient = DATA.patients[i];
+    sizes.set(patient, (sizes.get(patient) || 0) + 1);
+    hits.set(patient, (hits.get(patient) || 0) + (hit(i) ? 1 : 0));
+  }
+  return estimate([...sizes.values()], [...hits.values()]);
+}
+
+/** The share of hits with its interval; sizes, hits: of each patient. */
+function estimate(sizes, hits) {
+  const images = sum(sizes);
+  if (images === 0) return null;
+  const value = sum(hits) / images;
+  const [low, high] = wilson(value, images / designEffect(sizes, hits));
+  return { value, low, high };
+}
+
+/**
+ * By how much the variance of a share is larger than that of as many images of different patients:
+ * Rao and Scott, Biometrics 48, 1992. At least 1. Where all images agree nothing tells it, and a
+ * patient counts as one image.
+ */
+function designEffect(sizes, hits) {
+  const images = sum(sizes);
+  const patients = sizes.length;
+  if (images === patients) return 1;
+  const share = sum(hits) / images;
+  if (share === 0 || share === 1 || patients < 2) return images / patients;
+  const squares = sum(sizes.map((size, k) => (hits[k] - share * size) ** 2));
+  const variance = (patients / (patients - 1)) * squares / images ** 2;
+  return Math.max(1, variance / (share * (1 - share) / images));
+}
+
+/** Wilson's interval of a share of so many images, which need not be a whole number. */
+function wilson(share, images) {
+  const scale = 1 + Z ** 2 / images;
+  const middle = (share + Z ** 2 / (2 * images)) / scale;
+  const half = (Z / scale) * Math.sqrt(share * (1 - share) / images + Z ** 2 / (4 * images ** 2));
+  return [Math.max(0, middle - half), Math.min(1, middle + half)];
+}
+
+function sum(values) {
+  return values.reduce((total, value) => total + value, 0);
+}
+
+/**
+ * The points of both curves, one for each threshold between two scores of images with a label,
+ * from the highest on: false-positive rate, sensitivity (recall) and precision, which is 1 where
+ * nothing is found.
+ */
+function listPoints() {
+  const known = [...SCORES.keys()].filter((i) => LABELS[i] >= 0);
+  known.sort((a, b) => SCORES[b] - SCORES[a]);
+  const anomalous = known.filter((i) => LABELS[i] === 1).length;
+  const normal = known.length - anomalous;
+  const points = [{ alarms: 0, recall: 0, precision: 1 }];
+  let found = 0;
+  known.forEach((i, place) => {
+    found += LABELS[i];
+    if (place + 1 < known.length && SCORES[known[place + 1]] === SCORES[i]) return;
+    points.push({ alarms: (place + 1 - found) / normal, recall: found / anomalous,
+      precision: found / (place + 1) });
+  });
+  return points;
+}
