@@ -1,10 +1,8 @@
-"""Results as DICOM objects: that they lie where their sources do, refer to them, and say the same
-whenever they are written."""
+"""Results as DICOM objects: that they lie where their sources do, refer to them, and say what was
+scored."""
 
-import io
 import re
 import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -17,13 +15,10 @@ pytest.importorskip("highdicom", reason="highdicom writes the objects")
 import highdicom
 import pydicom
 import torch
-from pydicom.uid import UID
 
 from scrd_fast import __version__
-from scrd_fast.engine.engine_file import manifest_digest, read_engine_file, write_engine_file
+from scrd_fast.engine.engine_file import manifest_digest
 from scrd_fast.engine.load import load_engine
-from scrd_fast.errors import DataError, InputError, MissingExtra, OutputError
-from scrd_fast.metrics.decisions import Decisions
 from scrd_fast.outputs.dicom.write import OBJECTS, write_dicom
 from scrd_fast.report.overlays import overlay
 from tests.data.decode.dicom_by_hand import OWN
@@ -32,50 +27,31 @@ from tests.outputs.dicom_series import (
     ORIGIN,
     PLANES,
     ROWS,
+    SCALE,
     SPACING,
     STEP,
-    find_errors,
+    calibrate,
+    every,
     has_tool,
     normal,
     read_scored,
+    referred,
+    write,
+    write_enhanced,
     write_series,
 )
-
-SCALE = (0.25, 1.75)
-CR = OWN / "dicomdirtests/77654033/CR1/6154"
-# The dates of making. All else is the same whenever it is written.
-DATES = ("InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime",
-         "DateOfSecondaryCapture", "TimeOfSecondaryCapture")
 
 
 @pytest.fixture(scope="module")
 def engine(small_file, tmp_path_factory):
     """A calibrated engine."""
-    manifest, members = read_engine_file(small_file)
-    decisions = Decisions((0.1, 0.2, 0.3), ((0.3, 0.3, 0.4),) * 3, "conformal", 0.3, 0.25)
-    path = write_engine_file(tmp_path_factory.mktemp("engine") / "m.scrd",
-                             replace(manifest, calibration=decisions), members)
-    with load_engine(path) as engine:
+    with load_engine(calibrate(small_file, tmp_path_factory.mktemp("engine"))) as engine:
         yield engine
 
 
-def write(engine, scored, folder, **options):
-    """All objects by their kinds, as pydicom reads them, and the notes."""
-    written = write_dicom(scored, engine, folder, **{"scale": SCALE, "pixel_threshold": 1.0}
-                          | options)
-    assert sorted(written.files) == sorted(folder.iterdir())
-    found = {kind: [] for kind in OBJECTS}
-    for path in written.files:
-        kind, _, uid = path.stem.partition("-")
-        found[kind].append(pydicom.dcmread(path))
-        assert found[kind][-1].SOPInstanceUID == uid
-        assert len(uid) <= 64
-        assert UID(uid).is_valid
-    return found, written.notes
-
-
-def every(found):
-    return [each for datasets in found.values() for each in datasets]
+@pytest.fixture(scope="module")
+def enhanced(tmp_path_factory):
+    return write_enhanced(tmp_path_factory.mktemp("enhanced"))
 
 
 def place(dataset, frame, row, column):
@@ -88,16 +64,7 @@ def place(dataset, frame, row, column):
             + directions[3:] * spacing[0] * row)
 
 
-def referred(dataset):
-    """For each frame the instance and the frame that it comes from."""
-    found = []
-    for group in dataset.PerFrameFunctionalGroupsSequence:
-        (item,) = group.DerivationImageSequence[0].SourceImageSequence
-        found.append((item.ReferencedSOPInstanceUID, item.get("ReferencedFrameNumber")))
-    return found
-
-
-# --- geometry -----------------------------------------------------------------------------------
+# --- geometry -------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("order", ["rising", "falling"])
@@ -209,19 +176,6 @@ def test_segmentations_by_their_sources(engine, tmp_path):
         assert manifest_digest(engine.manifest) in algorithm.AlgorithmParameters
 
 
-@pytest.fixture(scope="module")
-def enhanced(tmp_path_factory):
-    """An enhanced MR object that highdicom made of a series."""
-    folder = tmp_path_factory.mktemp("enhanced")
-    slices = [pydicom.dcmread(path) for path in write_series(
-        folder / "in", "oblique", like="MR_small.dcm", ContentDate="20040826",
-        ContentTime="185059")]
-    made = highdicom.legacy.LegacyConvertedEnhancedMRImage(
-        slices, slices[0].SeriesInstanceUID, 7, "1.2.3.4", 1)
-    made.save_as(folder / "enhanced.dcm")
-    return folder / "enhanced.dcm"
-
-
 @pytest.mark.parametrize("orientation", ["shared", "of each frame"])
 def test_an_enhanced_source(engine, enhanced, tmp_path, orientation):
     data = pydicom.dcmread(enhanced)
@@ -300,11 +254,11 @@ def test_what_a_patient_is_called_is_not_told(engine, tmp_path, recwarn, caplog,
         paths = write_series(tmp_path / "in", count=1, PatientName="Zebedeus^^^^^^^\\Zoe",
                              PatientBirthDate="Zebedeus", PatientSex="Zebedeus")
     scored = read_scored(paths)
-    written = write_dicom(scored, engine, tmp_path / "out", scale=SCALE)
+    written = write_dicom(scored, engine, tmp_path / "out")
     out, err = capfd.readouterr()
     said = [*map(str, (each.message for each in recwarn)), caplog.text, out, err, *written.notes]
     assert not any("Zebedeus" in each for each in said)
-    assert len(written.files) == 4
+    assert len(written.files) == 5
 
 
 def test_missing_patient_elements_are_empty(engine, tmp_path):
@@ -359,7 +313,7 @@ def test_the_report_without_calibration_has_scores_alone(small_file, tmp_path):
 def test_dsrdump_shows_score_p_value_and_model(engine, tmp_path):
     """Of files that the engine itself has scored."""
     scored = list(engine.stream([OWN / "MR_small.dcm"]))
-    written = write_dicom(scored, engine, tmp_path, scale=SCALE, objects=["sr"])
+    written = write_dicom(scored, engine, tmp_path, objects=["sr"])
     ran = subprocess.run(["dsrdump", "+Pl", str(written.files[0])], capture_output=True, text=True,
                          check=True)
     assert ran.stderr == ""
@@ -372,221 +326,3 @@ def test_dsrdump_shows_score_p_value_and_model(engine, tmp_path):
     for text in (f"engine_sha256={manifest_digest(engine.manifest)}", "threshold=0.25 (conformal)",
                  "Anomalous: the score lies above the threshold"):
         assert text in ran.stdout
-
-
-# --- the same again -------------------------------------------------------------------------------
-
-def without_dates(dataset):
-    """Its bytes."""
-    for keyword in DATES:
-        if keyword in dataset:
-            setattr(dataset, keyword, None)
-    for equipment in dataset.ContributingEquipmentSequence:
-        equipment.pop("ContributionDateTime", None)
-    data = io.BytesIO()
-    dataset.save_as(data)
-    return data.getvalue()
-
-
-def test_the_same_results_give_the_same_bytes(engine, tmp_path):
-    scored = read_scored(write_series(tmp_path / "in", count=2))
-    first, _ = write(engine, scored, tmp_path / "1")
-    again, _ = write(engine, scored, tmp_path / "2", scale=np.array(SCALE, np.float32),
-                     pixel_threshold=np.float32(1), objects={*OBJECTS})
-    for kind in OBJECTS:
-        assert len(first[kind]) == len(again[kind]) > 0
-        for one, two in zip(first[kind], again[kind], strict=True):
-            assert without_dates(one) == without_dates(two)
-    write(engine, scored, tmp_path / "1")  # replaces its files
-
-
-def uids(found):
-    return {each.SOPInstanceUID for each in every(found)}
-
-
-def test_what_changes_an_object_changes_its_identifier(engine, small_file, tmp_path):
-    scored = read_scored(write_series(tmp_path / "in", count=2))
-    found, _ = write(engine, scored, tmp_path / "1")
-    other, _ = write(engine, scored, tmp_path / "2", pixel_threshold=0.9)
-    assert len(uids(found) - uids(other)) == 1
-    other, _ = write(engine, scored, tmp_path / "3", scale=(0.2, 1.75))
-    assert uids(found) & uids(other) == {found["sr"][0].SOPInstanceUID,
-                                         found["seg"][1].SOPInstanceUID}
-    other, _ = write(engine, scored[:1], tmp_path / "4")
-    assert uids(found) & uids(other) == {found["sc"][0].SOPInstanceUID}
-    other, _ = write(engine, scored[::-1], tmp_path / "6")  # the order of files does not
-    assert {each.SOPInstanceUID for kind in ("pm", "seg", "sc") for each in found[kind]} == {
-        each.SOPInstanceUID for kind in ("pm", "seg", "sc") for each in other[kind]}
-    with load_engine(small_file) as uncalibrated:
-        other, _ = write(uncalibrated, scored, tmp_path / "5")
-    assert not uids(found) & uids(other)
-
-
-@pytest.mark.parametrize("root", ["1.2.826.0.1.3680043.10.1234", "1.2", "2." + "9" * 41])
-def test_identifiers_under_a_root(engine, tmp_path, root):
-    scored = read_scored(write_series(tmp_path / "in", count=1))
-    found, _ = write(engine, scored, tmp_path / "out", uid_root=root)
-    own = set()
-    for dataset in every(found):
-        own |= {dataset.SOPInstanceUID, dataset.SeriesInstanceUID,
-                dataset.file_meta.MediaStorageSOPInstanceUID}
-        own |= {each.DimensionOrganizationUID
-                for each in dataset.get("DimensionOrganizationSequence", ())}
-    assert len(own) == 5 + 4 + 3
-    assert all(each.startswith(f"{root}.") and UID(each).is_valid for each in own)
-
-
-@pytest.mark.parametrize("root", ["", "1.2.", "1..2", "1.02", "3.1", "scrd", "1.2." + "9" * 40, 12,
-                                  "1.٣"])
-def test_no_root(engine, tmp_path, root):
-    scored = read_scored(write_series(tmp_path / "in", count=1))
-    with pytest.raises(InputError, match=r"^uid_root: expected numbers with dots between"):
-        write_dicom(scored, engine, tmp_path / "out", scale=SCALE, uid_root=root)
-    assert not (tmp_path / "out").exists()
-
-
-# --- what cannot be placed ------------------------------------------------------------------------
-
-def test_an_x_ray_has_no_map(engine, tmp_path):
-    found, notes = write(engine, read_scored([CR]), tmp_path)
-    assert {kind: len(each) for kind, each in found.items()} == {
-        "pm": 0, "seg": 2, "sc": 1, "sr": 1}
-    assert notes == ["no Parametric Map of 1 of 1 images: they lie in no frame of reference, which"
-                     " it needs"]
-    for dataset in every(found):
-        assert "FrameOfReferenceUID" not in dataset
-    for dataset in found["seg"]:
-        assert referred(dataset) == [(pydicom.dcmread(CR).SOPInstanceUID, None)]
-
-
-@pytest.mark.parametrize("elements", [
-    {"PixelSpacing": [0, 0]}, {"ImagePositionPatient": None}, {"ImageOrientationPatient": None},
-    {"FrameOfReferenceUID": None}, {"ImageOrientationPatient": [0] * 6}])
-def test_a_slice_that_does_not_tell_where_it_lies(engine, tmp_path, elements):
-    scored = read_scored(write_series(tmp_path / "in", count=2, **elements))
-    found, notes = write(engine, scored, tmp_path / "out")
-    assert {kind: len(each) for kind, each in found.items()} == {
-        "pm": 0, "seg": 0, "sc": 2, "sr": 1}
-    assert [note.split(":")[0] for note in notes[:2]] == [
-        "no Parametric Map of 2 of 2 images", "no Segmentation of 2 of 2 images"]
-
-
-def test_without_a_threshold_of_pixels_there_is_no_binary_segmentation(engine, tmp_path):
-    scored = read_scored(write_series(tmp_path / "in", count=1))
-    found, notes = write(engine, scored, tmp_path / "out", pixel_threshold=None)
-    assert [each.SegmentationType for each in found["seg"]] == ["FRACTIONAL"]
-    assert notes == ["no binary Segmentation: it needs a threshold of pixels"]
-
-
-def test_images_that_were_not_scored_are_told(engine, tmp_path):
-    paths = write_series(tmp_path / "in", count=2, WindowCenter=1000, WindowWidth=2000)
-    paths[1].write_bytes(paths[1].read_bytes()[:-5000])
-    scored = list(engine.stream(paths))
-    found, notes = write(engine, scored, tmp_path / "out")
-    assert notes == ["1 of 2 images have no results: they could not be read or scored"]
-    assert {kind: len(each) for kind, each in found.items()} == {
-        "pm": 1, "seg": 2, "sc": 1, "sr": 1}
-    written = write_dicom(scored[1:], engine, tmp_path / "none", scale=SCALE)
-    assert (written.files, len(written.notes)) == ([], 1)
-
-
-# --- bad input ------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize(("keyword", "name"), [
-    ("StudyInstanceUID", "study"), ("SeriesInstanceUID", "series"), ("PatientID", "patient")])
-def test_mixed_sources(engine, tmp_path, keyword, name):
-    paths = write_series(tmp_path / "in", count=2)
-    data = pydicom.dcmread(paths[1])
-    setattr(data, keyword, "1.2.3.99")
-    data.save_as(paths[1])
-    with pytest.raises(DataError) as error:
-        write_dicom(read_scored(paths), engine, tmp_path / "out", scale=SCALE)
-    assert str(error.value) == f"{paths[1]}: expected the {name} of {paths[0]}, got another"
-
-
-def test_an_image_twice(engine, tmp_path):
-    (path,) = write_series(tmp_path / "in", count=1)
-    (tmp_path / "copy.dcm").write_bytes(path.read_bytes())
-    with pytest.raises(DataError, match=r"copy\.dcm: expected another image than in .*0\.dcm, got"
-                                        " the same"):
-        write_dicom(read_scored([path, tmp_path / "copy.dcm"]), engine, tmp_path / "out",
-                    scale=SCALE)
-
-
-def test_files_that_are_no_objects(engine, tmp_path):
-    from scrd_fast.data.decode.image import Source
-
-    (scored,) = read_scored(write_series(tmp_path / "in", count=1))
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    picture = replace(scored, source=Source(tmp_path / "a.png"))
-    with pytest.raises(DataError, match=r"a\.png: expected a DICOM object that others can refer to,"
-                                        " got one without SOPClassUID"):
-        write_dicom([picture], engine, tmp_path / "out", scale=SCALE)
-
-
-@pytest.mark.parametrize(("change", "message"), [
-    ({"scale": (1, 1)}, "scale: expected two rising finite numbers"),
-    ({"scale": (0, np.inf)}, "scale: expected two rising finite numbers"),
-    ({"pixel_threshold": np.nan}, "pixel_threshold: expected a finite number"),
-    ({"objects": ["pm", "nii"]}, "objects: expected some of"),
-    ({"objects": "pm"}, "objects: expected some of"), ({"objects": []}, "objects: expected some"),
-    ({"folder": 3}, "folder: expected a path")])
-def test_arguments(engine, tmp_path, change, message):
-    scored = read_scored(write_series(tmp_path / "in", count=1))
-    arguments = {"folder": tmp_path / "out", "scale": SCALE} | change
-    with pytest.raises(InputError, match=f"^{message}"):
-        write_dicom(scored, engine, **arguments)
-
-
-def test_results(engine, tmp_path):
-    (scored,) = read_scored(write_series(tmp_path / "in", count=1))
-    for series, message in (([], "series: expected results of scoring"),
-                            ([scored, 3], r"series\[1\]: expected a Scored, got int"),
-                            ([replace(scored, map=None)], r"series\[0\].map: expected a map"),
-                            ([replace(scored, source=None)], r"series\[0\]: expected a result of")):
-        with pytest.raises(InputError, match=f"^{message}"):
-            write_dicom(series, engine, tmp_path / "out", scale=SCALE)
-
-
-def test_a_folder_that_cannot_be_written(engine, tmp_path):
-    scored = read_scored(write_series(tmp_path / "in", count=1))
-    (tmp_path / "out").write_text("a file")
-    with pytest.raises(OutputError, match=r"sr-2\.25\.\d+\.dcm: cannot be written"):
-        write_dicom(scored, engine, tmp_path / "out", scale=SCALE, objects=["sr"])
-
-
-def test_without_highdicom(engine, tmp_path, monkeypatch):
-    scored = read_scored(write_series(tmp_path / "in", count=1))
-    monkeypatch.setitem(sys.modules, "highdicom", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'scrd-fast\[outputs\]'"):
-        write_dicom(scored, engine, tmp_path / "out", scale=SCALE)
-
-
-# --- the standard's checker -----------------------------------------------------------------------
-
-@pytest.mark.skipif(not has_tool("dciodvfy"), reason="dciodvfy (dicom3tools) is not installed")
-@pytest.mark.parametrize("elements", [
-    {"BodyPartExamined": "HEAD"}, {"BodyPartExamined": "HAND", "Laterality": "L"},
-    {"BodyPartExamined": "HAND", "Laterality": ""}, {"Laterality": "R"},
-    {"BodyPartExamined": "BREAST", "ImageLaterality": "R"}, {"BodyPartExamined": ""},
-    {"LossyImageCompression": "01", "LossyImageCompressionRatio": 12.5,
-     "LossyImageCompressionMethod": "ISO_10918_1"}])
-def test_no_error_by_what_a_source_says(engine, tmp_path, elements):
-    paths = write_series(tmp_path / "in", count=2, **elements)
-    written = write_dicom(read_scored(paths), engine, tmp_path / "out", scale=SCALE,
-                          pixel_threshold=1.0)
-    allowed = find_errors(paths[0])
-    for made in written.files:
-        assert find_errors(made) <= allowed, made.name
-
-
-@pytest.mark.skipif(not has_tool("dciodvfy"), reason="dciodvfy (dicom3tools) is not installed")
-@pytest.mark.parametrize("source", [
-    "CT_small.dcm", "MR_small.dcm", "enhanced", "dicomdirtests/77654033/CR1/6154",
-    "examples_rgb_color.dcm", "693_J2KI.dcm", "JPEG2000.dcm", "J2K_pixelrep_mismatch.dcm"])
-def test_no_error_that_the_source_has_not(engine, enhanced, tmp_path, source):
-    path = enhanced if source == "enhanced" else OWN / source
-    written = write_dicom(read_scored([path]), engine, tmp_path, scale=SCALE, pixel_threshold=1.0)
-    allowed = find_errors(path)
-    for made in written.files:
-        assert find_errors(made) <= allowed, made.name

@@ -14,6 +14,8 @@ from scrd_fast.errors import DataError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+OWN_NAME = "scrd-fast"  #: The Manufacturer of what this package writes.
+
 _FILE_OF_MEDIUM = b"1.2.840.10008.1.3.10\2\0"  # the class of a DICOMDIR, the next element
 # Results that are stored as pixels, and are no pictures of a patient.
 _NO_IMAGES = {"1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
@@ -60,6 +62,8 @@ def tell_what_it_is(dataset: "Dataset") -> str | None:
     name = _name_class(found)
     if "Rows" not in dataset and name is not None and "Image Storage" not in name:
         return f"an object of the class {name}, without pixel data"
+    if OWN_NAME in read_texts(dataset, "Manufacturer"):
+        return "a result of this package"
     if "LOCALIZER" in (text.upper() for text in read_texts(dataset, "ImageType")):
         return "a localizer, which shows where other pictures lie"
     for keyword in ("QualityControlImage", "QualityControlSubject"):
@@ -92,7 +96,7 @@ def read_for_order(path: Path) -> "Dataset":
 
     check_deflated(path)
     return pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=[
-        "SOPClassUID", "SOPInstanceUID", "ImageType", "QualityControlImage",
+        "SOPClassUID", "SOPInstanceUID", "ImageType", "Manufacturer", "QualityControlImage",
         "QualityControlSubject", "Rows", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
         "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient"])
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scrd_fast import __version__
+from scrd_fast.data.decode.dicom_kind import OWN_NAME
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.engine_file import manifest_digest
 from scrd_fast.errors import expect
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from highdicom.coding_schemes import CodingSchemeIdentificationItem
     from pydicom.sr.coding import Code
 
-NAME = "scrd-fast"
+NAME = OWN_NAME
 _LONGEST = 64  # characters of a UID (PS3.5 9.1)
 _FEWEST = 20  # of them that tell objects apart: of a million any two agree with p < 1e-7
 _SCHEME = "99SCRDFAST"  # 99: of private coding schemes (PS3.16 8.2)
@@ -79,11 +80,15 @@ class Maker:
             {"engine_sha256": self.digest, "backbone": self.backbone, **parameters})
 
 
-def make_maker(engine: Engine, uid_root: str | None) -> Maker:
-    """The maker for an engine; InputError where no object identifier can begin with `uid_root`."""
+def check_root(uid_root: str | None) -> None:
+    """Raise InputError where no object identifier can begin with `uid_root`."""
     if uid_root is not None:
         expect(isinstance(uid_root, str) and len(uid_root) <= _LONGEST - _FEWEST - 1
                and re.fullmatch(r"[0-2](\.(0|[1-9]\d*))+", uid_root, re.ASCII) is not None,
                "uid_root", "numbers with dots between, in at most"
                f" {_LONGEST - _FEWEST - 1} characters", repr(uid_root))
+
+
+def make_maker(engine: Engine, uid_root: str | None) -> Maker:
+    """The maker for an engine."""
     return Maker(manifest_digest(engine.manifest), engine.manifest.model.backbone, uid_root)

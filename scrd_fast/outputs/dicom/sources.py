@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scrd_fast.data.decode.ahead import decode_ahead
 from scrd_fast.data.decode.dicom_pixels import read_numbers, read_texts
 from scrd_fast.engine.stream import Scored
 from scrd_fast.errors import DataError
+from scrd_fast.spec import DecodingRule
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -130,6 +132,36 @@ def read_sources(series: Sequence[Scored]) -> list[SourceImage]:
                             " the same by its SOP instance UID")
         seen[image.name] = image.path
     return images
+
+
+def check_unchanged(series: Sequence[Scored], rule: DecodingRule) -> None:
+    """Raise DataError for a file whose images, decoded anew, are not those that were scored, bit by
+    bit: their pixels, their place in the patient, and what they are called.
+
+    series: all images of a series, those too that could not be scored, as percentiles are taken of
+    all. rule: by which they were decoded.
+    """
+    scored: dict[Path, list[Scored]] = {}
+    for item in series:
+        assert item.path is not None
+        scored.setdefault(item.path, []).append(item)
+    for decoded in decode_ahead(scored, rule):
+        found = {image.source: image for image in decoded.images}
+        for item in scored[decoded.path]:
+            if item.error is not None:
+                continue
+            if decoded.error is not None:
+                raise DataError(decoded.error)
+            assert item.source is not None
+            image = found.get(item.source)
+            if image is None or not (np.array_equal(image.pixels, item.image)
+                                     and _are_equal(image.geometry, item.geometry)):
+                raise DataError(f"{decoded.path}: expected the pixels that were scored, got others;"
+                                " it has changed since, or its series has")
+
+
+def _are_equal(one: NDArray[np.float64] | None, other: NDArray[np.float64] | None) -> bool:
+    return one is other if one is None or other is None else np.array_equal(one, other)
 
 
 def _read_header(path: Path) -> "Dataset":

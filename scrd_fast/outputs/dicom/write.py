@@ -14,8 +14,9 @@ from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.stream import Scored
 from scrd_fast.errors import DataError, MissingExtra, ScrdError, expect
 from scrd_fast.files import as_path, atomic_write
-from scrd_fast.outputs.dicom.identity import Maker, make_maker
-from scrd_fast.outputs.dicom.sources import SourceImage, read_sources, stack
+from scrd_fast.metrics.map_scale import MapValues, choose_scale
+from scrd_fast.outputs.dicom.identity import Maker, check_root, make_maker
+from scrd_fast.outputs.dicom.sources import SourceImage, check_unchanged, read_sources, stack
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 OBJECTS = ("pm", "seg", "sc", "sr")  #: Parametric Map, Segmentation, Secondary Capture, report.
 _NAMES = {"pm": "Parametric Map", "seg": "Segmentation", "sc": "Secondary Capture",
           "sr": "Structured Report"}
+_UNCALIBRATED = "the engine has learned none; scrd-fast calibrate gives it one"
+_NARROWEST = 1e-3  # scale of a series whose maps are flat
 
 
 @dataclass(frozen=True)
@@ -36,16 +39,17 @@ class Written:
 
 def write_dicom(
     series: Sequence[Scored], engine: Engine, folder: str | os.PathLike[str], *,
-    scale: tuple[float, float], pixel_threshold: float | None = None,
+    scale: tuple[float, float] | None = None, pixel_threshold: float | None = None,
     objects: Collection[str] = OBJECTS, uid_root: str | None = None,
 ) -> Written:
     """Write what scoring the files of one DICOM series gave as DICOM objects of its study.
 
-    series: as Engine.stream(maps=True) gave it. scale: values of the map between which viewers and
-    overlays show it, and fractional segmentations rise from 0 to 1. pixel_threshold: a binary
-    segmentation holds what lies above it in the map; None for no such segmentation. objects: of
-    OBJECTS. uid_root: that new unique identifiers begin with, at most 43 characters; None for UUIDs
-    under 2.25.
+    series: all that Engine.stream(maps=True) gave of it. scale: values of the map between which
+    viewers and overlays show it, and fractional segmentations rise from 0 to 1. pixel_threshold: a
+    binary segmentation holds what lies above it in the map. Both are the engine's if None; of an
+    engine that has learned none the scale is that of the series' own maps (choose_scale), and there
+    is no binary segmentation. objects: of OBJECTS. uid_root: that new unique identifiers begin
+    with, at most 43 characters; None for UUIDs under 2.25.
 
     A Parametric Map and a Segmentation are written for each stack of parallel slices, a Secondary
     Capture for each image, a Structured Report for the series. What lies in no frame of reference
@@ -57,14 +61,13 @@ def write_dicom(
     the time of this call. Older files of these names are replaced.
 
     Raises InputError for arguments that do not fit, DataError for images of several series, studies
-    or patients and for headers that no object can be made of, OutputError for what cannot be
-    written, and MissingExtra without highdicom.
+    or patients, for files that have changed since they were scored and for headers that no object
+    can be made of, OutputError for what cannot be written, and MissingExtra without highdicom.
     """
     folder = as_path(folder, "folder")
+    check_options(objects, uid_root)
+    _check(series, scale, pixel_threshold)
     maker = make_maker(engine, uid_root)
-    _check(series, scale, pixel_threshold, objects)
-    scale = float(scale[0]), float(scale[1])
-    _check_installed()
     written = Written()
     good = [item for item in series if item.error is None]
     if len(good) < len(series):
@@ -72,8 +75,19 @@ def write_dicom(
                              " they could not be read or scored")
     if not good:
         return written
+    learned = None if engine.decisions is None else engine.decisions.maps
+    if learned is not None:
+        scale = learned.scale if scale is None else scale
+        pixel_threshold = learned.pixel_threshold if pixel_threshold is None else pixel_threshold
+    if scale is None:
+        scale = _choose_own_scale(good)
+        if set(objects) != {"sr"}:
+            written.notes.append("the maps are shown on a scale of this series alone:"
+                                 f" {_UNCALIBRATED}")
+    scale = float(scale[0]), float(scale[1])
     with silent_libraries():
         images = read_sources(good)
+        check_unchanged(series, engine.spec.decoding)
         when = datetime.now()
         for kind in OBJECTS:
             if kind not in objects:
@@ -87,21 +101,36 @@ def write_dicom(
     return written
 
 
-def _check(series: Sequence[Scored], scale: tuple[float, float], pixel_threshold: float | None,
-           objects: Collection[str]) -> None:
+def check_options(objects: Collection[str], uid_root: str | None) -> None:
+    """Raise InputError unless write_dicom takes these, and MissingExtra without highdicom."""
+    unknown = sorted(set(objects) - set(OBJECTS))
+    expect(not isinstance(objects, str) and len(objects) > 0 and not unknown, "objects",
+           f"some of {OBJECTS}", objects)
+    check_root(uid_root)
+    _check_installed()
+
+
+def _check(series: Sequence[Scored], scale: tuple[float, float] | None,
+           pixel_threshold: float | None) -> None:
     expect(len(series) > 0, "series", "results of scoring", "none")
     for i, item in enumerate(series):
         expect(isinstance(item, Scored), f"series[{i}]", "a Scored", type(item).__name__)
         expect(item.source is not None, f"series[{i}]", "a result of a file", "one of an array")
         expect(item.map is not None, f"series[{i}].map", "a map, as stream(maps=True) gives it",
                "none")
-    expect(len(scale) == 2 and bool(np.isfinite(scale).all()) and scale[0] < scale[1], "scale",
-           "two rising finite numbers", scale)
+    expect(scale is None or (len(scale) == 2 and bool(np.isfinite(scale).all())
+           and scale[0] < scale[1]), "scale", "two rising finite numbers or None", scale)
     expect(pixel_threshold is None or bool(np.isfinite(pixel_threshold)), "pixel_threshold",
            "a finite number or None", pixel_threshold)
-    unknown = sorted(set(objects) - set(OBJECTS))
-    expect(not isinstance(objects, str) and len(objects) > 0 and not unknown, "objects",
-           f"some of {OBJECTS}", objects)
+
+
+def _choose_own_scale(series: Sequence[Scored]) -> tuple[float, float]:
+    values = MapValues()
+    for item in series:
+        assert item.map is not None
+        values.add(item.map)
+    low, high = choose_scale(values)
+    return low, max(high, low + _NARROWEST)
 
 
 def _check_installed() -> None:
@@ -141,7 +170,8 @@ def _make(kind: str, images: list[SourceImage], maker: Maker, engine: Engine, wh
         return
     limits: list[tuple[float, float] | float] = [scale]
     if pixel_threshold is None:
-        notes.append(f"no binary {_NAMES[kind]}: it needs a threshold of pixels")
+        notes.append(f"no binary {_NAMES[kind]}: it needs a threshold of pixels;"
+                     f" {_UNCALIBRATED}")
     else:
         limits.append(float(pixel_threshold))
     number = 0
