@@ -23,6 +23,7 @@ from scrd_fast.backends.registry import check_precision, choose_backend
 from scrd_fast.building.build import build_engine
 from scrd_fast.data.demo_brain import SIZE, DemoImages, make_images
 from scrd_fast.data.noise_config import NoiseConfig
+from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.load import load_engine
 from scrd_fast.evaluation.calibrate import calibrate
 from scrd_fast.files import atomic_write, check_writable
@@ -33,7 +34,10 @@ from scrd_fast.model.scrd import Teacher, new_model
 from scrd_fast.model.teacher_weights import load_teacher
 from scrd_fast.progress import duration, show_progress
 from scrd_fast.report.overlays import write_overlays
-from scrd_fast.report.scores import table_rows, write_table
+from scrd_fast.report.rows import ScoreRow, add_results
+from scrd_fast.report.run_folder import collect_run, read_run
+from scrd_fast.report.run_report import write_report
+from scrd_fast.report.tables import open_scores
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.timing.measure import latency_ms
 from scrd_fast.torch_state import own_state, seeded
@@ -50,6 +54,7 @@ SLICES = 10
 OVERLAYS = 12
 RATE = 0.05  # of false alarms, that decisions are calibrated for
 BACKBONE = "resnet18"
+REPORT = "report.html"
 
 # Chosen on validation subjects; docs/method.md shows what was tried.
 PRETRAIN: dict[str, Any] = {"steps": 2000, "coarse_steps": 0}
@@ -130,12 +135,12 @@ def run_demo(
     p_normal, p_anomalous = (result.p_values[test.labels == label] for label in (0, 1))
     names = [f"subject{s - subjects('test', seed)[0]:02d}_slice{i:03d}"
              for i, s in enumerate(test.subjects)]
-    labels = ["anomalous" if label else "normal" for label in test.labels]
-    write_table(table_rows(names, result, labels), folder / "scores.csv")
+    _write_rows(names, test, engine, folder)
     shown = np.linspace(0, len(names) - 1, OVERLAYS).astype(int)
     assert result.maps is not None
     write_overlays(folder / "overlays", [names[i] for i in shown],
-                   [test.images[i] for i in shown], result.maps[shown])
+                   [test.images[i] for i in shown], result.maps[shown],
+                   scale=decisions.maps.scale if decisions.maps else None)
 
     summary = {
         "auroc": auroc(test.labels, result.scores),
@@ -160,6 +165,21 @@ def run_demo(
     with atomic_write(folder / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1) + "\n")
     return DemoResult(folder, summary)
+
+
+def _write_rows(names: list[str], test: DemoImages, engine: Engine, folder: Path) -> None:
+    """The table of scores, the run, and its report."""
+    with (open_scores(folder / "scores.csv", "csv") as write,
+          collect_run(folder / "run", engine, f"test subjects of the demo. {NOTE}") as add):
+        for item in engine.stream(test.images, distances=True):
+            name, label = names[item.index], int(test.labels[item.index])
+            row = add_results(
+                ScoreRow(name, patient=name.partition("_")[0], label=label,
+                         group="lesion" if label else None),
+                item.score, item.scale_weights, item.p_value, item.anomalous)
+            write(row)
+            add(row, item.image, item.map, item.distances)
+    write_report(read_run(folder / "run"), folder / REPORT, title="The demo's test subjects")
 
 
 def _plan(precision: str, *, pretrain: bool) -> str:
@@ -210,7 +230,8 @@ def print_summary(result: DemoResult) -> None:
     console = Console()
     console.print(table)
     console.print(NOTE)
-    for name in ("model.safetensors", "model.scrd", "scores.csv", "overlays", "summary.json"):
+    for name in ("model.safetensors", "model.scrd", "scores.csv", "overlays", "summary.json",
+                 "run", REPORT):
         console.print(f"  {result.folder / name}", soft_wrap=True, highlight=False,
                       markup=False)
 

@@ -9,6 +9,7 @@ import pytest
 
 import scrd_fast
 from scrd_fast import demo
+from scrd_fast.report.run_folder import read_run
 
 pytest.importorskip("nilearn", reason="needs the demo extra")
 
@@ -26,7 +27,7 @@ def test_short_demo_writes_everything(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     assert {p.name for p in out.iterdir()} == {
         "model.safetensors", "model.scrd", "overlays", "scores.csv", "summary.json",
-        "teacher.safetensors"}
+        "teacher.safetensors", "run", "report.html"}
     summary = json.loads((out / "summary.json").read_text())
     assert {"auroc", "latency_ms", "teacher", "precision", "seconds", "auroc_untrained",
             "auroc_intensity"} <= set(summary)
@@ -34,7 +35,7 @@ def test_short_demo_writes_everything(tmp_path, monkeypatch, capsys):
     assert summary["false_alarms"].keys() == {"0.01", "0.05", "0.1"}
     assert "anatomy is real" in summary["note"]
     rows = list(csv.DictReader((out / "scores.csv").open()))
-    assert [row["label"] for row in rows] == ["anomalous", "anomalous", "normal", "normal"] * 3
+    assert [row["label"] for row in rows] == ["1", "1", "0", "0"] * 3
     assert {row["anomalous"] for row in rows} <= {"0", "1"}
     assert all(0 < float(row["p_value"]) <= 1 for row in rows)
     assert len(list((out / "overlays").glob("*.png"))) == demo.OVERLAYS
@@ -42,7 +43,11 @@ def test_short_demo_writes_everything(tmp_path, monkeypatch, capsys):
     images = demo.make_images(demo.subjects("test", 0), 4, anomalous_share=0.5).images
     np.testing.assert_allclose(engine.score(images).scores, [float(r["score"]) for r in rows],
                                atol=1e-6)
+    assert [row.score for row in read_run(out / "run").rows] == [
+        float(row["score"]) for row in rows]
+    assert "The demo&#39;s test subjects" in (out / "report.html").read_text()
     printed = capsys.readouterr().out
+    assert str(out / "report.html") in printed
     assert "test AUROC" in printed
     assert "synthetic" in printed
 

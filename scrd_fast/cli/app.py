@@ -1,10 +1,15 @@
 """The application, and options that several verbs have. Loads nothing heavy: --help is quick."""
 
-from typing import Annotated
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scrd_fast import __version__
+
+if TYPE_CHECKING:
+    from scrd_fast.engine.engine import Engine
 
 app = typer.Typer(
     help="Train and run scale-aware contrastive reverse distillation: the same score everywhere.",
@@ -17,6 +22,11 @@ app = typer.Typer(
 Trust = Annotated[bool, typer.Option(
     help="Also run a TensorRT plan that you did not build; a plan is code.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+Verbose = Annotated[bool, typer.Option(
+    "--verbose", help="Also tell, on standard error, which engine scores, by what rule, and how"
+                      " long it took.")]
+Json = Annotated[bool, typer.Option(
+    "--json", help="JSON for machines: an object in each line instead of text or CSV.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 SkipBad = Annotated[bool, typer.Option(
     "--skip-bad", help="Leave out images that cannot be used instead of stopping.")]
@@ -26,6 +36,21 @@ PatientFrom = Annotated[str | None, typer.Option(
 Precision = Annotated[str, typer.Option(
     help="auto, fp32, bf16, fp16 (on a GPU), int8 or, with TensorRT, fp8 (8 bits with --images);"
          " auto is the fastest for which the fidelity limits hold, as measured here.")]
+
+
+def describe_engine(engine: "Engine") -> Iterator[str]:
+    """Which engine this is, by what rule it reads files, and what it knows, line by line."""
+    from scrd_fast.engine.engine_file import manifest_digest
+
+    m, decisions = engine.manifest, engine.decisions
+    yield (f"{engine.path}: {m.model.backbone}, {m.spec.input_size} px, {m.backend}"
+           f" {m.precision}, batches of {', '.join(map(str, m.buckets))}; digest"
+           f" {manifest_digest(m)}")
+    rule = {each.name: getattr(m.spec.decoding, each.name) for each in fields(m.spec.decoding)}
+    yield "files are read by: " + ", ".join(f"{name} {value}" for name, value in rule.items())
+    yield ("not calibrated: there are no p-values and no decisions" if decisions is None else
+           f"anomalous above {decisions.threshold:.6g} ({decisions.rule}), from"
+           f" {len(decisions.normal_scores)} normal images")
 
 
 def example(*lines: str) -> str:

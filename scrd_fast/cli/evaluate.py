@@ -1,14 +1,30 @@
 """Judging engines by labelled data sets."""
 
+import json
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scrd_fast.cli.app import PatientFrom, Quiet, Seed, Trust, app, example
+from scrd_fast.cli.app import (
+    Json,
+    PatientFrom,
+    Quiet,
+    Seed,
+    Trust,
+    Verbose,
+    app,
+    describe_engine,
+    example,
+)
 from scrd_fast.cli.options import options_of
 from scrd_fast.progress import show_progress
 from scrd_fast.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from scrd_fast.engine.stream import Scored
+    from scrd_fast.evaluation.evaluate import Judged
 
 
 @app.command(epilog=example("scrd-fast evaluate model.scrd dataset/ --out results/"))
@@ -17,7 +33,8 @@ def evaluate(
     data: Annotated[Path, typer.Argument(
         help="Data set with labels: a folder in a known layout, or a table (docs/data_sets.md).")],
     out: Annotated[Path | None, typer.Option(
-        help="Folder for evaluation.json, figures.csv, images.csv, row.md and failed.csv.")] = None,
+        help="Folder for evaluation.json, figures.csv, images.csv, row.md, failed.csv, and for what"
+             " scrd-fast report makes a page of.")] = None,
     patient_from: PatientFrom = None,
     patient_rule: Annotated[str, typer.Option(
         help="A patient's score is the max or mean of the images'.")] = "max",
@@ -27,24 +44,48 @@ def evaluate(
         help="Judge maps by masks, where the data set has masks.")] = True,
     seed: Seed = 0,
     trust: Trust = False,
+    as_json: Json = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Judge an engine by a labelled data set; exit code 1 where files could not be scored."""
+    from scrd_fast.engine.load import load_engine
     from scrd_fast.evaluation.evaluate import evaluate as run
     from scrd_fast.files import check_writable
     from scrd_fast.report.evaluation import list_lines, make_markdown, write_evaluation
+    from scrd_fast.report.rows import ScoreRow, make_row
+    from scrd_fast.report.run_folder import collect_run
     from scrd_fast.report.scores import check_failed
 
     if out is not None:
         check_writable(out, "--out", folder=True)
         check_failed(out / "failed.csv")
-    with show_progress("loading", enabled=not quiet) as shown:
-        found = run(engine, data, patient_from=patient_from, patient_rule=patient_rule,
-                    specificity=specificity, pixels=pixels, seed=seed, trust=trust, progress=shown)
-    typer.echo(f"{data}: {found.layout}")
-    for line in list_lines(found):
-        typer.echo(line)
-    typer.echo(f"\n{make_markdown(found)}", nl=False)
+    with show_progress("loading", enabled=not quiet) as shown, ExitStack() as stack:
+        loaded = stack.enter_context(load_engine(engine, trust=trust))
+        if verbose:
+            for line in describe_engine(loaded):
+                typer.echo(line, err=True)
+        add = None if out is None else stack.enter_context(collect_run(out, loaded, str(data)))
+
+        def keep(judged: "Judged", item: "Scored") -> None:
+            assert add is not None
+            row = make_row(item, patient=judged.patient, label=judged.label, group=judged.group)
+            add(row, item.image, item.map, item.distances)
+
+        found = run(loaded, data, patient_from=patient_from, patient_rule=patient_rule,
+                    specificity=specificity, pixels=pixels, seed=seed, progress=shown,
+                    each=None if add is None else keep)
+        for path, reason in found.failed.items():
+            if add is not None:
+                row = ScoreRow(str(path), error=reason.removeprefix(f"{path}: "))
+                add(row, None, None, None)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+    else:
+        typer.echo(f"{data}: {found.layout}")
+        for line in list_lines(found):
+            typer.echo(line)
+        typer.echo(f"\n{make_markdown(found)}", nl=False)
     if out is not None:
         write_evaluation(found, out)
     for reason in found.failed.values():

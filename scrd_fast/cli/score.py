@@ -1,15 +1,32 @@
 """Scoring images, and what scores mean."""
 
+import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scrd_fast.cli.app import PatientFrom, Quiet, Seed, Trust, app, example
-from scrd_fast.progress import show_progress
+from scrd_fast.cli.app import (
+    Json,
+    PatientFrom,
+    Quiet,
+    Seed,
+    Trust,
+    Verbose,
+    app,
+    describe_engine,
+    example,
+)
+from scrd_fast.progress import Progress, show_progress
+
+if TYPE_CHECKING:
+    from scrd_fast.engine.engine import Engine
+    from scrd_fast.report.scores import Take
 
 
 @app.command(epilog=example("scrd-fast score model.scrd images/ --out scores.csv"))
@@ -18,24 +35,46 @@ def score(
     images: Annotated[list[Path], typer.Argument(
         help="Files (pictures, DICOM, NIfTI), folders of such, or data sets, whose masks are left"
              " out.")],
-    out: Annotated[Path | None, typer.Option(help="CSV file instead of standard output.")] = None,
+    out: Annotated[Path | None, typer.Option(
+        help="CSV, Parquet (.parquet) or JSON lines (.jsonl) file instead of standard output."),
+    ] = None,
+    as_json: Json = False,
     overlays: Annotated[Path | None, typer.Option(help="Folder for heat-map PNGs.")] = None,
+    own_scale: Annotated[bool, typer.Option(
+        "--own-scale", help="Each overlay on colours of its own range instead of the calibration's,"
+                            " which are the same for all.")] = False,
     maps: Annotated[Path | None, typer.Option(
         help="Folder for the anomaly maps, a file for each file or DICOM series.")] = None,
     maps_format: Annotated[str, typer.Option(
         help="nifti (on the grid of a NIfTI or DICOM source), npz or tiff.")] = "nifti",
+    dicom: Annotated[Path | None, typer.Option(
+        help="Folder for results as DICOM objects of the sources' own studies.")] = None,
+    objects: Annotated[str, typer.Option(
+        help="With --dicom: pm (parametric map), seg (segmentations), sc (secondary captures) and"
+             " sr (structured report), with commas between.")] = "pm,seg,sc,sr",
+    uid_root: Annotated[str | None, typer.Option(
+        help="With --dicom: what new unique identifiers begin with, such as an organisation's own"
+             " root; else they are UUIDs under 2.25.")] = None,
+    run: Annotated[Path | None, typer.Option(
+        help="Folder for what scrd-fast report makes a page of: scores, small pictures and maps."),
+    ] = None,
     failed: Annotated[Path | None, typer.Option(
         help="CSV file of what could not be scored; failed.csv beside --out by default.")] = None,
     trust: Trust = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Score images; unreadable ones are named, the rest is scored (exit code 1 then)."""
     from scrd_fast.data.to_score import find_to_score
     from scrd_fast.engine.load import load_engine
-    from scrd_fast.errors import expect
+    from scrd_fast.errors import OutputError, expect
     from scrd_fast.files import check_writable
-    from scrd_fast.outputs.maps import collect_maps
+    from scrd_fast.outputs.dicom.write import check_options
+    from scrd_fast.report.run_folder import EVALUATION
     from scrd_fast.report.scores import check_failed, score_files, write_failed
+    from scrd_fast.report.tables import choose_kind, open_scores
 
+    kind = choose_kind(out, as_json)
     found = find_to_score(images)
     if failed is None and out is not None:
         failed = out.with_name("failed.csv")
@@ -47,25 +86,91 @@ def score(
                "another file than --out", failed)
         check_writable(failed, "--failed", inputs=read)
         check_failed(failed)
-    if overlays is not None:
-        check_writable(overlays, "--overlays", folder=True)
-    without: dict[Path, str] = {}  # files without a map, and why
-    with show_progress("loading") as step, ExitStack() as stack:
-        each = None
-        if maps is not None:
-            check_writable(maps, "--maps", folder=True)
-            each = stack.enter_context(collect_maps(maps, maps_format, found.paths, without))
-        loaded = load_engine(engine, trust=trust)
-        reasons = score_files(loaded, found.paths, out=out, overlays=overlays,
-                              refused=found.refused, each=each, progress=step)
-    for message in without.values():
+    for name, folder in (("--overlays", overlays), ("--maps", maps), ("--dicom", dicom),
+                         ("--run", run)):
+        if folder is not None:
+            check_writable(folder, name, folder=True)
+    expect(run is None or not (run / EVALUATION).exists(), "--run",
+           f"a folder without {EVALUATION}, whose figures are of other scores", run)
+    chosen = [each.strip() for each in objects.split(",")]
+    if dicom is not None:
+        check_options(chosen, uid_root)
+    wanted = _Wanted(overlays, own_scale, maps, maps_format, dicom, chosen, uid_root, run)
+    notes: list[str] = []
+    scored = False
+    try:
+        with show_progress("loading", enabled=not quiet) as step, ExitStack() as stack:
+            loaded = stack.enter_context(load_engine(engine, trust=trust))
+            if verbose:
+                for line in describe_engine(loaded):
+                    typer.echo(line, err=True)
+            began = time.monotonic()
+            take = list(_open_outputs(wanted, loaded, images, found.paths, stack, notes, step))
+            with open_scores(out, kind) as write:
+                reasons, errors = score_files(loaded, found, write, take=take, progress=step,
+                                              distances=run is not None)
+            scored = True
+    except OutputError as late:
+        if not scored:
+            raise
+        errors.append(late)  # the table is there: what could not be scored is told first
+    if verbose:
+        typer.echo(f"{len(found.paths)} files in {time.monotonic() - began:.1f} s", err=True)
+    for message in notes:
         typer.echo(f"warning: {message}", err=True)
     for message in reasons.values():
         typer.echo(f"not scored: {message}", err=True)
     if failed is not None:
         write_failed(reasons, failed)
+    for error in errors:
+        raise error
     if reasons:
         raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The options of `score` that say what is made beside the table."""
+
+    overlays: Path | None
+    own_scale: bool
+    maps: Path | None
+    maps_format: str
+    dicom: Path | None
+    objects: list[str]
+    uid_root: str | None
+    run: Path | None
+
+
+def _open_outputs(
+    wanted: _Wanted, engine: "Engine", places: Sequence[Path], paths: Sequence[Path],
+    stack: ExitStack, notes: list[str], progress: Progress,
+) -> "Iterator[Take]":
+    """What takes rows and images to make an output of them, which is whole when `stack` ends."""
+    from scrd_fast.outputs.dicom.collect import collect_dicom
+    from scrd_fast.outputs.maps import collect_maps
+    from scrd_fast.report.overlays import collect_overlays
+    from scrd_fast.report.run_folder import collect_run
+    from scrd_fast.report.scores import draw_overlay
+
+    known = engine.decisions and engine.decisions.maps
+    if wanted.overlays is not None:
+        drawn = stack.enter_context(collect_overlays(
+            wanted.overlays, scale=known.scale if known else None, own=wanted.own_scale,
+            progress=progress))
+        yield lambda row, item: draw_overlay(drawn, item)
+    if wanted.maps is not None:
+        take_map = stack.enter_context(collect_maps(
+            wanted.maps, wanted.maps_format, paths, notes))
+        yield lambda row, item: take_map(item)
+    if wanted.dicom is not None:
+        take_result = stack.enter_context(collect_dicom(
+            wanted.dicom, engine, paths, notes, objects=wanted.objects, uid_root=wanted.uid_root))
+        yield lambda row, item: take_result(item)
+    if wanted.run is not None:
+        add = stack.enter_context(collect_run(wanted.run, engine, ", ".join(map(str, places))))
+        yield lambda row, item: (add(row, item.image, item.map, item.distances)
+                                 if item.error is None else add(row, None, None, None))
 
 
 @app.command(epilog=example(
@@ -89,6 +194,7 @@ def calibrate(
     patient_from: PatientFrom = None,
     seed: Seed = 0,
     trust: Trust = False,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Learn from held-out images which scores are anomalous; nothing is built again."""
@@ -98,6 +204,12 @@ def calibrate(
         decisions = run(engine, str(normals), fpr=fpr, rule=rule, target=target, seed=seed,
                         anomalous=None if anomalous is None else str(anomalous), trust=trust,
                         patient_from=patient_from, progress=shown)
+    if as_json:
+        told = asdict(decisions)
+        told["normal_images"] = len(told.pop("normal_scores"))
+        del told["scale_weights"]
+        typer.echo(json.dumps({"engine": str(engine), **told}))
+        return
     typer.echo(f"{engine}: anomalous above {decisions.threshold:.6g} ({decisions.rule}"
                f"{'' if decisions.target is None else f' {decisions.target:g}'}),"
                f" from {len(decisions.normal_scores)} normal images")
@@ -115,6 +227,7 @@ def monitor(
     images: Annotated[Path, typer.Argument(help="Folder of recent images.")],
     alpha: Annotated[float, typer.Option(help="Chance of a false alarm.")] = 0.01,
     trust: Trust = False,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Do recent images still look like the calibration's normal ones? Exit code 1 where not."""
@@ -122,10 +235,13 @@ def monitor(
 
     with show_progress("loading", enabled=not quiet) as shown:
         found = run(engine, str(images), alpha=alpha, trust=trust, progress=shown)
-    for name, p in found.p_values.items():
-        typer.echo(f"  {name:<15} p = {p:.3g}{'  differs' if name in found.drifted else ''}")
-    typer.echo(f"{found.images} images: " + (
-        f"{', '.join(found.drifted)}: not as at calibration (p below {found.level:.2g})"
-        if found.drifted else f"no drift (no p below {found.level:.2g})"))
+    if as_json:
+        typer.echo(json.dumps({"engine": str(engine), **asdict(found)}))
+    else:
+        for name, p in found.p_values.items():
+            typer.echo(f"  {name:<15} p = {p:.3g}{'  differs' if name in found.drifted else ''}")
+        typer.echo(f"{found.images} images: " + (
+            f"{', '.join(found.drifted)}: not as at calibration (p below {found.level:.2g})"
+            if found.drifted else f"no drift (no p below {found.level:.2g})"))
     if found.drifted:
         raise typer.Exit(1)

@@ -3,7 +3,6 @@
 import csv
 import json
 
-import numpy as np
 import pytest
 
 pytest.importorskip("pydicom", reason="pydicom reads DICOM")
@@ -12,51 +11,19 @@ from scrd_fast.model.checkpoint import load_checkpoint, read_header
 from scrd_fast.spec import DecodingRule
 from scrd_fast.training import loop
 from tests.cli.commands import main
-from tests.data.decode.dicom_by_hand import dicom, save
-
-SLICES, SIDE = 12, 64
-PATIENTS = {"Aldebaran": "series_1", "Betelgeuse": "series_2", "Canopus": "series_3"}
-OPTIONS = ("--backbone", "resnet18", "--teacher", "random", "--input-size", SIDE, "--steps", 3,
-           "--batch-size", 4, "--noise-min-side", 4, "--quiet")
-
-
-def make_slice(rng, k, lesion):
-    """A head in Hounsfield units: air, bone, brain, and what bleeds."""
-    y, x = np.indices((SIDE, SIDE)) / SIDE - 0.5
-    radius = np.hypot(x / 0.9, y) + 0.004 * k
-    units = np.where(radius < 0.42, np.where(radius < 0.37, 32.0, 900.0), -1000.0)
-    units += rng.normal(0, 4, units.shape)
-    if lesion:
-        units[28:38, 30:42] = 75
-    return np.rint(units + 1024).astype(np.uint16)
+from tests.cli.dicom_patients import (
+    OPTIONS,
+    PATIENTS,
+    SLICES,
+    name_nobody,
+    write_patients,
+    write_table,
+)
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """Three patients in folders without their names; the third one bleeds in half of the slices."""
-    root, rng = tmp_path_factory.mktemp("dicom"), np.random.default_rng(0)
-    for number, (patient, folder) in enumerate(PATIENTS.items()):
-        (root / "tree" / folder).mkdir(parents=True)
-        for k in range(SLICES):
-            lesion = patient == "Canopus" and k >= SLICES // 2
-            save(dicom(make_slice(rng, k, lesion), PatientID=patient, PatientName=patient,
-                       RescaleSlope=1, RescaleIntercept=-1024, RescaleType="HU", BitsStored=16,
-                       SeriesInstanceUID=f"1.2.3.{number}", SOPInstanceUID=f"1.2.3.{number}.{k}",
-                       ImagePositionPatient=[0, 0, 5.0 * k], WindowCenter=300, WindowWidth=2500,
-                       ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
-                 root / "tree" / folder / f"IM{k:04}")
-    return root
-
-
-def write_table(path, **moved):
-    """path, label and split of each file: by patient, but for the files that are moved."""
-    rows = []
-    for (patient, folder), split in zip(PATIENTS.items(), ("train", "validation", "test"),
-                                        strict=True):
-        rows += [(f"tree/{folder}/IM{k:04}", int(patient == "Canopus" and k >= SLICES // 2),
-                  moved.get(f"{folder}_{k}", split)) for k in range(SLICES)]
-    path.write_text("path,label,split\n" + "".join(f"{','.join(map(str, row))}\n" for row in rows))
-    return path
+    return write_patients(tmp_path_factory.mktemp("dicom"))
 
 
 @pytest.fixture
@@ -82,10 +49,9 @@ def watched(monkeypatch):
 def names_nobody(capsys, *paths):
     """Neither what was printed nor a file has a patient's name."""
     told = capsys.readouterr()
-    assert not any(name in told.out + told.err for name in PATIENTS)
+    assert name_nobody(told.out, told.err)
     for path in paths:
-        data = path.read_bytes()
-        assert not any(name.encode() in data for name in PATIENTS), path
+        assert name_nobody(path.read_bytes()), path
     return told
 
 
@@ -115,7 +81,9 @@ def test_from_files_to_figures(tree, watched, tmp_path, capsys):
     assert main("calibrate", engine, table, "--fpr", 0.1, "--quiet") == 0
     assert "from 12 normal images" in names_nobody(capsys, model, engine).out
     assert main("evaluate", engine, table, "--out", results, "--quiet") == 0
-    told = names_nobody(capsys, *results.iterdir())
+    # The table of scores tells whose each image is, as nothing else does.
+    told = names_nobody(capsys, *(
+        path for path in results.iterdir() if path.name != "scores.jsonl"))
     assert "6 normal and 6 anomalous images, 1 patients or files:" in told.out
     assert "from the calibration" in told.out
     with (results / "images.csv").open(newline="") as file:
@@ -123,7 +91,10 @@ def test_from_files_to_figures(tree, watched, tmp_path, capsys):
     assert [(row["image"].rpartition("/")[2], row["label"]) for row in rows] == [
         (f"IM{k:04}", str(int(k >= SLICES // 2))) for k in range(SLICES)]
     assert main("score", engine, tree / "tree" / "series_3") == 0
-    scored = list(csv.DictReader(names_nobody(capsys).out.splitlines()))
+    told = capsys.readouterr()
+    assert name_nobody(told.err)
+    scored = list(csv.DictReader(told.out.splitlines()))
+    assert {row["patient"] for row in scored} == {"Canopus"}
     assert [(row["score"], row["p_value"]) for row in rows] == [
         (row["score"], row["p_value"]) for row in scored]
     found = json.loads((results / "evaluation.json").read_text())

@@ -2,11 +2,13 @@
 
 import csv
 import json
+from collections import Counter
 
 import cv2
 import numpy as np
 import pytest
 
+from scrd_fast.report.rows import read_rows
 from tests.cli.commands import main
 from tests.support.models import organs
 
@@ -38,7 +40,12 @@ def test_files_that_fail_are_named_and_the_others_judged(small_file, data, tmp_p
     (error,) = told.err.splitlines()
     assert error.startswith(f"not scored: {data / 'good' / 'cut.png'}: ")
     assert {path.name for path in out.iterdir()} == {
-        "evaluation.json", "figures.csv", "images.csv", "row.md", "failed.csv"}
+        "evaluation.json", "figures.csv", "images.csv", "row.md", "failed.csv", "run.json",
+        "scores.jsonl", "gallery.zip"}
+    rows = list(read_rows(out / "scores.jsonl"))
+    assert Counter((row.label, row.group) for row in rows if row.error is None) == {
+        (0, None): 4, (1, "bright"): 3}
+    assert [row.image for row in rows if row.error] == [str(data / "good" / "cut.png")]
     assert len(list(csv.reader((out / "failed.csv").open(newline="")))) == 2
     found = json.loads((out / "evaluation.json").read_text())
     assert list(found["failed"]) == [str(data / "good" / "cut.png")]

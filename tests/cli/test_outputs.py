@@ -49,21 +49,22 @@ def test_any_file_name(folder, tmp_path, encoding):
 
 
 def test_numbers_read_back_equal(tmp_path):
-    from scrd_fast.engine.engine import Result
-    from scrd_fast.report.scores import table_rows, write_table
+    from scrd_fast.report.rows import ScoreRow, add_results
+    from scrd_fast.report.tables import open_scores
 
     scores = np.array([0.1, np.nextafter(np.float32(0.1), np.float32(1)), 1e-30, 1.5e20, 0.0,
-                       1 / 3, 16777216, np.nan], np.float32)
-    p_values = np.float32(1) / np.arange(1, 9, dtype=np.float32)
-    result = Result(scores, None, np.zeros((8, 3), np.float32), p_values, scores > 1)
-    names = [f"{i}.png" for i in range(8)]
-    write_table(table_rows(names, result), tmp_path / "s.csv")
+                       1 / 3, 16777216], np.float32)
+    p_values = np.float32(1) / np.arange(1, 8, dtype=np.float32)
+    weights = np.random.default_rng(0).dirichlet([1, 1, 1], 7).astype(np.float32)
+    with open_scores(tmp_path / "s.csv", "csv") as write:
+        for i, score in enumerate(scores):
+            write(add_results(ScoreRow(f"{i}.png"), score, weights[i], p_values[i], score > 1))
     rows = list(csv.DictReader((tmp_path / "s.csv").open()))
-    assert [np.float32(row["score"]) for row in rows[:7]] == scores[:7].tolist()
-    assert [np.float32(row["p_value"]) for row in rows[:7]] == p_values[:7].tolist()
-    assert [row["anomalous"] for row in rows] == ["0", "0", "0", "1", "0", "0", "1", ""]
+    assert [np.float32(row["score"]) for row in rows] == scores.tolist()
+    assert [np.float32(row["p_value"]) for row in rows] == p_values.tolist()
+    assert [[np.float32(row[f"weight_{k}"]) for k in (1, 2, 3)] for row in rows] == weights.tolist()
+    assert [row["anomalous"] for row in rows] == ["0", "0", "0", "1", "0", "0", "1"]
     assert rows[0]["score"] == "0.1"
-    assert rows[7] == {"image": "7.png", "score": "", "p_value": "", "anomalous": ""}
 
 
 @pytest.fixture

@@ -13,6 +13,9 @@ pytest.importorskip("nibabel", reason="nibabel reads NIfTI")
 import nibabel
 
 import scrd_fast
+from scrd_fast.report.overlays import overlay
+from scrd_fast.report.rows import read_rows
+from scrd_fast.report.tables import COLUMNS
 from tests.cli.commands import main, run
 from tests.data.decode.dicom_by_hand import dicom, save
 from tests.support.models import organs
@@ -23,6 +26,11 @@ WINDOW = {"WindowCenter": 128, "WindowWidth": 256}
 def read(path):
     with path.open(newline="") as file:
         return list(csv.reader(file))
+
+
+def read_scores(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture
@@ -58,16 +66,20 @@ def test_a_mixed_folder(folder, archive, tmp_path, capfd):
     out = tmp_path / "out" / "scores.csv"
     out.parent.mkdir()
     assert main("score", folder / "model.scrd", archive, "--out", out) == 1
-    header, *rows = read(out)
-    assert header == ["image", "frame", "score"]
+    rows = read_scores(out)
+    assert list(rows[0]) == list(COLUMNS)
     names = [str(archive / "ct" / f"{i}.dcm") for i in (3, 2, 1, 0)]
-    assert [row[:2] for row in rows] == [
+    assert [[row["image"], row["frame"]] for row in rows] == [
         *([name, ""] for name in names), [str(archive / "empty.dcm"), ""],
         [str(archive / "picture.png"), ""],
         *([str(archive / "volume.nii.gz"), str(i)] for i in range(3)),
         [str(archive / "ct" / "copy.dcm"), ""]]
     failures = expected_failures(archive)
-    assert {row[0] for row in rows if not row[2]} == set(failures)
+    assert {row["image"]: row["error"] for row in rows if not row["score"]} == failures
+    assert {row["series"] for row in rows if row["score"]} == {"1.2.3", ""}
+    assert all(row["patient"] == "P1" for row in rows if row["series"])
+    assert all(sum(float(row[f"weight_{k}"]) for k in (1, 2, 3)) == pytest.approx(1)
+               for row in rows if row["score"])
     header, *reasons = read(out.with_name("failed.csv"))
     assert header == ["file", "reason"]
     assert dict(reasons) == failures
@@ -76,10 +88,10 @@ def test_a_mixed_folder(folder, archive, tmp_path, capfd):
     for name, reason in failures.items():
         assert f"not scored: {name}: {reason}\n" in told
     assert not any(word in told for word in ("Zebedeus", "P1", "Traceback"))
-    good = [row for row in rows if row[2]]
-    paths = list(dict.fromkeys(row[0] for row in good))
+    good = [row for row in rows if row["score"]]
+    paths = list(dict.fromkeys(row["image"] for row in good))
     with scrd_fast.load_engine(folder / "model.scrd") as engine:
-        assert [np.float32(row[2]) for row in good] == engine.score(paths).scores.tolist()
+        assert [np.float32(row["score"]) for row in good] == engine.score(paths).scores.tolist()
 
 
 def test_failures_elsewhere_and_on_standard_output(folder, archive, tmp_path):
@@ -149,7 +161,7 @@ def test_nothing_can_be_read(folder, tmp_path):
     out = tmp_path / "out.csv"
     assert main("score", folder / "model.scrd", tmp_path / "a.dcm", tmp_path / "gone.nii",
                 "--out", out) == 1
-    assert [row[2] for row in read(out)[1:]] == ["", ""]
+    assert [row["score"] for row in read_scores(out)] == ["", ""]
     assert dict(read(tmp_path / "failed.csv")[1:])[str(tmp_path / "gone.nii")] == (
         "cannot be read: No such file or directory")
 
@@ -183,12 +195,69 @@ def test_a_calibrated_engine_leaves_cells_of_refused_files_empty(folder, archive
         cv2.imwrite(str(normals / f"{i:02d}.png"), each)
     assert main("calibrate", engine, normals, "--fpr", "0.1", "--quiet") == 0
     assert main("score", engine, archive, "--out", tmp_path / "s.csv") == 1
-    header, *rows = read(tmp_path / "s.csv")
-    assert header == ["image", "frame", "score", "p_value", "anomalous"]
     failures = expected_failures(archive)
-    for row in rows:
-        assert (row[2:] == ["", "", ""]) == (row[0] in failures)
-        assert row[0] in failures or row[4] in ("0", "1")
+    for row in read_scores(tmp_path / "s.csv"):
+        empty = not any(row[name] for name in ("score", "p_value", "anomalous", "weight_1"))
+        assert empty == (row["image"] in failures) == bool(row["error"])
+        assert row["image"] in failures or row["anomalous"] in ("0", "1")
+
+
+def test_kinds_of_tables(folder, archive, tmp_path):
+    """One and the same rows as CSV, JSON lines and Parquet; JSON lines on standard output, too."""
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow reads Parquet")
+    for name in ("s.csv", "s.jsonl", "s.parquet"):
+        assert main("score", folder / "model.scrd", archive, "--out", tmp_path / name,
+                    "--quiet") == 1
+    rows = list(read_rows(tmp_path / "s.jsonl"))
+    for row, text, values in zip(rows, read_scores(tmp_path / "s.csv"),
+                                 parquet.read_table(tmp_path / "s.parquet").to_pylist(),
+                                 strict=True):
+        assert row.image == text["image"] == values["image"]
+        assert text["score"] == ("" if row.score is None else str(row.score))
+        assert row.score == (values["score"] and pytest.approx(values["score"], rel=1e-7))
+        assert (row.error or "") == text["error"] == (values["error"] or "")
+    done = run("score", folder / "model.scrd", archive, "--json", "--quiet")
+    assert done.stdout == (tmp_path / "s.jsonl").read_text()
+    assert main("score", folder / "model.scrd", archive, "--json", "--out",
+                tmp_path / "t.csv") == 2
+    assert not (tmp_path / "t.csv").exists()
+
+
+def test_quiet_and_verbose(folder, archive):
+    quiet, verbose = (run("score", folder / "model.scrd", archive / "picture.png", option)
+                      for option in ("--quiet", "--verbose"))
+    assert quiet.returncode == verbose.returncode == 0
+    assert quiet.stdout == verbose.stdout
+    assert quiet.stderr == ""
+    for told in ("resnet18, 64 px, openvino fp32", "files are read by: intensity",
+                 "not calibrated", "1 files in "):
+        assert told in verbose.stderr
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_overlays_on_the_calibrations_colours_or_their_own(folder, tmp_path, own):
+    """A normal image looks calm beside one with a bright spot, unless each has its own colours."""
+    engine, normals, seen = (tmp_path / name for name in ("m.scrd", "normals", "seen"))
+    shutil.copy(folder / "model.scrd", engine)
+    for place, seed in ((normals, 3), (seen, 4)):
+        place.mkdir()
+        for i, each in enumerate(organs(20 if place == normals else 4, 48, seed=seed)):
+            cv2.imwrite(str(place / f"{i:02d}.png"), each)
+    assert main("calibrate", engine, normals, "--fpr", "0.05", "--quiet") == 0
+    out = tmp_path / "overlays"
+    assert main("score", engine, seen, "--out", tmp_path / "s.csv", "--overlays", out,
+                *(["--own-scale"] if own else [])) == 0
+    shares = []
+    with scrd_fast.load_engine(engine) as loaded:
+        low, high = loaded.decisions.maps.scale
+        for i, item in enumerate(loaded.stream(sorted(seen.iterdir()))):
+            drawn = cv2.imread(str(out / f"{i:05d}_{i:02d}.png"))
+            shares.append((drawn[:, 48:] != drawn[:, :48]).any(axis=2).mean())
+            if not own:
+                image = np.asarray(item.image)
+                wanted = overlay(image, item.map, low, high)
+                np.testing.assert_array_equal(drawn[:, 48:, ::-1], wanted)
+    assert (min(shares) > 0.3) if own else (max(shares) < 0.3)
 
 
 def test_somebodys_own_failed_csv_stays(folder, tmp_path, capfd):
