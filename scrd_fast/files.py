@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -69,9 +70,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         with writing(path):
             real = _place(path, folder=False)
             real.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_SUFFIX, dir=real.parent)
-            os.close(handle)
-            temporary = Path(name)
+            # Named before it is there, so that an interrupt at any moment leaves none.
+            temporary = real.parent / f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())

@@ -147,9 +147,11 @@ def _describe_training(checkpoint: Checkpoint) -> Training | None:
     """For the manifest; None of a model that was not trained by this package."""
     if not checkpoint.training:
         return None
-    metrics = checkpoint.metrics
-    figures = {name: value for name, value in metrics.items() if type(value) in (int, float)}
-    return Training(_flatten(checkpoint.training), figures, metrics.get("images", {}))
+    options, metrics = _flatten(checkpoint.training), checkpoint.metrics
+    # An engine travels: the name of the teacher's file goes along, its place does not.
+    options["teacher"] = os.path.basename(str(options.get("teacher")))
+    figures = {name: float(value) for name, value in metrics.items() if type(value) is float}
+    return Training(options, figures, metrics.get("images", {}))
 
 
 def _flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

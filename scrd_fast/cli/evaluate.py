@@ -1,7 +1,6 @@
 """Judging engines by labelled data sets."""
 
 import json
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,8 +22,7 @@ from scrd_fast.progress import show_progress
 from scrd_fast.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from scrd_fast.engine.stream import Scored
-    from scrd_fast.evaluation.evaluate import Judged
+    from scrd_fast.errors import ScrdError
 
 
 @app.command(epilog=example("scrd-fast evaluate model.scrd dataset/ --out results/"))
@@ -35,6 +33,8 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(
         help="Folder for evaluation.json, figures.csv, images.csv, row.md, failed.csv, and for what"
              " scrd-fast report makes a page of.")] = None,
+    gallery: Annotated[bool, typer.Option(
+        help="Also keep, in --out, small pictures and maps for scrd-fast report.")] = True,
     patient_from: PatientFrom = None,
     patient_rule: Annotated[str, typer.Option(
         help="A patient's score is the max or mean of the images'.")] = "max",
@@ -52,33 +52,35 @@ def evaluate(
     from scrd_fast.engine.load import load_engine
     from scrd_fast.evaluation.evaluate import evaluate as run
     from scrd_fast.files import check_writable
-    from scrd_fast.report.evaluation import list_lines, make_markdown, write_evaluation
-    from scrd_fast.report.rows import ScoreRow, make_row
+    from scrd_fast.report.evaluation import (
+        list_lines,
+        make_judged_row,
+        make_markdown,
+        write_evaluation,
+    )
+    from scrd_fast.report.rows import ScoreRow
     from scrd_fast.report.run_folder import collect_run
-    from scrd_fast.report.scores import check_failed
+    from scrd_fast.report.scores import check_failed, keep_apart, keep_run
 
     if out is not None:
         check_writable(out, "--out", folder=True)
         check_failed(out / "failed.csv")
-    with show_progress("loading", enabled=not quiet) as shown, ExitStack() as stack:
-        loaded = stack.enter_context(load_engine(engine, trust=trust))
+    errors: list[ScrdError] = []
+    with show_progress("loading", enabled=not quiet) as shown, load_engine(
+            engine, trust=trust) as loaded:
         if verbose:
             for line in describe_engine(loaded):
                 typer.echo(line, err=True)
-        add = None if out is None else stack.enter_context(collect_run(out, loaded, str(data)))
-
-        def keep(judged: "Judged", item: "Scored") -> None:
-            assert add is not None
-            row = make_row(item, patient=judged.patient, label=judged.label, group=judged.group)
-            add(row, item.image, item.map, item.distances)
-
-        found = run(loaded, data, patient_from=patient_from, patient_rule=patient_rule,
-                    specificity=specificity, pixels=pixels, seed=seed, progress=shown,
-                    each=None if add is None else keep)
-        for path, reason in found.failed.items():
-            if add is not None:
-                row = ScoreRow(str(path), error=reason.removeprefix(f"{path}: "))
-                add(row, None, None, None)
+        runs = [] if out is None or not gallery else [
+            keep_run(collect_run(out, loaded, str(data)))]
+        with keep_apart(runs, errors) as take:
+            found = run(
+                loaded, data, patient_from=patient_from, patient_rule=patient_rule,
+                specificity=specificity, pixels=pixels, seed=seed, progress=shown,
+                each=(lambda judged, item: take(make_judged_row(judged, item), item))
+                if runs else None)
+            for path, reason in found.failed.items():
+                take(ScoreRow(str(path), error=reason.removeprefix(f"{path}: ")), None)
     if as_json:
         typer.echo(json.dumps(found.to_dict()))
     else:
@@ -90,6 +92,8 @@ def evaluate(
         write_evaluation(found, out)
     for reason in found.failed.values():
         typer.echo(f"not scored: {reason}", err=True)
+    for error in errors:  # of the run alone: the evaluation is there
+        raise error
     if found.failed:
         raise typer.Exit(1)
 

@@ -3,11 +3,11 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,7 +26,11 @@ from scrd_fast.progress import Progress, show_progress
 
 if TYPE_CHECKING:
     from scrd_fast.engine.engine import Engine
+    from scrd_fast.engine.stream import Scored
+    from scrd_fast.errors import ScrdError
     from scrd_fast.report.scores import Take
+
+OBJECTS = "pm,seg,sc,sr"  # all that there are
 
 
 @app.command(epilog=example("scrd-fast score model.scrd images/ --out scores.csv"))
@@ -51,7 +55,7 @@ def score(
         help="Folder for results as DICOM objects of the sources' own studies.")] = None,
     objects: Annotated[str, typer.Option(
         help="With --dicom: pm (parametric map), seg (segmentations), sc (secondary captures) and"
-             " sr (structured report), with commas between.")] = "pm,seg,sc,sr",
+             " sr (structured report), with commas between.")] = OBJECTS,
     uid_root: Annotated[str | None, typer.Option(
         help="With --dicom: what new unique identifiers begin with, such as an organisation's own"
              " root; else they are UUIDs under 2.25.")] = None,
@@ -67,13 +71,19 @@ def score(
     """Score images; unreadable ones are named, the rest is scored (exit code 1 then)."""
     from scrd_fast.data.to_score import find_to_score
     from scrd_fast.engine.load import load_engine
-    from scrd_fast.errors import OutputError, expect
+    from scrd_fast.errors import InputError, expect
     from scrd_fast.files import check_writable
     from scrd_fast.outputs.dicom.write import check_options
+    from scrd_fast.outputs.maps import FORMATS
     from scrd_fast.report.run_folder import EVALUATION
-    from scrd_fast.report.scores import check_failed, score_files, write_failed
+    from scrd_fast.report.scores import check_failed, keep_apart, score_files, write_failed
     from scrd_fast.report.tables import choose_kind, open_scores
 
+    _check_used(own_scale=(own_scale, overlays, "--overlays"),
+                maps_format=(maps_format != "nifti", maps, "--maps"),
+                objects=(objects != OBJECTS, dicom, "--dicom"),
+                uid_root=(uid_root is not None, dicom, "--dicom"))
+    expect(maps_format in FORMATS, "--maps-format", f"one of {FORMATS}", repr(maps_format))
     kind = choose_kind(out, as_json)
     found = find_to_score(images)
     if failed is None and out is not None:
@@ -94,26 +104,24 @@ def score(
            f"a folder without {EVALUATION}, whose figures are of other scores", run)
     chosen = [each.strip() for each in objects.split(",")]
     if dicom is not None:
-        check_options(chosen, uid_root)
+        try:
+            check_options(chosen, uid_root)
+        except InputError as refused:
+            raise InputError(f"--{str(refused).replace('uid_root', 'uid-root', 1)}") from refused
     wanted = _Wanted(overlays, own_scale, maps, maps_format, dicom, chosen, uid_root, run)
     notes: list[str] = []
-    scored = False
-    try:
-        with show_progress("loading", enabled=not quiet) as step, ExitStack() as stack:
-            loaded = stack.enter_context(load_engine(engine, trust=trust))
-            if verbose:
-                for line in describe_engine(loaded):
-                    typer.echo(line, err=True)
-            began = time.monotonic()
-            take = list(_open_outputs(wanted, loaded, images, found.paths, stack, notes, step))
-            with open_scores(out, kind) as write:
-                reasons, errors = score_files(loaded, found, write, take=take, progress=step,
-                                              distances=run is not None)
-            scored = True
-    except OutputError as late:
-        if not scored:
-            raise
-        errors.append(late)  # the table is there: what could not be scored is told first
+    errors: list[ScrdError] = []
+    with show_progress("loading", enabled=not quiet) as step, load_engine(
+            engine, trust=trust) as loaded:
+        if verbose:
+            for line in describe_engine(loaded):
+                typer.echo(line, err=True)
+        began = time.monotonic()
+        outputs = list(_list_outputs(wanted, loaded, images, found.paths, notes, step))
+        # The table is worth most, and is there before anything else is.
+        with keep_apart(outputs, errors) as take, open_scores(out, kind) as write:
+            reasons = score_files(loaded, found, write, take=take if outputs else None,
+                                  distances=run is not None, progress=step)
     if verbose:
         typer.echo(f"{len(found.paths)} files in {time.monotonic() - began:.1f} s", err=True)
     for message in notes:
@@ -122,10 +130,21 @@ def score(
         typer.echo(f"not scored: {message}", err=True)
     if failed is not None:
         write_failed(reasons, failed)
-    for error in errors:
+    for error in errors[:-1]:
+        typer.echo(f"error: {error}", err=True)
+    for error in errors[-1:]:
         raise error
     if reasons:
         raise typer.Exit(1)
+
+
+def _check_used(**options: tuple[bool, Path | None, str]) -> None:
+    """Raise InputError for an option that is given without that which it belongs to."""
+    from scrd_fast.errors import expect
+
+    for name, (given, folder, belongs) in options.items():
+        expect(folder is not None or not given, f"--{name.replace('_', '-')}",
+               f"{belongs} with it", "none")
 
 
 @dataclass(frozen=True)
@@ -142,35 +161,40 @@ class _Wanted:
     run: Path | None
 
 
-def _open_outputs(
+def _list_outputs(
     wanted: _Wanted, engine: "Engine", places: Sequence[Path], paths: Sequence[Path],
-    stack: ExitStack, notes: list[str], progress: Progress,
-) -> "Iterator[Take]":
-    """What takes rows and images to make an output of them, which is whole when `stack` ends."""
+    notes: list[str], progress: Progress,
+) -> "Iterator[AbstractContextManager[Take]]":
+    """Each gives what takes rows and images to make an output of them, which is whole at its end.
+    """
     from scrd_fast.outputs.dicom.collect import collect_dicom
     from scrd_fast.outputs.maps import collect_maps
     from scrd_fast.report.overlays import collect_overlays
     from scrd_fast.report.run_folder import collect_run
-    from scrd_fast.report.scores import draw_overlay
+    from scrd_fast.report.scores import draw_overlay, keep_run
 
     known = engine.decisions and engine.decisions.maps
     if wanted.overlays is not None:
-        drawn = stack.enter_context(collect_overlays(
-            wanted.overlays, scale=known.scale if known else None, own=wanted.own_scale,
-            progress=progress))
-        yield lambda row, item: draw_overlay(drawn, item)
+        yield _adapt(collect_overlays(wanted.overlays, scale=known.scale if known else None,
+                                      own=wanted.own_scale, progress=progress),
+                     draw_overlay)
     if wanted.maps is not None:
-        take_map = stack.enter_context(collect_maps(
-            wanted.maps, wanted.maps_format, paths, notes))
-        yield lambda row, item: take_map(item)
+        yield _adapt(collect_maps(wanted.maps, wanted.maps_format, paths, notes),
+                     lambda take, item: take(item))
     if wanted.dicom is not None:
-        take_result = stack.enter_context(collect_dicom(
-            wanted.dicom, engine, paths, notes, objects=wanted.objects, uid_root=wanted.uid_root))
-        yield lambda row, item: take_result(item)
+        yield _adapt(collect_dicom(wanted.dicom, engine, paths, notes, objects=wanted.objects,
+                                   uid_root=wanted.uid_root),
+                     lambda take, item: take(item))
     if wanted.run is not None:
-        add = stack.enter_context(collect_run(wanted.run, engine, ", ".join(map(str, places))))
-        yield lambda row, item: (add(row, item.image, item.map, item.distances)
-                                 if item.error is None else add(row, None, None, None))
+        yield keep_run(collect_run(wanted.run, engine, ", ".join(map(str, places))))
+
+
+@contextmanager
+def _adapt(output: AbstractContextManager[Any], give: Callable[[Any, "Scored"], None]
+           ) -> "Iterator[Take]":
+    """An output that has no use for files that were refused, and so have no image."""
+    with output as made:
+        yield lambda row, item: give(made, item) if item is not None else None
 
 
 @app.command(epilog=example(

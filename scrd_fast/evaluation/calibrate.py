@@ -36,7 +36,7 @@ from scrd_fast.progress import Progress, silent
 # Of warnings given in a function that calibrate or monitor calls, the stacklevel of their callers'
 # line: NumPy's decorator stands between them.
 _CALLER = 4
-_PIXEL_RATE = 0.05  # FEWEST_LABELLED images are enough for it
+_PIXEL_RATE = 0.05
 
 
 @np.errstate(all="warn", under="ignore")  # a caller may have made all of them errors
@@ -120,13 +120,14 @@ def _choose_pixel_threshold(decisions: Decisions, maps: MapValues, reduction: st
     as may be called anomalous themselves; where that is not said, in 5 %.
 
     Where the score is the map's maximum it is that of images, so that an image is anomalous just
-    where it has such a pixel.
+    where its map has such a pixel.
     """
     if reduction == "max":
         return decisions.threshold
-    rate = _PIXEL_RATE if decisions.target is None or decisions.rule != "conformal" else (
-        decisions.target)
-    return conformal_threshold(maps.largest, rate)
+    rate = _PIXEL_RATE
+    if decisions.target is not None and decisions.rule in ("conformal", "specificity"):
+        rate = decisions.target if decisions.rule == "conformal" else 1 - decisions.target
+    return conformal_threshold(maps.largest, max(rate, 1 / (len(maps.largest) + 1)))
 
 
 def _warn_of_patients(patients: list[str | None]) -> None:

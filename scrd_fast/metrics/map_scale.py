@@ -12,6 +12,7 @@ from scrd_fast.records import is_number
 
 LARGEST = 6.0  #: A map is a sum of three cosine distances of at most 2.
 _BINS = 600_000
+_NARROWEST = 1e-3  # of a scale: noise of maps that are flat is no colour
 
 
 class MapValues:
@@ -56,7 +57,8 @@ class MapScale:
 def choose_scale(values: MapValues) -> tuple[float, float]:
     """The colours for maps of which nothing is known but themselves: from their median to their
     99.9th percentile."""
-    return values.quantile(0.5), values.quantile(0.999)
+    low = values.quantile(0.5)
+    return low, max(values.quantile(0.999), low + _NARROWEST)
 
 
 def learn_scale(normals: MapValues, pixel_threshold: float) -> MapScale:
@@ -64,10 +66,12 @@ def learn_scale(normals: MapValues, pixel_threshold: float) -> MapScale:
 
     Colours begin where 99 of 100 of their pixels lie below, so that a normal image is calm, and
     `pixel_threshold` is in the middle of them, unless their 99.99th percentile would be beyond the
-    end.
+    end. A threshold among the values of normal pixels, as rules may choose it that miss little, has
+    colour, too: then they begin below it.
     """
-    low = normals.quantile(0.99)
-    high = max(2 * pixel_threshold - low, normals.quantile(0.9999), low + 1e-3)
+    usual, largest = normals.quantile(0.99), normals.quantile(0.9999)
+    low = min(usual, pixel_threshold - max((largest - usual) / 2, _NARROWEST / 2))
+    high = max(2 * pixel_threshold - low, largest)
     return MapScale((low, high), pixel_threshold)
 
 
@@ -75,8 +79,11 @@ def conformal_threshold(values: Any, rate: float) -> float:
     """The value that at most a share `rate` of new values exceeds, on average over draws of these
     (N,) and of new ones exchangeable with them; N must be at least 1 / rate - 1.
 
-    What lies above it has a conformal p-value of at most `rate`, see Decisions.p_values.
+    What lies above it has a conformal p-value of at most `rate`, see Decisions.p_values. Raises
+    InputError where they are too few.
     """
     falling = np.sort(np.asarray(values, np.float32))[::-1]
     # 1e-9: 0.29 * 100 is below 29.
-    return float(falling[math.floor(rate * (len(falling) + 1) + 1e-9) - 1])
+    above = math.floor(rate * (len(falling) + 1) + 1e-9) - 1
+    expect(above >= 0, "values", f"at least 1 / {rate:g} - 1", len(falling))
+    return float(falling[above])

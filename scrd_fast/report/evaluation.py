@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from scrd_fast.evaluation.evaluate import OPTIMISTIC, Evaluation, Figure
+from scrd_fast.engine.stream import Scored
+from scrd_fast.evaluation.evaluate import OPTIMISTIC, Evaluation, Figure, Judged
 from scrd_fast.files import atomic_write
+from scrd_fast.report.rows import ScoreRow, make_row
 from scrd_fast.report.run_folder import EVALUATION
 from scrd_fast.report.scores import write_failed
 from scrd_fast.report.tables import Row, write_table
@@ -94,6 +96,17 @@ def _cells(name: str, figure: Figure) -> Row:
     low, high = ("", "") if figure.interval is None else (
         repr(figure.interval.low), repr(figure.interval.high))
     return (name, repr(figure.value), low, high, int(name in OPTIMISTIC))
+
+
+def make_judged_row(judged: Judged, item: Scored) -> ScoreRow:
+    """The row of a test image; whom it is of only where that is a patient, and not what stands for
+    one that nothing tells."""
+    source = item.source
+    assert source is not None
+    stand_ins = (source.study, source.series, str(source.path))
+    known = judged.patient is not None and judged.patient not in stand_ins
+    return make_row(item, patient=judged.patient if known else None, label=judged.label,
+                    group=judged.group)
 
 
 def list_images(evaluation: Evaluation) -> Iterator[Row]:

@@ -56,9 +56,8 @@ class Overlays:
         """image: uint8, uint16 or float32 in [0, 1], (H, W) or (H, W, 3); anomaly_map: float32
         (S, S). Raises OutputError."""
         if self._own:
-            values = MapValues()
-            values.add(anomaly_map)
-            self._write_one(name, as_bytes(image), anomaly_map, choose_scale(values))
+            low, high = np.quantile(anomaly_map, (0.5, 0.999))
+            self._write_one(name, as_bytes(image), anomaly_map, (float(low), float(high)))
         elif self._scale is not None:
             self._write_one(name, as_bytes(image), anomaly_map, self._scale)
         else:

@@ -3,14 +3,14 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scrd_fast.engine.stream import Scored
-from scrd_fast.errors import DataError, InputError
+from scrd_fast.errors import DataError
 from scrd_fast.records import read_record
 
 
@@ -26,7 +26,7 @@ class ScoreRow:
 
     image: str
     frame: int | None = None
-    patient: str | None = None
+    patient: str | None = field(default=None, repr=False)  # not for logs
     study: str | None = None
     series: str | None = None
     instance: str | None = None
@@ -79,9 +79,11 @@ def read_rows(path: Path) -> Iterator[ScoreRow]:
             for number, line in enumerate(file, 1):
                 try:
                     yield read_record(ScoreRow, json.loads(line), f"line {number}")
-                except (ValueError, RecursionError, InputError) as error:
+                except (ValueError, RecursionError) as error:  # InputError among them
+                    # Without what was there instead, which may be a patient's.
+                    reason = str(error).partition(", got ")[0]
                     raise DataError(f"{os.fsdecode(path)}: expected a row of scores in each line:"
-                                    f" {error}") from error
+                                    f" {reason}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{os.fsdecode(path)}: expected text, got other bytes") from error
     except OSError as error:

@@ -206,22 +206,27 @@ def collect_run(folder: Path, engine: Engine, data: str) -> Iterator[Add]:
         record, scores, gallery = (stack.enter_context(atomic_write(folder / name))
                                    for name in (_RUN, _SCORES, _GALLERY))
         values, digest, count = MapValues(), hashlib.sha256(), 0
-        with open(scores, "wb") as table, zipfile.ZipFile(gallery, "w") as archive:
+        with writing(folder):
+            table = stack.enter_context(open(scores, "wb"))
+            archive = stack.enter_context(zipfile.ZipFile(gallery, "w"))
 
-            def add(row: ScoreRow, image: Array | None, anomaly_map: Array | None,
-                    distances: Distances | None) -> None:
-                nonlocal count
-                line = f"{write_json_line(row)}\n".encode()
-                if scale is None and anomaly_map is not None:
-                    values.add(anomaly_map)
-                with writing(folder):
-                    table.write(line)
-                    for name, content in _list_members(image, anomaly_map, distances):
-                        archive.writestr(f"{count:06}{name}", content)
-                digest.update(line)
-                count += 1
+        def add(row: ScoreRow, image: Array | None, anomaly_map: Array | None,
+                distances: Distances | None) -> None:
+            nonlocal count
+            line = f"{write_json_line(row)}\n".encode()
+            if scale is None and anomaly_map is not None:
+                values.add(anomaly_map)
+            with writing(folder):
+                table.write(line)
+                for name, content in _list_members(image, anomaly_map, distances):
+                    archive.writestr(f"{count:06}{name}", content)
+            digest.update(line)
+            count += 1
 
-            yield add
+        yield add
+        with writing(folder):
+            table.close()
+            archive.close()
         if scale is None:
             scale = choose_scale(values) if values.largest else (0.0, 1.0)
         told = RunRecord(FORMAT, datetime.now(UTC).isoformat(timespec="seconds"), __version__,

@@ -20,6 +20,7 @@ _WEIGHTS = ("weight_1", "weight_2", "weight_3")
 #: Of a table of scores: the fields of ScoreRow, its scale weights each on its own.
 COLUMNS = ("image", "frame", "patient", "study", "series", "instance", "label", "group", "score",
            "p_value", "anomalous", *_WEIGHTS, "error")
+_OTHERS = ("json", "tsv", "xls", "xlsx", "ods", "pq", "feather", "arrow", "gz", "zip")
 _GROUP = 4096  # rows that Parquet keeps together, and that wait in memory
 
 
@@ -68,6 +69,8 @@ def choose_kind(out: Path | None, as_json: bool) -> str:
     as_json: it is JSON lines whatever its name. Raises InputError and MissingExtra.
     """
     named = "" if out is None else out.suffix.lower().removeprefix(".")
+    expect(named not in _OTHERS and out != Path("-"), "--out", "a name that ends in .csv, .jsonl,"
+           " .ndjson or .parquet, or no --out for standard output", out)
     kind = "jsonl" if as_json or named == "ndjson" else named if named in KINDS else "csv"
     expect(not (as_json and named in ("csv", "parquet")), "--json",
            "a file of another name than .csv or .parquet", out)

@@ -72,3 +72,46 @@ def test_what_cannot_be_done_is_one_line(small_file, data, tmp_path, capsys):
         assert line.startswith("error: ")
         assert message in line
         assert told.out == ""
+
+
+def test_figures_are_written_though_the_gallery_is_not(small_file, data, tmp_path,
+                                                       run_with_file_limit):
+    """As on a disk that has become full: 64 KiB is too little for the pictures alone."""
+    arguments = ["evaluate", str(small_file), str(data), "--out", str(tmp_path / "out"), "--quiet"]
+    code = f"""
+import sys
+from scrd_fast.cli import main
+try:
+    main({arguments})
+except SystemExit as done:
+    print("code", done.code)
+"""
+    told = run_with_file_limit(code)
+    assert "4 normal and 3 anomalous images" in told
+    assert told.endswith("code 2\n")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "evaluation.json", "figures.csv", "images.csv", "row.md", "failed.csv"}
+
+
+def test_without_a_gallery(small_file, data, tmp_path):
+    (data / "good" / "cut.png").unlink()
+    assert main("evaluate", small_file, data, "--out", tmp_path / "out", "--no-gallery",
+                "--quiet") == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "evaluation.json", "figures.csv", "images.csv", "row.md"}
+
+
+def test_volumes_without_a_patient_have_none(small_file, tmp_path):
+    """What images are grouped by for the intervals is no patient."""
+    nibabel = pytest.importorskip("nibabel", reason="nibabel reads NIfTI")
+    for i, name in enumerate(("good", "bright")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        volume = organs(4, 64, seed=i).transpose(2, 1, 0).astype(np.int16)
+        for k in range(2):
+            nibabel.Nifti1Image(volume + 100 * i * k, np.eye(4)).to_filename(
+                tmp_path / "data" / name / f"{k}.nii.gz")
+    assert main("evaluate", small_file, tmp_path / "data", "--out", tmp_path / "out",
+                "--quiet") == 0
+    rows = list(read_rows(tmp_path / "out" / "scores.jsonl"))
+    assert len(rows) == 16
+    assert {row.patient for row in rows} == {None}

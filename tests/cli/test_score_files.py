@@ -289,3 +289,42 @@ def test_maps_are_written_by_file_and_series(folder, archive, tmp_path, capfd):
     assert main("score", folder / "model.scrd", archive, "--out", tmp_path / "s.csv", "--maps",
                 tmp_path / "npz", "--maps-format", "npz") == 1
     assert len(list((tmp_path / "npz").glob("*.npz"))) > len(written)
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    (("--own-scale",), "--own-scale: expected --overlays with it"),
+    (("--maps-format", "npz"), "--maps-format: expected --maps with it"),
+    (("--objects", "sr"), "--objects: expected --dicom with it"),
+    (("--uid-root", "1.2"), "--uid-root: expected --dicom with it"),
+    (("--maps", "m", "--maps-format", "bogus"), "--maps-format: expected one of"),
+    (("--dicom", "d", "--objects", "pm,bogus"), "--objects: expected some of"),
+    (("--dicom", "d", "--uid-root", "x"), "--uid-root: expected numbers with dots"),
+    (("--out", "s.xlsx"), "--out: expected a name that ends in")])
+def test_options_that_would_do_nothing_or_not_what_they_say(folder, tmp_path, options, says, capfd,
+                                                            monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main("score", folder / "model.scrd", folder / "images", *options) == 2
+    assert f"error: {says}" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_of_a_table(folder, archive, tmp_path):
+    """Of an anomalous file with several images nobody knows which of them are; of a normal one all
+    are normal."""
+    shutil.copy(archive / "volume.nii.gz", archive / "other.nii.gz")
+    table = archive / "data.csv"
+    table.write_text("path,label,group,patient\npicture.png,1,spot,A\nvolume.nii.gz,1,spot,B\n"
+                     "other.nii.gz,0,,C\n")
+    assert main("score", folder / "model.scrd", archive, "--out", tmp_path / "s.csv") == 0
+    rows = [(row["patient"], row["label"], row["group"])
+            for row in read_scores(tmp_path / "s.csv")]
+    assert sorted(set(rows)) == [("A", "1", "spot"), ("B", "", "spot"), ("C", "0", "")]
+
+
+def test_a_run_has_the_files_that_failed(folder, archive, tmp_path):
+    assert main("score", folder / "model.scrd", archive, "--run", tmp_path / "run", "--out",
+                tmp_path / "s.jsonl", "--failed", tmp_path / "why.csv") == 1
+    assert (tmp_path / "run" / "scores.jsonl").read_bytes() == (tmp_path / "s.jsonl").read_bytes()
+    (tmp_path / "run" / "evaluation.json").write_text("{}")
+    assert main("score", folder / "model.scrd", archive / "picture.png", "--run",
+                tmp_path / "run") == 2

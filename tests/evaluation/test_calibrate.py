@@ -313,6 +313,10 @@ def test_how_maps_are_read(path, reduction):
         found = scrd_fast.calibrate(engine, NORMALS, anomalous=sick)
         expected = found.threshold if reduction == "max" else largest[-2]  # 5 % of 40, or few
         assert found.maps.pixel_threshold == pytest.approx(expected)
+        found = scrd_fast.calibrate(engine, NORMALS, anomalous=sick, rule="specificity",
+                                    target=0.9)
+        expected = found.threshold if reduction == "max" else largest[-4]  # 10 % of 40
+        assert found.maps.pixel_threshold == pytest.approx(expected)
 
 
 @pytest.fixture

@@ -79,6 +79,21 @@ def test_normal_images_are_calm_on_the_learned_scale():
     assert (fresh > high).mean() < 1e-3
 
 
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99, 0.995])
+def test_a_threshold_among_normal_values_has_colour(share):
+    normals = values_of(random_maps(1))
+    threshold = normals.quantile(share)
+    low, high = learn_scale(normals, threshold).scale
+    assert low < threshold < high
+    assert threshold - low >= 0.02 * (high - low)
+
+
+def test_too_few_values():
+    assert conformal_threshold(np.arange(19), 0.05) == 18
+    with pytest.raises(InputError, match=r"values: expected at least 1 / 0\.05 - 1, got 18"):
+        conformal_threshold(np.arange(18), 0.05)
+
+
 def test_maps_of_one_value_have_a_scale_too():
     learned = learn_scale(values_of([np.full((4, 4), 0.25, np.float32)] * 3), 0.25)
     assert learned.scale[0] < learned.scale[1]

@@ -110,6 +110,12 @@ def test_the_kind_of_a_name(name, as_json, kind):
     assert choose_kind(None if name is None else Path(name), as_json) == kind
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.xlsx", "a.TSV", "a.csv.gz", "-"])
+def test_names_of_other_kinds_are_refused(name):
+    with pytest.raises(InputError, match="--out: expected a name that ends in"):
+        choose_kind(Path(name), False)
+
+
 def test_contradicting_names_are_refused():
     with pytest.raises(InputError, match="--json: expected a file of another name"):
         choose_kind(Path("a.csv"), True)
@@ -129,6 +135,11 @@ def test_lines_that_are_no_rows(tmp_path, line):
         list(read_rows(path))
     with pytest.raises(DataError, match="cannot be read"):
         list(read_rows(tmp_path / "none"))
+    secret = json.dumps(LINE | {"patient": ["Zebedeus"]})
+    path.write_text(f"{secret}\n")
+    with pytest.raises(DataError, match="patient") as error:
+        list(read_rows(path))
+    assert "Zebedeus" not in str(error.value) + repr(ScoreRow("a", patient="Zebedeus"))
     path.write_bytes(b'{"image": "\xff"}')
     with pytest.raises(DataError, match="expected text, got other bytes"):
         list(read_rows(path))
