@@ -25,12 +25,23 @@ from tests.support.models import (  # noqa: E402, F401 - fixtures of every test
     probe,
     small,
     small_file,
+    small_files,
     small_path,
     state_of_its_own,
     trained,
 )
 
 MakeFeatures = Callable[..., list[Tensor]]
+
+
+# The longest tests, which come first: else one process would still run one when the others are
+# done.
+LONG = ("test_benchmarks.py", "test_quiet.py", "test_demo.py", "test_search.py",
+        "test_reproduce.py", "test_torch_state.py", "test_loop.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture

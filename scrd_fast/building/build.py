@@ -25,9 +25,8 @@ from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.engine_file import (
     GOLDEN,
     NETWORK,
-    listing,
     read_engine_file,
-    write_engine_file,
+    write_listed,
 )
 from scrd_fast.engine.golden import check_same_scores
 from scrd_fast.engine.manifest import (
@@ -108,16 +107,17 @@ def build_engine(
     expect(probe_images is not None or precision not in QUANTISED, "images",
            f"normal images to calibrate {precision} on", "none")
     expect(budget > 0, "budget", "seconds above 0", budget)
+    judge = Judge(loaded, probe_images, progress)
     builder = Candidates(
         proto, name, device, buckets, probe_images, limits, tensorrt,
         None if keep is None else tuple(keep), budget, progress,
-        Judge(loaded, probe_images, progress), time.monotonic() + budget)
+        judge, time.monotonic() + budget)
     try:
         best, attempts = builder.fastest(
             [precision] if precision != "auto" else list_precisions(name, device, probe_images))
     except FidelityError as error:
         raise FidelityError(f"{path}: {error}") from error
-    golden = make_golden(loaded, best.runner, progress)
+    golden = make_golden(loaded, best.runner, judge.golden, progress)
     manifest = Manifest(
         spec=loaded.spec,
         model=Model(loaded.config.backbone, loaded.config.teacher),
@@ -197,8 +197,7 @@ def write_built(
     everything = {**members, **runner.compiled}
     if runner.compiled:  # before: without its record the file could not be loaded
         backend_of(manifest.backend).remember(runner.compiled)
-    write_engine_file(path, manifest, everything)
-    return listing(manifest, everything)
+    return write_listed(path, manifest, everything)
 
 
 @own_state()

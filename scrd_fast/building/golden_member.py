@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 
 from scrd_fast.backends.runner import Runner
 from scrd_fast.data.golden_images import golden_images
-from scrd_fast.engine.golden import digest_of, probe_images, scores_of
+from scrd_fast.engine.golden import digest_of, scores_of
 from scrd_fast.model.checkpoint import Checkpoint
 from scrd_fast.model.reference import score_images
 from scrd_fast.progress import Progress
@@ -17,9 +18,10 @@ from scrd_fast.progress import Progress
 GOLDEN_COUNT = 8
 
 
-def make_golden(checkpoint: Checkpoint, runner: Runner, progress: Progress) -> bytes:
+def make_golden(checkpoint: Checkpoint, runner: Runner, probe: Sequence[NDArray[np.uint8]],
+                progress: Progress) -> bytes:
     """Make the golden member of an engine file from a runner that was just built (see
-    engine.golden)."""
+    engine.golden). probe: engine.golden.probe_images."""
     spec = checkpoint.spec
     images = golden_images(GOLDEN_COUNT, spec.input_size)
     reference, _ = score_images(checkpoint.model, spec, images)
@@ -29,7 +31,6 @@ def make_golden(checkpoint: Checkpoint, runner: Runner, progress: Progress) -> b
             return scorer.submit(runner.inputs(list(batch), "batch"), maps).get()
 
         scores, maps, *_ = score(images, True)
-        probe = probe_images(spec.input_size)
         probe_scores = scores_of(probe, lambda batch: score(batch, False)[0], progress)
     tensors: dict[str, NDArray[Any]] = {f"image{i}": image for i, image in enumerate(images)}
     tensors |= {"scores": reference.score(spec).numpy(), "maps": reference.map.numpy(),

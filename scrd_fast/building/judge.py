@@ -1,6 +1,7 @@
 """Does an engine give the reference model's scores? It is asked about a probe set of images."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from scrd_fast.backends.runner import Scorer
 from scrd_fast.data.anomalies import NoiseConfig, synthesise
 from scrd_fast.data.golden_images import PROBE_SEED, golden_images
+from scrd_fast.engine.golden import probe_images
 from scrd_fast.metrics.agreement import JUDGED_FROM, Report, compare
 from scrd_fast.model.checkpoint import Checkpoint
 from scrd_fast.model.reference import score_pixels
@@ -81,9 +83,17 @@ class Judge:
         self._probes: dict[bool, Probe] = {}
         self._references: dict[bool, tuple[Maps, Maps]] = {}
 
+    @cached_property
+    def golden(self) -> list[NDArray[np.uint8]]:
+        """The larger probe set of the golden member, which takes long to make."""
+        return probe_images(self.spec.input_size)
+
     def probe(self, few: bool) -> Probe:
         if few not in self._probes:
-            self._probes[few] = make_probe(self.spec, self._images, FEW if few else JUDGED_FROM)
+            count = FEW if few else JUDGED_FROM
+            self._probes[few] = (
+                Probe(to_pixels(self.golden[:count], self.spec), None) if self._images is None
+                else make_probe(self.spec, self._images, count))
         return self._probes[few]
 
     def _reference(self, few: bool) -> tuple[Maps, Maps]:

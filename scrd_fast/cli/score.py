@@ -167,6 +167,7 @@ def _list_outputs(
 ) -> "Iterator[AbstractContextManager[Take]]":
     """Each gives what takes rows and images to make an output of them, which is whole at its end.
     """
+    from scrd_fast.data.decode.series import read_sources
     from scrd_fast.outputs.dicom.collect import collect_dicom
     from scrd_fast.outputs.maps import collect_maps
     from scrd_fast.report.overlays import collect_overlays
@@ -174,16 +175,17 @@ def _list_outputs(
     from scrd_fast.report.scores import draw_overlay, keep_run
 
     known = engine.decisions and engine.decisions.maps
+    sources = None if wanted.maps is wanted.dicom is None else read_sources(paths)
     if wanted.overlays is not None:
         yield _adapt(collect_overlays(wanted.overlays, scale=known.scale if known else None,
                                       own=wanted.own_scale, progress=progress),
                      draw_overlay)
     if wanted.maps is not None:
-        yield _adapt(collect_maps(wanted.maps, wanted.maps_format, paths, notes),
+        yield _adapt(collect_maps(wanted.maps, wanted.maps_format, paths, notes, sources=sources),
                      lambda take, item: take(item))
     if wanted.dicom is not None:
         yield _adapt(collect_dicom(wanted.dicom, engine, paths, notes, objects=wanted.objects,
-                                   uid_root=wanted.uid_root),
+                                   uid_root=wanted.uid_root, sources=sources),
                      lambda take, item: take(item))
     if wanted.run is not None:
         yield keep_run(collect_run(wanted.run, engine, ", ".join(map(str, places))))

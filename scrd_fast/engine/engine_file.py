@@ -40,17 +40,19 @@ def manifest_digest(manifest: Manifest) -> str:
     return _sha256(_text(manifest))
 
 
-def listing(manifest: Manifest, members: Mapping[str, bytes]) -> Manifest:
-    """The manifest with the digests of these members."""
-    return replace(manifest, members={name: _sha256(data) for name, data in members.items()})
-
-
 def write_engine_file(
     path: str | os.PathLike[str], manifest: Manifest, members: Mapping[str, bytes]
 ) -> Path:
     """Write the file atomically; the digests of `members` are put into the manifest."""
     path = Path(path)
-    text = _text(listing(manifest, members))
+    write_listed(path, manifest, members)
+    return path
+
+
+def write_listed(path: Path, manifest: Manifest, members: Mapping[str, bytes]) -> Manifest:
+    """The same; returns the manifest as it is in the file."""
+    manifest = replace(manifest, members={n: _sha256(data) for n, data in members.items()})
+    text = _text(manifest)
     everything = {_MANIFEST: text, _DIGEST: _sha256(text).encode(), **members}
     with atomic_write(path) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
@@ -65,7 +67,7 @@ def write_engine_file(
                 digest.update(block)
             file.seek(size)
             file.write(digest.hexdigest().encode())
-    return path
+    return manifest
 
 
 def read_engine_file(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, bytes]]:

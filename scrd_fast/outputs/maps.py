@@ -4,8 +4,8 @@ import gzip
 import hashlib
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,22 @@ from numpy.typing import NDArray
 from scrd_fast import __version__
 from scrd_fast.data.decode.dicom_kind import is_dicom
 from scrd_fast.data.decode.dicom_pixels import MEDICAL
+from scrd_fast.data.decode.image import Source
 from scrd_fast.data.decode.nifti import is_nifti
 from scrd_fast.data.decode.quiet import one_line, silent_libraries
-from scrd_fast.data.decode.read import SUFFIXES
+from scrd_fast.data.decode.series import read_sources
 from scrd_fast.engine.stream import Scored
 from scrd_fast.errors import DataError, MissingExtra, OutputError, expect
 from scrd_fast.files import atomic_write, writing
+from scrd_fast.outputs.by_series import (
+    Group,
+    check_shared,
+    collect_by_series,
+    group_files,
+    tell_shared,
+)
+from scrd_fast.report.file_names import clean, name_after
+from scrd_fast.report.overlays import resample
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header, Nifti1Image
@@ -31,7 +41,8 @@ BIDS_VERSION = "1.10.0"
 
 _ENDS = dict(zip(FORMATS, ("nii.gz", "npz", "tiff"), strict=True))
 _LONGEST = 255 - len("_desc-anomaly_map.nii.gz")  # bytes of a name, on nearly every file system
-_FORBIDDEN = '<>:"/\\|?*'  # in names of files, on one system or another
+_NO_PLACE = ("no map of what does not tell where it lies in the patient, as NIfTI maps do; choose"
+             " npz or tiff")
 _DESCRIPTION = "dataset_description.json"
 _OFF = 0.1  # voxels that a slice may lie beside the grid; float32 and decimals are better than that
 # What a NIfTI header says of where voxels lie, pixdim besides.
@@ -40,33 +51,23 @@ _PLACE = ("sform_code", "srow_x", "srow_y", "srow_z", "qform_code", "quatern_b",
 _LONGEST_NIFTI1 = 2**15 - 1  # voxels along an axis
 
 
-def name_maps(paths: Iterable[Path]) -> dict[Path, str]:
-    """What the file of maps of each path is called, without its end; no two have the same name.
+def name_maps(groups: Iterable[Group]) -> dict[Group, str]:
+    """What the maps of each series or file are called, without their end; no two have one name.
 
-    It is the path's own name without suffix. Where several share one, or it is too long, a digest
-    of the path follows it, which is the same in another run. What is no printable character, or is
-    not allowed on some system, becomes "_".
+    It is series-<SeriesInstanceUID>, or the file's own name without suffix. Where several share
+    one, or it is too long, a digest of the identifier or path follows it, which is the same in
+    another run. What is no printable character, or is not allowed on some system, becomes "_".
     """
-    stems = {path: _clean(_stem(path.name)) for path in paths}
+    stems = {each: f"series-{clean(each)}" if isinstance(each, str) else name_after(each)
+             for each in groups}
     counts = Counter(stem.casefold() for stem in stems.values())
     names = {}
-    for path, stem in stems.items():
+    for each, stem in stems.items():
         if not stem or counts[stem.casefold()] > 1 or len(stem.encode()) > _LONGEST:
-            digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+            digest = hashlib.sha256(os.fsencode(each)).hexdigest()[:12]
             stem = f"{stem.encode()[:_LONGEST - 13].decode(errors='ignore')}_{digest}"
-        names[path] = stem
+        names[each] = stem
     return names
-
-
-def _stem(name: str) -> str:
-    """Without the end of an image's name alone: names that are unique identifiers have dots."""
-    end = max((each for each in SUFFIXES if name.lower().endswith(each)), key=len, default="")
-    return name[:len(name) - len(end)]
-
-
-def _clean(stem: str) -> str:
-    return "".join(each if each.isprintable() and each not in _FORBIDDEN else "_"
-                   for each in stem).lstrip(".")
 
 
 def write_maps(items: Sequence[Scored], folder: Path, name: str, kind: str) -> Path:
@@ -86,9 +87,10 @@ def write_maps(items: Sequence[Scored], folder: Path, name: str, kind: str) -> P
             cover; `paths`, (N,). No pickle is in it.
         "tiff": float32 pages (S, S), one for each item.
 
-    Returns the file's path. Raises DataError where "nifti" is asked for and the images have no
-    place, the slices are not parallel and evenly spaced, or the source changed since it was scored;
-    InputError for what are no such items or kinds; MissingExtra without nibabel; OutputError.
+    Returns the file's path. Raises DataError for images of several series, studies or patients, and
+    where "nifti" is asked for and the images have no place, the slices are not parallel and evenly
+    spaced, or the source changed since it was scored; InputError for what are no such items or
+    kinds; MissingExtra without nibabel; OutputError.
     """
     expect(kind in FORMATS, "kind", f"one of {FORMATS}", repr(kind))
     _check_items(items)
@@ -114,53 +116,59 @@ def write_maps(items: Sequence[Scored], folder: Path, name: str, kind: str) -> P
 
 @contextmanager
 def collect_maps(
-    folder: Path, kind: str, paths: Sequence[Path], notes: list[str]
+    folder: Path, kind: str, paths: Sequence[Path], notes: list[str], *,
+    sources: Mapping[Path, Source] | None = None,
 ) -> Iterator[Callable[[Scored], None]]:
-    """A call that takes the results of files one after the other, and writes the maps of each file
-    or series when the next one begins; see write_maps.
+    """A call that takes the results of files one after the other, and writes the maps of each
+    series or other file once the last of its files is through; see write_maps and name_maps.
 
-    paths: all files that are scored. notes: gets a line, with the name of the first file, for what
-    has no maps, such as pictures without a place in the patient where kind is "nifti".
+    folder: is made, and described where kind is "nifti". paths: all files that are scored, in their
+    order. notes: gets lines that say what has no maps: one for each series or file that write_maps
+    raises a DataError of, after which the others go on; and, when the block ends, one for all that
+    have no place in the patient where kind is "nifti", such as pictures. sources: what read_sources
+    says of `paths`, where it is read already. Raises what else write_maps and describe_maps raise;
+    then nothing more may be given, and nothing more is written.
     """
     expect(kind in FORMATS, "kind", f"one of {FORMATS}", repr(kind))
-    names, held = name_maps(paths), list[Scored]()
+    groups = group_files(paths, read_sources(paths) if sources is None else sources)
+    names, shared = name_maps(groups.values()), defaultdict[str, list[Path]](list)
 
-    def write() -> None:
-        path = held[0].path
-        assert path is not None
-        try:
-            write_maps(held, folder, names[path], kind)
-        except DataError as error:
-            notes.append(f"{path}: no map: {str(error).removeprefix(f'{path}: ')}")
-
-    def take(item: Scored) -> None:
-        if item.error is not None:
+    def write(group: Group, items: list[Scored]) -> None:
+        good = [item for item in items if item.error is None]
+        files = [item.path for item in good if item.path is not None]
+        if not good:
             return
-        assert item.source is not None
-        if held and held[0].source is not None and (
-                (held[0].source.series or held[0].path) != (item.source.series or item.path)):
-            write()
-            held.clear()
-        held.append(item)
+        if kind == "nifti" and all(item.geometry is None for item in good):
+            shared[_NO_PLACE] += files
+            return
+        try:
+            write_maps(good, folder, names[group], kind)
+        except DataError as error:
+            notes.append(f"{files[0]}: no map: {str(error).removeprefix(f'{files[0]}: ')}")
 
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    yield take
-    if held:
-        write()
     if kind == "nifti":
         describe_maps(folder, paths)
+    try:
+        with collect_by_series(groups, write) as take:
+            yield take
+    finally:
+        notes += tell_shared(shared)
 
 
 def _check_items(items: Sequence[Scored]) -> None:
     expect(len(items) > 0, "items", "at least one", "none")
-    whose = set()
+    whose, told = set(), []
     for place, item in enumerate(items):
         expect(item.source is not None, f"items[{place}]", "an image of a file", "one without")
         assert item.source is not None
         expect(item.image is not None, f"items[{place}]", "an image that was read", item.error)
         expect(item.map is not None, f"items[{place}]", "a map", "None")
-        whose.add(item.source.series or item.source.path)
+        source = item.source
+        whose.add(source.series or source.path)
+        told.append((source.path, (source.study, source.series, source.patient)))
+    check_shared(told)
     expect(len(whose) == 1, "items", "images of one file, or of one DICOM series",
            f"those of {len(whose)}")
 
@@ -240,6 +248,7 @@ def _put_back(items: Sequence[Scored], header: "Nifti1Header") -> "Nifti1Image":
     volume = np.full(shape, np.nan, np.float32)
     for item in items:
         assert item.geometry is not None
+        assert item.map is not None
         rows, columns = item.image.shape[:2]
         found = to_voxels @ item.geometry
         exact = np.rint(found).astype(np.int64)
@@ -250,7 +259,8 @@ def _put_back(items: Sequence[Scored], header: "Nifti1Header") -> "Nifti1Image":
         if off.max() > _OFF or min(low) < 0 or (high >= shape).any() or whole < 2:
             raise changed
         i, j = np.ogrid[:rows, :columns]
-        volume[tuple(each[0] * i + each[1] * j + each[3] for each in exact[:3])] = _resample(item)
+        volume[tuple(each[0] * i + each[1] * j + each[3] for each in exact[:3])] = resample(
+            item.map, rows, columns)
     second = isinstance(header, nibabel.Nifti2Header)
     made = (nibabel.Nifti2Image if second else nibabel.Nifti1Image)(
         volume.reshape(header.get_data_shape()[:3]), None)
@@ -269,7 +279,7 @@ def _stack(items: Sequence[Scored]) -> "Nifti1Image":
     order = np.argsort(geometries[:, :3, 3] @ normal, kind="stable")
     slices, geometries = [items[i] for i in order], geometries[order]
     affine = _fit_affine(slices, geometries)
-    volume = np.stack([_resample(item).T for item in slices], axis=2)
+    volume = np.stack([resample(item.map, *item.image.shape[:2]).T for item in slices], axis=2)
     kind = nibabel.Nifti1Image if max(volume.shape) <= _LONGEST_NIFTI1 else nibabel.Nifti2Image
     made = kind(volume, affine)
     made.set_sform(affine, "scanner")
@@ -318,15 +328,6 @@ def _fit_affine(slices: Sequence[Scored], geometries: NDArray[np.float64]) -> ND
 
 def _tell(step: NDArray[np.float64]) -> str:
     return f"({', '.join(f'{each + 0.0:.4g}' for each in np.round(step, 4))})"
-
-
-def _resample(item: Scored) -> NDArray[np.float32]:
-    """The map at the pixels of its image, (H, W)."""
-    import cv2
-
-    rows, columns = item.image.shape[:2]
-    return np.asarray(cv2.resize(np.asarray(item.map, np.float32), (columns, rows),
-                                 interpolation=cv2.INTER_LINEAR))
 
 
 def describe_maps(folder: Path, sources: Iterable[Path]) -> Path:

@@ -18,6 +18,13 @@ from scrd_fast.progress import Progress, silent
 _LONGEST = 255  # bytes of a file name, on nearly every file system
 
 
+def resample(anomaly_map: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
+    """A map at the pixels of its image, float32 (rows, columns): bilinear between the centres of
+    pixels, which are areas that cover the image evenly."""
+    return np.asarray(cv2.resize(np.asarray(anomaly_map, np.float32), (columns, rows),
+                                 interpolation=cv2.INTER_LINEAR))
+
+
 def overlay(image: NDArray[Any], anomaly_map: NDArray[np.float32], low: float,
             high: float) -> NDArray[np.uint8]:
     """The image with its anomaly map in colour over it: uint8 (H, W, 3) RGB.
@@ -25,9 +32,8 @@ def overlay(image: NDArray[Any], anomaly_map: NDArray[np.float32], low: float,
     image: uint8 (H, W) or (H, W, 3); anomaly_map: float32 of any size; values up to `low` stay
     transparent, `high` is the strongest colour.
     """
-    height, width = image.shape[:2]
     colour = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
-    heat = cv2.resize(anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR)
+    heat = resample(anomaly_map, *image.shape[:2])
     heat = np.clip((heat - low) / max(high - low, 1e-12), 0, 1)
     coloured = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
     alpha = 0.65 * heat[..., None]

@@ -10,6 +10,7 @@ from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.stream import Scored
 from scrd_fast.errors import ScrdError, expect
 from scrd_fast.progress import Progress, silent
+from scrd_fast.report.file_names import name_after
 from scrd_fast.report.overlays import Overlays
 from scrd_fast.report.rows import ScoreRow, make_row
 from scrd_fast.report.run_folder import Add
@@ -111,7 +112,7 @@ def draw_overlay(drawn: Overlays, item: Scored) -> None:
     assert item.source is not None
     assert item.map is not None
     frame = "" if item.source.frame is None else f"_{item.source.frame}"
-    drawn.add(f"{item.index:05d}_{item.source.path.stem}{frame}", item.image, item.map)
+    drawn.add(f"{item.index:05d}_{name_after(item.source.path)}{frame}", item.image, item.map)
 
 
 _FAILED = ("file", "reason")

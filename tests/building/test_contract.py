@@ -1,8 +1,6 @@
 """The fidelity contract for every backend that can run here, through every way in."""
 
 import csv
-import subprocess
-import sys
 from contextlib import closing
 from dataclasses import replace
 
@@ -21,6 +19,7 @@ from scrd_fast.metrics.agreement import LIMITS, broken_limits, compare
 from scrd_fast.model.checkpoint import save_checkpoint
 from scrd_fast.model.reference import score_images
 from scrd_fast.precisions import QUANTISED
+from tests.cli.commands import main
 from tests.support.gpu import ON_GPU
 from tests.support.models import needs_tensorrt
 
@@ -95,22 +94,19 @@ def test_every_way_to_score(built, images, judged):
         judged(precision, scrd_fast.score(list(torch.from_numpy(images))).scores)
 
 
-def test_the_command_line(built, images, judged, tmp_path):
+def test_the_command_line(built, images, judged, tmp_path, capsys):
     cv2 = pytest.importorskip("cv2")
     precision, out = built
     files = []
     for i, image in enumerate(images):
         files.append(tmp_path / f"{i:03d}.png")
         cv2.imwrite(str(files[-1]), image[:, :, ::-1])
-    done = subprocess.run([sys.executable, "-m", "scrd_fast", "score", out, *files],
-                          capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert main("score", out, *files) == 0
     judged(precision, np.float32([row["score"] for row in csv.DictReader(
-        done.stdout.splitlines())]))
+        capsys.readouterr().out.splitlines())]))
 
 
-@pytest.mark.parametrize("batch", [3, 8])
-def test_the_scorer_itself(trained, images, judged, batch):
+def test_the_scorer_itself(trained, images, judged):
     """Without the engine file around it, whatever the size of its batches."""
     pytest.importorskip("openvino")
     checkpoint, normals = trained
@@ -122,10 +118,12 @@ def test_the_scorer_itself(trained, images, judged, batch):
         quantisation = Quantisation(measure_ranges(proto, checkpoint.spec, pixels), KEEP)
     runner = make_runner("openvino", CompileRequest(
         Source.of(proto, quantisation), checkpoint.spec, precision, (1, 8)))
-    with closing(runner.scorer()) as scorer:
-        parts = [scorer.submit(images[i : i + batch], True).get()
-                 for i in range(0, len(images), batch)]
-    judged(precision, *(np.concatenate(column) for column in list(zip(*parts, strict=True))[:2]))
+    for batch in (3, 8):
+        with closing(runner.scorer()) as scorer:
+            parts = [scorer.submit(images[i : i + batch], True).get()
+                     for i in range(0, len(images), batch)]
+        judged(precision,
+               *(np.concatenate(column) for column in list(zip(*parts, strict=True))[:2]))
 
 
 def test_the_exported_graph(path, images, judged, tmp_path):

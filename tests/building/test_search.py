@@ -106,7 +106,7 @@ def test_an_engine_in_int8(trained, trained_path, tmp_path):
     # be kept for the default 0.005.
     limits = replace(LIMITS["int8"], flipped=0.02)
     with scrd_fast.build_engine(trained_path, path, backend="openvino", precision="int8",
-                                images=normals, limits=limits) as engine:
+                                images=normals, buckets=(1,), limits=limits) as engine:
         scores = engine.score(normals[:9]).scores
         fidelity = engine.manifest.fidelity
         used = engine.manifest.precision_used["convolutions"]
@@ -126,7 +126,7 @@ def test_an_engine_in_int8(trained, trained_path, tmp_path):
     keep = manifest.fidelity.search.keep
     with scrd_fast.build_engine(trained_path, tmp_path / "kept.scrd", backend="openvino",
                                 precision="int8", images=normals, keep=keep,
-                                limits=limits) as engine:
+                                buckets=(1,), limits=limits) as engine:
         np.testing.assert_array_equal(engine.score(normals[:9]).scores, scores)
         assert engine.manifest.fidelity.search is None
     with pytest.raises(InputError, match=r"^keep: expected beginnings"):
@@ -167,7 +167,7 @@ def test_auto_never_takes_what_breaks_the_limits(trained, trained_path, tmp_path
 
     def build():
         return scrd_fast.build_engine(trained_path, out, backend="openvino", images=trained[1],
-                                      keep=KEEPS_THE_LIMITS)
+                                      keep=KEEPS_THE_LIMITS, buckets=(1,))
 
     if "fp32" in planted:
         with pytest.raises(FidelityError) as caught:
@@ -192,7 +192,7 @@ def test_auto_never_takes_what_breaks_the_limits(trained, trained_path, tmp_path
 def test_a_spent_budget(trained, trained_path, tmp_path):
     """What comes first is built all the same; nothing else is tried."""
     with scrd_fast.build_engine(trained_path, tmp_path / "m.scrd", backend="openvino",
-                                images=trained[1], budget=1e-3) as engine:
+                                images=trained[1], buckets=(1,), budget=1e-3) as engine:
         rows = engine.manifest.fidelity.candidates
     assert rows[-1].precision == "int8"
     assert rows[-1].why_not == "not tried: the budget of 0.001 s is spent"

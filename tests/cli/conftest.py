@@ -10,12 +10,16 @@ from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
 from tests.cli.commands import run
+from tests.support.once import made_once
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A checkpoint, its engine, and a folder of images of which one is damaged."""
-    root = tmp_path_factory.mktemp("cli")
+    return made_once(tmp_path_factory, "cli", make_folder)
+
+
+def make_folder(root):
     torch.manual_seed(0)
     spec = ScoringSpec(input_size=64, blur_sigma=1.0)
     save_checkpoint(Checkpoint(SCRD("resnet18"), spec, ModelConfig("resnet18", "random")),
@@ -28,4 +32,3 @@ def folder(tmp_path_factory):
     (root / "images" / "broken.png").write_bytes(whole[: len(whole) // 2])
     done = run("build", root / "model.safetensors", "--precision", "fp32", "--quiet")
     assert done.returncode == 0, done.stderr
-    return root

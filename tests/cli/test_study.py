@@ -128,9 +128,9 @@ def image(tmp_path):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (("--objects", "pm,nii"), "error: objects: expected some of ('pm', 'seg', 'sc', 'sr'), got"),
-    (("--objects", ""), "error: objects: expected some of"),
-    (("--uid-root", "3.1"), "error: uid_root: expected numbers with dots between")])
+    (("--objects", "pm,nii"), "error: --objects: expected some of ('pm', 'seg', 'sc', 'sr'), got"),
+    (("--objects", ""), "error: --objects: expected some of"),
+    (("--uid-root", "3.1"), "error: --uid-root: expected numbers with dots between")])
 def test_options_of_objects(image, tmp_path, capsys, options, message):
     assert refuse(capsys, image, "--dicom", tmp_path / "out", *options).startswith(message)
     assert list(tmp_path.iterdir()) == [image]

@@ -18,7 +18,7 @@ from scrd_fast import cli
 from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
-from tests.cli.commands import main, run
+from tests.cli.commands import main, run, run_here
 
 VERBS = tuple(typer.main.get_command(cli.app).commands)
 
@@ -67,10 +67,10 @@ def test_help_is_quick(arguments):
 
 
 def test_build_info_verify(folder):
-    manifest = json.loads(run("info", folder / "model.scrd").stdout)
+    manifest = json.loads(run_here("info", folder / "model.scrd").stdout)
     assert manifest["precision"] == "fp32"
     assert manifest["spec"]["input_size"] == 64
-    done = run("verify", folder / "model.scrd")
+    done = run_here("verify", folder / "model.scrd")
     assert done.returncode == 0, done.stderr
     assert "reproduces" in done.stdout
 
@@ -124,25 +124,25 @@ def test_calibrate_score_monitor(folder, tmp_path):
     rng = np.random.default_rng(1)
     for i in range(24):
         cv2.imwrite(str(images / f"{i:02d}.png"), rng.integers(0, 256, (64, 64), np.uint8))
-    done = run("calibrate", engine, images, "--fpr", "0.1")
+    done = run_here("calibrate", engine, images, "--fpr", "0.1")
     assert done.returncode == 0, done.stderr
     assert re.search(r"anomalous above \d\.\d+ \(conformal 0\.1\), from 24 normal", done.stdout)
-    done = run("score", engine, images)
+    done = run_here("score", engine, images)
     rows = list(csv.DictReader(done.stdout.splitlines()))
     assert [row["anomalous"] for row in rows].count("1") == 1
     assert min(float(row["p_value"]) for row in rows) == 0.08  # two of 25
-    done = run("monitor", engine, images)
+    done = run_here("monitor", engine, images)
     assert done.returncode == 0, done.stderr
     assert "24 images: no drift" in done.stdout
     for file in images.iterdir():
         cv2.imwrite(str(file), rng.integers(0, 90, (64, 64), np.uint8) // 30 * 30)
-    done = run("monitor", engine, images)
+    done = run_here("monitor", engine, images)
     assert done.returncode == 1
     assert "not as at calibration" in done.stdout
-    done = run("calibrate", engine, images)
+    done = run_here("calibrate", engine, images)
     assert done.returncode == 2
     assert "normals: expected at least 99 images" in done.stderr
-    done = run("calibrate", engine, images, "--anomalous", images, "--rule", "sensitivity",
+    done = run_here("calibrate", engine, images, "--anomalous", images, "--rule", "sensitivity",
                "--target", "0.9")
     assert done.returncode == 0, done.stderr
     assert "auroc" in done.stdout
@@ -158,12 +158,12 @@ def test_train_and_pretrain(folder, tmp_path):
         (data / path.name).write_bytes(path.read_bytes())
     for name in ("._0.png", ".DS_Store", "slice.svs"):
         (data / name).write_bytes(b"something")
-    done = run("pretrain-teacher", data, tmp_path / "t.safetensors", "--steps", 2, *small)
+    done = run_here("pretrain-teacher", data, tmp_path / "t.safetensors", "--steps", 2, *small)
     assert done.returncode == 0, done.stderr
     # The command that it names, word by word, in a smaller size.
     command = done.stdout.partition("use it with: scrd-fast ")[2].split()
     command[command.index("model.safetensors")] = tmp_path / "m.safetensors"
-    done = run(*command, "--steps", 2, "--noise-share", 0.5, "--batch-size", 2, "--quiet")
+    done = run_here(*command, "--steps", 2, "--noise-share", 0.5, "--batch-size", 2, "--quiet")
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("warning: skipped 1 file that is no DICOM, NIfTI, PNG, JPEG,"
                                   " TIFF or BMP: 1 .svs (")
@@ -172,7 +172,7 @@ def test_train_and_pretrain(folder, tmp_path):
     for name in ("good", "lesion"):
         (test / name).mkdir(parents=True)
         (test / name / "0.png").write_bytes(good[0].read_bytes())
-    done = run("train", data, tmp_path / "m.safetensors", "--teacher", "random", "--steps", 1,
+    done = run_here("train", data, tmp_path / "m.safetensors", "--teacher", "random", "--steps", 1,
                "--noise-share", 0.5, "--published-test", test, *small)
     assert done.returncode == 0, done.stderr
     assert "chosen on the test set" in done.stdout
@@ -215,7 +215,7 @@ def test_a_warning_is_one_line(folder, tmp_path, verb, more, capfd):
 
 
 def test_export(folder, tmp_path):
-    done = run("export", folder / "model.safetensors", tmp_path / "model.onnx")
+    done = run_here("export", folder / "model.safetensors", tmp_path / "model.onnx")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "model.onnx").stat().st_size > 1_000_000
 
@@ -235,7 +235,7 @@ def test_export(folder, tmp_path):
 ])
 def test_errors_are_short_and_exit_with_2(arguments, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = run(*arguments)
+    done = run_here(*arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     for word in words:

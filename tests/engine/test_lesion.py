@@ -9,8 +9,12 @@ pytest.importorskip("nibabel", reason="nibabel reads NIfTI")
 
 import nibabel
 
-import scrd_fast
-from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
+from scrd_fast.backends.backend import CompileRequest
+from scrd_fast.backends.registry import make_runner
+from scrd_fast.backends.source import Source
+from scrd_fast.engine.engine import Engine
+from scrd_fast.engine.engine_file import read_engine_file
+from scrd_fast.graph.portable import build_graph
 from scrd_fast.spec import DecodingRule
 from tests.golden.trained_resnet18 import SPEC, recorded
 from tests.support.heads import ORIENTATIONS, read_head
@@ -31,13 +35,14 @@ def heads():
 
 
 @pytest.fixture(scope="module")
-def engine(heads, tmp_path_factory):
+def engine(heads, small_file):
+    """Without a build, which is judged on 200 images: of this size that takes long."""
     rule = DecodingRule("window", (0.0, 1.2 * heads[2]), slices=(37, 41))
     spec = replace(SPEC, decoding=rule, input_size=SIDE, blur_sigma=2.0)
-    path = tmp_path_factory.mktemp("lesion") / "model.safetensors"
-    save_checkpoint(Checkpoint(recorded(), spec, ModelConfig("resnet18", "random")), path)
-    few = np.zeros((2, 8, 8), np.uint8)  # to be judged by: 200 golden ones of this size take long
-    with scrd_fast.build_engine(path, precision="fp32", images=few) as engine:
+    manifest = replace(read_engine_file(small_file)[0], spec=spec)
+    source = Source.of(build_graph(recorded(), spec))
+    runner = make_runner(manifest.backend, CompileRequest(source, spec, "fp32", (1,)))
+    with Engine(manifest, runner, small_file) as engine:
         yield engine
 
 

@@ -1,6 +1,5 @@
 """The native scorer: order, threads, errors, and what happens around closing."""
 
-import functools
 import gc
 import math
 import os
@@ -30,22 +29,9 @@ from tests.support.models import EACH_BACKEND, pictures
 SPEC = ScoringSpec(input_size=32, blur_sigma=2.0)
 
 
-@pytest.fixture(scope="module")
-def files(small_path, tmp_path_factory):
-    """The engine file of a backend, built when it is first asked for."""
-    @functools.cache
-    def file_of(backend):
-        out = tmp_path_factory.mktemp("scorer") / f"{backend}.scrd"
-        scrd_fast.build_engine(small_path, out, backend=backend, precision="fp32",
-                               buckets=(1, 4)).close()
-        return out
-
-    return file_of
-
-
 @pytest.fixture(scope="module", params=EACH_BACKEND)
-def engine(request, files):
-    with scrd_fast.load_engine(files(request.param)) as engine:
+def engine(request, small_files):
+    with scrd_fast.load_engine(small_files(request.param), trust=True) as engine:
         yield engine
 
 
@@ -103,9 +89,9 @@ def test_eight_threads_get_what_one_gets_200_times_each(engine):
     scored_by_threads(engine, 200)
 
 
-def test_throughput_mode_gives_the_same_scores(small_path, tmp_path):
-    out = tmp_path / "m.scrd"
-    with scrd_fast.build_engine(small_path, out, backend="openvino", precision="fp32") as engine:
+def test_throughput_mode_gives_the_same_scores(small_files):
+    out = small_files("openvino")
+    with scrd_fast.load_engine(out) as engine:
         batches = [pictures(3, 64, seed) for seed in range(5)]
         expected = [engine.score(batch) for batch in batches]
     with scrd_fast.load_engine(out, mode="throughput") as engine:
@@ -269,9 +255,8 @@ def test_waiting_for_a_result(slow):
         pending.get()
 
 
-def test_a_timeout_says_so(small_path, tmp_path):
-    with scrd_fast.build_engine(small_path, tmp_path / "m.scrd", precision="fp32",
-                                buckets=(1,)) as engine:
+def test_a_timeout_says_so(small_file):
+    with scrd_fast.load_engine(small_file) as engine:
         pending = [engine.submit(pictures(4, 64, seed)) for seed in range(10)]
         with pytest.raises(TimeoutError, match=r"^result: expected scores within 0 s, got none"):
             pending[-1].result(timeout=0)
@@ -322,9 +307,8 @@ def test_files_that_cannot_be_scored_are_named(engine, tmp_path, monkeypatch):
     assert np.isfinite(np.delete(result.scores, [3, 10])).all()
 
 
-def test_both_of_two_closing_threads_wait_for_the_end(small_path, tmp_path):
-    engine = scrd_fast.build_engine(small_path, tmp_path / "m.scrd", precision="fp32",
-                                    buckets=(1,))
+def test_both_of_two_closing_threads_wait_for_the_end(small_file):
+    engine = scrd_fast.load_engine(small_file)
     pending = [engine.submit(pictures(8, 64)) for _ in range(20)]
     with ThreadPoolExecutor(2) as pool:
         done = [pool.submit(lambda: (engine.close(), pending[-1].done())[1]) for _ in range(2)]
@@ -349,9 +333,8 @@ scrd_fast.build_engine({str(small_path)!r}, {str(tmp_path / "m.scrd")!r}, backen
     assert "terminate" not in done.stderr
 
 
-def test_after_close_scoring_is_an_error(small_path, tmp_path):
-    engine = scrd_fast.build_engine(small_path, tmp_path / "m.scrd", precision="fp32",
-                                    buckets=(1,))
+def test_after_close_scoring_is_an_error(small_file):
+    engine = scrd_fast.load_engine(small_file)
     pending = [engine.submit(pictures(2, 64, seed)) for seed in range(3)]
     engine.close()
     engine.close()
@@ -360,13 +343,11 @@ def test_after_close_scoring_is_an_error(small_path, tmp_path):
         engine.score(pictures(1, 64))
 
 
-def test_a_forked_child_is_told_to_load_its_own(small_path, tmp_path):
+def test_a_forked_child_is_told_to_load_its_own(small_file):
     """And it ends in peace, with the engine that it inherited."""
-    out = tmp_path / "m.scrd"
-    scrd_fast.build_engine(small_path, out, precision="fp32", buckets=(1,)).close()
     script = f"""
 import os, sys, numpy as np, scrd_fast
-engine = scrd_fast.load_engine({str(out)!r})
+engine = scrd_fast.load_engine({str(small_file)!r})
 batch = np.zeros((2, 64, 64), np.uint8)
 before = engine.score(batch).scores
 pending = engine.submit(batch)
@@ -393,11 +374,11 @@ assert (engine.score(batch).scores == before).all()
     ("torch_eager", "scrd_fast.engine.current._engine = None; del engine, pending"),
     ("openvino", "raise SystemExit(0)"),
 ])
-def test_the_interpreter_may_end_at_any_time(files, backend, last_line):
+def test_the_interpreter_may_end_at_any_time(small_files, backend, last_line):
     """Batches that nobody waited for neither hang nor crash the end of the process."""
     script = f"""
 import numpy as np, scrd_fast
-engine = scrd_fast.load_engine({str(files(backend))!r})
+engine = scrd_fast.load_engine({str(small_files(backend))!r})
 pending = [engine.submit(np.zeros((2, 64, 64), np.uint8)) for _ in range(20)]
 {last_line}
 """

@@ -18,9 +18,9 @@ import nibabel
 
 import scrd_fast
 from scrd_fast.data.dataset import ImageSet
+from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
 from scrd_fast.engine.stream import BATCH
 from scrd_fast.errors import InputError
-from scrd_fast.model.checkpoint import save_checkpoint
 from scrd_fast.ops.preprocess import preprocess
 from scrd_fast.spec import DecodingRule, ScoringSpec
 from tests.data.decode.dicom_by_hand import dicom, enhanced, save
@@ -34,14 +34,13 @@ BODY = 5 * organs(11, 72).astype(np.int16)
 
 
 @pytest.fixture(scope="module")
-def engines(small, small_file, tmp_path_factory):
-    """An engine for each way to scale intensities."""
+def engines(small_file, tmp_path_factory):
+    """An engine for each way to scale intensities, which the network knows nothing of."""
     folder = tmp_path_factory.mktemp("engines")
+    manifest, members = read_engine_file(small_file)
     for name in ("window", "percentile"):
-        path = save_checkpoint(replace(small, spec=replace(small.spec, decoding=RULES[name])),
-                               folder / f"{name}.safetensors")
-        scrd_fast.build_engine(path, folder / f"{name}.scrd", device="cpu", precision="fp32",
-                               buckets=(1,)).close()
+        spec = replace(manifest.spec, decoding=RULES[name])
+        write_engine_file(folder / f"{name}.scrd", replace(manifest, spec=spec), members)
     paths = {name: folder / f"{name}.scrd" for name in RULES} | {"voi": small_file}
     opened = {name: scrd_fast.load_engine(path) for name, path in paths.items()}
     yield opened

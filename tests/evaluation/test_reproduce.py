@@ -23,7 +23,7 @@ from tests.cli.commands import main
 from tests.data.prepare.trees import write_picture
 
 SEEDS = (111, 112)
-OPTIONS = {"backbone": "resnet18", "teacher": "random", "input_size": 64, "batch_size": 4,
+OPTIONS = {"backbone": "resnet18", "teacher": "random", "input_size": 32, "batch_size": 4,
            "steps": 2, "validate_every": 1, "validation_share": 0.5,
            "noise": NoiseConfig(min_side=4)}
 FOLDERS = {"Training/notumor": 44, "Testing/notumor": 6, "Training/glioma": 1,

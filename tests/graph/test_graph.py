@@ -24,17 +24,17 @@ def run(path, images):
     return session.run(None, {"images": images})
 
 
-@pytest.mark.parametrize("count", [1, 2, 7])
-def test_small_export_matches_engine(small_path, tmp_path, count):
+def test_small_export_matches_engine(small_path, small_file, tmp_path):
     path = scrd_fast.export_onnx(small_path, tmp_path / "model.onnx")
     onnx.checker.check_model(str(path), full_check=True)
-    engine = scrd_fast.build_engine(small_path, tmp_path / "m.scrd", precision="fp32")
-    images = pictures(count, 64)
-    score, maps, weights = run(path, images)
-    expected = engine.score(images)
-    assert np.abs(maps - expected.maps).max() <= MAP * np.ptp(expected.maps)
-    assert np.abs(score - expected.scores).max() <= SCORE * np.abs(expected.scores).max()
-    np.testing.assert_allclose(weights, expected.scale_weights, atol=1e-4)
+    with scrd_fast.load_engine(small_file) as engine:
+        for count in (1, 2, 7):
+            images = pictures(count, 64)
+            score, maps, weights = run(path, images)
+            expected = engine.score(images)
+            assert np.abs(maps - expected.maps).max() <= MAP * np.ptp(expected.maps)
+            assert np.abs(score - expected.scores).max() <= SCORE * np.abs(expected.scores).max()
+            np.testing.assert_allclose(weights, expected.scale_weights, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -209,8 +209,9 @@ def test_dead_channels_and_tensors(untrained):
         assert not graph.value(f"{name}.int8")[0].any()
 
 
-@pytest.mark.parametrize("base", ["fp32", "fp16"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "base"), [
+    ("int8", "fp32"), pytest.param("int8", "fp16", marks=pytest.mark.slow),
+    pytest.param("fp8", "fp32", marks=pytest.mark.slow), ("fp8", "fp16")])
 def test_scores_of_a_trained_model(trained, calibrated, probe, kind, base):
     """onnxruntime 1.32 may rewrite nothing but int8 in fp32: it fuses float8 pairs into wrong
     convolutions, and pairs in half precision into coarse ones (the demo's model, as its graph is

@@ -115,7 +115,7 @@ def bump(geometry: np.ndarray, shape: tuple[int, ...], lesion: np.ndarray) -> np
 
 
 def write(engine: Engine, scored: Sequence[Scored], folder: Path,
-          **options: object) -> tuple[dict[str, list[pydicom.Dataset]], list[str]]:
+          **options: object) -> tuple[dict[str, list[pydicom.Dataset]], dict[str, list[Path]]]:
     """All objects by their kinds, as pydicom reads them, and the notes."""
     written = write_dicom(scored, engine, folder, **options)
     assert sorted(written.files) == sorted(folder.iterdir())

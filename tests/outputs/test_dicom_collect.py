@@ -167,9 +167,9 @@ def test_a_folder_of_studies(engine, studies, tmp_path):
         if each.StudyInstanceUID != x_ray:
             assert each.PatientID == f"P{each.StudyInstanceUID[-1]}"
     assert notes == [
-        f"{studies / 'picture.png'}: no DICOM objects: expected a DICOM file, got another",
-        f"{studies / 'x-ray'}: no Parametric Map of 1 of 1 images: they lie in no frame of"
-        " reference, which it needs"]
+        f"no DICOM objects of what is no DICOM file: 1 file ({studies / 'picture.png'})",
+        "no Parametric Map, which needs a frame of reference, of images that lie in none: 1 file"
+        f" ({studies / 'x-ray'})"]
     for each in objects:
         if each.Modality == "SR":
             (study,) = each.CurrentRequestedProcedureEvidenceSequence
@@ -216,10 +216,9 @@ def test_what_has_no_results_is_told(engine, studies, tmp_path):
     objects, notes = collect(engine, [*paths, studies / "no.dcm"], tmp_path / "out",
                              objects=["sc", "sr"])
     assert count(objects) == {("1.2.0", "OT"): 4, ("1.2.0", "SR"): 2}
-    reason = "images have no results: they could not be read or scored"
-    assert notes == [f"{studies / '00' / '0.dcm'}: 1 of 3 {reason}",
-                     f"{studies / '01' / '0.dcm'}: 1 of 3 {reason}",
-                     f"{studies / 'x-ray'}: 1 of 1 {reason}"]
+    assert notes == ["no DICOM objects of images that could not be read or scored: 3 files ("
+                     f"{studies / '00' / '1.dcm'}, {studies / '01' / '0.dcm'}, {studies / 'x-ray'})"
+                     ]
 
 
 def test_a_bad_series_does_not_stop_the_others(engine, studies, tmp_path):
@@ -236,8 +235,8 @@ def test_a_bad_series_does_not_stop_the_others(engine, studies, tmp_path):
     assert len(objects) == 1 + 2 + 3 + 1
     assert notes == [
         f"{studies / '00' / '2.dcm'}: expected the study of {studies / '00' / '0.dcm'}, got"
-        " another; its series lacks DICOM objects",
-        f"{studies / '01' / '1.dcm'}{CHANGED} has; its series lacks DICOM objects"]
+        " another; its series has no DICOM objects",
+        f"{studies / '01' / '1.dcm'}{CHANGED} has; its series has no DICOM objects"]
 
 
 def test_a_series_that_does_not_tell_where_it_lies(engine, tmp_path):
@@ -245,9 +244,32 @@ def test_a_series_that_does_not_tell_where_it_lies(engine, tmp_path):
     objects, notes = collect(engine, paths, tmp_path / "out")
     assert Counter(each.SOPClassUID.name for each in objects) == {
         "Secondary Capture Image Storage": 2, "Comprehensive SR Storage": 1}
-    assert [re.fullmatch(rf"{re.escape(str(paths[0]))}: no (.*) of 2 of 2 images: their files do"
-                         r" not tell where they lie .*", note)[1] for note in notes] == [
-        "Parametric Map", "Segmentation"]
+    assert notes == [
+        f"no {name} of images whose files do not tell where they lie (frame of reference, position,"
+        f" orientation and spacing): 2 files ({paths[0]}, {paths[1]})"
+        for name in ("Parametric Map", "Segmentation")]
+
+
+def test_files_that_are_no_dicom_are_told_in_one_line(engine, tmp_path):
+    """And a file of several images is one."""
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for path in paths:
+        cv2.imwrite(str(path), np.full((40, 50), 90, np.uint8))
+    pages = tmp_path / "pages.tif"
+    cv2.imwritemulti(str(pages), [np.full((40, 50), 90, np.uint8)] * 3)
+    objects, notes = collect(engine, [pages, *paths], tmp_path / "out")
+    assert objects == []
+    assert notes == ["no DICOM objects of what is no DICOM file: 5 files"
+                     f" ({pages}, {paths[0]}, {paths[1]} and 2 more)"]
+
+
+def test_what_an_engine_has_not_learned_is_told_once(small_file, studies, tmp_path):
+    paths = find_files([studies / "00", studies / "01"]).paths
+    with load_engine(small_file) as engine:
+        _, notes = collect(engine, paths, tmp_path / "out", objects=["seg"])
+    told = "the engine has learned none; scrd-fast calibrate gives it one"
+    assert notes == [f"the maps of each series are shown on a scale of their own: {told}",
+                     f"no binary Segmentation, which needs a threshold of pixels: {told}"]
 
 
 @pytest.mark.parametrize(("options", "message"), [

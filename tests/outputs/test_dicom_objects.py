@@ -76,7 +76,7 @@ def test_the_peak_lies_at_the_lesion(engine, tmp_path, plane, order):
     scored = read_scored(write_series(tmp_path / "in", plane), lesion)
     found, notes = write(engine, scored if order == "rising" else scored[::-1], tmp_path / "out",
                          objects=("pm", "seg"))
-    assert notes == []
+    assert notes == {}
     axes = np.stack([down * SPACING[0], right * SPACING[1], STEP * normal(plane)], 1)
     (heat,), (fraction, binary) = found["pm"], found["seg"]
     assert fraction.SegmentationType == "FRACTIONAL"
@@ -140,7 +140,7 @@ def test_echoes_of_one_place_and_planes_that_cross_are_stacks(engine, tmp_path):
         data.save_as(path)
     scored = read_scored([*first, *second, *third])
     found, notes = write(engine, scored, tmp_path / "out")
-    assert notes == []
+    assert notes == {}
     for heat, expected in zip(found["pm"], ("012", "345", "67"), strict=True):
         assert sorted(instance for instance, _ in referred(heat)) == [
             f"1.2.3.{each}" for each in expected]
@@ -189,7 +189,7 @@ def test_an_enhanced_source(engine, enhanced, tmp_path, orientation):
     data.save_as(tmp_path / "in.dcm")
     scored = read_scored([tmp_path / "in.dcm"])
     found, notes = write(engine, scored, tmp_path / "out")
-    assert notes == []
+    assert notes == {}
     (heat,) = found["pm"]
     assert sorted(referred(heat)) == [("1.2.3.4", number) for number in range(1, 6)]
     for (_, number), group in zip(referred(heat), heat.PerFrameFunctionalGroupsSequence,

@@ -13,6 +13,8 @@ pytest.importorskip("pydicom", reason="pydicom reads DICOM")
 pytest.importorskip("highdicom", reason="highdicom writes the objects")
 
 import pydicom
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 from pydicom.uid import UID
 
 from scrd_fast.engine.load import load_engine
@@ -70,7 +72,7 @@ def read_limits(found):
 def test_the_scale_is_the_engines_or_as_given(engine, tmp_path, given):
     scored = read_scored(write_series(tmp_path / "in", count=2))
     found, notes = write(engine, scored, tmp_path / "out", **given)
-    assert notes == []
+    assert notes == {}
     low, high = given.get("scale", SCALE)
     assert read_limits(found) == {
         "window": (low, high), "map_value_of_0": low, "map_value_of_1": high,
@@ -86,14 +88,14 @@ def test_an_engine_that_has_learned_no_scale(small_file, tmp_path):
     with load_engine(small_file) as engine:
         found, notes = write(engine, scored, tmp_path / "1")
         told = "the engine has learned none; scrd-fast calibrate gives it one"
-        assert notes == [
-            f"the maps are shown on a scale of this series alone: {told}",
-            f"no binary Segmentation: it needs a threshold of pixels; {told}"]
+        assert notes == {
+            f"the maps of each series are shown on a scale of their own: {told}": [],
+            f"no binary Segmentation, which needs a threshold of pixels: {told}": []}
         assert [each.SegmentationType for each in found["seg"]] == ["FRACTIONAL"]
         assert read_limits(found)["window"] == pytest.approx((1, 2 * 0.999), abs=0.02)
-        assert write(engine, scored, tmp_path / "2", objects=["sr"])[1] == []
+        assert write(engine, scored, tmp_path / "2", objects=["sr"])[1] == {}
         found, notes = write(engine, scored, tmp_path / "3", scale=(0.5, 1.25), pixel_threshold=0.7)
-        assert (len(found["seg"]), notes) == (2, [])
+        assert (len(found["seg"]), notes) == (2, {})
         flat = [replace(item, map=np.zeros_like(item.map)) for item in scored]
         found, _ = write(engine, flat, tmp_path / "4", objects=["pm", "seg"])
         low, high = read_limits(found)["window"]
@@ -178,8 +180,8 @@ def test_an_x_ray_has_no_map(engine, tmp_path):
     found, notes = write(engine, read_scored([CR]), tmp_path)
     assert {kind: len(each) for kind, each in found.items()} == {
         "pm": 0, "seg": 2, "sc": 1, "sr": 1}
-    assert notes == ["no Parametric Map of 1 of 1 images: they lie in no frame of reference, which"
-                     " it needs"]
+    assert notes == {"no Parametric Map, which needs a frame of reference, of images that lie in"
+                     " none": [CR]}
     for dataset in every(found):
         assert "FrameOfReferenceUID" not in dataset
     for dataset in found["seg"]:
@@ -190,12 +192,13 @@ def test_an_x_ray_has_no_map(engine, tmp_path):
     {"PixelSpacing": [0, 0]}, {"ImagePositionPatient": None}, {"ImageOrientationPatient": None},
     {"FrameOfReferenceUID": None}, {"ImageOrientationPatient": [0] * 6}])
 def test_a_slice_that_does_not_tell_where_it_lies(engine, tmp_path, elements):
-    scored = read_scored(write_series(tmp_path / "in", count=2, **elements))
-    found, notes = write(engine, scored, tmp_path / "out")
+    paths = write_series(tmp_path / "in", count=2, **elements)
+    found, notes = write(engine, read_scored(paths), tmp_path / "out")
     assert {kind: len(each) for kind, each in found.items()} == {
         "pm": 0, "seg": 0, "sc": 2, "sr": 1}
-    assert [note.split(":")[0] for note in notes[:2]] == [
-        "no Parametric Map of 2 of 2 images", "no Segmentation of 2 of 2 images"]
+    reason = ("of images whose files do not tell where they lie (frame of reference, position,"
+              " orientation and spacing)")
+    assert notes == {f"no Parametric Map {reason}": paths, f"no Segmentation {reason}": paths}
 
 
 def test_images_that_were_not_scored_are_told(engine, tmp_path):
@@ -203,11 +206,11 @@ def test_images_that_were_not_scored_are_told(engine, tmp_path):
     paths[1].write_bytes(paths[1].read_bytes()[:-5000])
     scored = list(engine.stream(paths))
     found, notes = write(engine, scored, tmp_path / "out")
-    assert notes == ["1 of 2 images have no results: they could not be read or scored"]
+    assert notes == {"no DICOM objects of images that could not be read or scored": paths[1:]}
     assert {kind: len(each) for kind, each in found.items()} == {
         "pm": 1, "seg": 2, "sc": 1, "sr": 1}
     written = write_dicom(scored[1:], engine, tmp_path / "none")
-    assert (written.files, len(written.notes)) == ([], 1)
+    assert (written.files, written.notes) == ([], notes)
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -264,6 +267,56 @@ def test_results(engine, tmp_path):
                             ([replace(scored, source=None)], r"series\[0\]: expected a result of")):
         with pytest.raises(InputError, match=f"^{message}"):
             write_dicom(series, engine, tmp_path / "out")
+
+
+def spoil(path):
+    """A number of three bytes, among what is said of the patient."""
+    data = pydicom.dcmread(path)
+    data[0x001021c0] = RawDataElement(Tag(0x001021c0), "US", 3, b"Zoe", 0, False, True)
+    data.save_as(path)
+
+
+def test_all_objects_of_a_series_or_none(engine, tmp_path):
+    """Where making one fails after others are made, and also where older ones are there."""
+    paths = write_series(tmp_path / "in", count=3)
+    scored = read_scored(paths)
+    before = write_dicom(scored[:2], engine, tmp_path / "out").files
+    content = {path: path.read_bytes() for path in before}
+    spoil(paths[2])
+    with pytest.raises(DataError) as error:
+        write_dicom(scored, engine, tmp_path / "out")
+    assert str(error.value) == (f"{paths[0]}: expected a header that a Secondary Capture can be"
+                                " made of, got BytesLengthException while making it")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == content
+
+
+def test_a_header_that_a_library_cannot_parse_is_no_trouble_of_the_disk(engine, tmp_path):
+    """Which is what pydicom's error says that it is."""
+    paths = write_series(tmp_path / "in", count=1)
+    data = pydicom.dcmread(paths[0])
+    data[0x00081110] = RawDataElement(Tag(0x00081110), "SQ", 4, b"\1\2\3\4", 0, False, True)
+    data.save_as(paths[0])
+    with pytest.raises(DataError, match=r"a Parametric Map can be made of, got OSError while"):
+        write_dicom(read_scored(paths), engine, tmp_path / "out")
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(engine, tmp_path):
+    """A limit on the size of files, which the objects before it keep to."""
+    resource = pytest.importorskip("resource", reason="no system without has the limit")
+    scored = read_scored(write_series(tmp_path / "in", count=3))
+    largest = max(path.stat().st_size for path in write_dicom(
+        scored, engine, tmp_path / "1", objects=["seg", "sc", "sr"]).files)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, old[1]))
+    try:
+        with pytest.raises(OutputError) as error:
+            write_dicom(scored, engine, tmp_path / "2", objects=["seg", "sc", "sr"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert re.fullmatch(r"\S+/2/\w+-2\.25\.\d+\.dcm: cannot be written: File too large",
+                        str(error.value))
+    assert list((tmp_path / "2").iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written(engine, tmp_path):

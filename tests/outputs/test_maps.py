@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
 import warnings
 from dataclasses import replace
@@ -20,10 +21,9 @@ pytest.importorskip("pydicom", reason="pydicom reads DICOM")
 import nibabel
 
 import scrd_fast
-from scrd_fast.data.decode.image import Source
 from scrd_fast.engine.stream import Scored
 from scrd_fast.errors import DataError, InputError, MissingExtra, OutputError
-from scrd_fast.outputs.maps import FORMATS, describe_maps, name_maps, write_maps
+from scrd_fast.outputs.maps import FORMATS, collect_maps, describe_maps, name_maps, write_maps
 from scrd_fast.spec import PLANES, DecodingRule
 from tests.data.decode.dicom_by_hand import dicom, enhanced, save
 
@@ -270,8 +270,9 @@ def write_series(folder, heights, plane="axial", size=(19, 23), shift=(0, 0, 0),
     for number, height in enumerate(heights):
         position = [5, -70, 9] + normal * height + np.array(shift) * height
         pixels = np.random.default_rng(number).integers(1, 900, size).astype(np.uint16)
-        save(dicom(pixels, **{"SeriesInstanceUID": "1.2", "PixelSpacing": [0.7, 0.9],
-                              "SliceThickness": 5, "InstanceNumber": number,
+        save(dicom(pixels, **{"StudyInstanceUID": "1", "SeriesInstanceUID": "1.2",
+                              "PixelSpacing": [0.7, 0.9], "SliceThickness": 5,
+                              "InstanceNumber": number,
                               "ImageOrientationPatient": list(directions),
                               "ImagePositionPatient": [round(float(x), 6) for x in position],
                               **elements}), folder / f"{number:02d}")
@@ -445,9 +446,12 @@ def test_bad_items(tmp_path, pictures):
 
 def test_a_series_is_no_other_series(tmp_path):
     items = scored(read(write_series(tmp_path / "a", [0, 3])), brightness)
-    other = replace(items[1], source=Source(items[1].path, series="1.3"))
-    with pytest.raises(InputError, match="one DICOM series, got those of 2"):
-        write_maps([items[0], other], tmp_path, "a", "npz")
+    for kind in ("study", "series", "patient"):
+        other = replace(items[1], source=replace(items[1].source, **{kind: "Betelgeuse"}))
+        with pytest.raises(DataError) as error:
+            write_maps([items[0], other], tmp_path, "a", "npz")
+        assert str(error.value) == (
+            f"{items[1].path}: expected the {kind} of {items[0].path}, got another")
 
 
 def test_pictures_have_no_place(tmp_path, pictures):
@@ -507,6 +511,20 @@ def test_names_differ(tmp_path):
     assert name_maps(reversed(paths)) == names
 
 
+def test_names_of_series():
+    """They are what headers say, which may be anything."""
+    uids = ["1.2.840.10008.7", "1.2/../3", "1.2_.._3", "1.2|3", "9." * 200]
+    groups = [*uids, Path("b/1.2_3.dcm"), Path("series-1.2_3.nii")]
+    names = name_maps(groups)
+    assert names["1.2.840.10008.7"] == "series-1.2.840.10008.7"
+    assert names[Path("b/1.2_3.dcm")] == "1.2_3"
+    assert len(set(names.values())) == len(groups)
+    for name in names.values():
+        assert len(f"{name}_desc-anomaly_map.nii.gz".encode()) <= 255
+        assert "/" not in name
+    assert name_maps(reversed(groups)) == names
+
+
 def test_long_and_odd_names(tmp_path, pictures):
     source = tmp_path / os.fsdecode(b"\xff" + b"o" * 250)
     os.rename(tmp_path / "one.png", source)
@@ -521,6 +539,112 @@ def test_long_and_odd_names(tmp_path, pictures):
 
 def brightness_of_colour(image):
     return cv2.resize(image.pixels[..., 0], (SIDE, SIDE))
+
+
+# --- beside scoring ---------------------------------------------------------------------------
+
+def collect(folder, kind, paths, alter=lambda path: None):
+    """As scoring does it; the files that are there after each, and the notes."""
+    notes, seen = [], []
+    with collect_maps(folder, kind, paths, notes) as take:
+        for path in paths:
+            alter(path)
+            known = path.suffix in (".png", ".tif")
+            for item in scored(scrd_fast.read_images(path) if known else read([path]), brightness):
+                take(item)
+            seen.append(list_maps(folder))
+    return seen, notes
+
+
+def list_maps(folder):
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".json")
+
+
+def name_map(series):
+    return f"series-{series}_desc-anomaly_map.nii.gz"
+
+
+def test_files_of_series_in_turn_are_no_half_series(tmp_path):
+    for series in ("1.2", "1.3"):
+        write_series(tmp_path / series, [0, 3, 6], SeriesInstanceUID=series)
+    paths = [tmp_path / series / f"0{i}" for i in range(3) for series in ("1.2", "1.3")]
+    seen, notes = collect(tmp_path / "out", "nifti", paths)
+    assert seen == [[]] * 5 + [[name_map("1.2")]]
+    assert notes == []
+    assert list_maps(tmp_path / "out") == [name_map("1.2"), name_map("1.3")]
+    for name in list_maps(tmp_path / "out"):
+        assert nibabel.load(tmp_path / "out" / name).shape == (23, 19, 3)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize(("keyword", "name"), [("StudyInstanceUID", "study"),
+                                               ("PatientID", "patient")])
+def test_one_series_of_two_patients_or_studies(tmp_path, kind, keyword, name):
+    """Others are written."""
+    write_series(tmp_path / "a", [0, 3])
+    write_series(tmp_path / "b", [6, 9], **{keyword: "1.9"})
+    write_series(tmp_path / "c", [0, 3], SeriesInstanceUID="1.3")
+    paths = [path for folder in "abc" for path in sorted((tmp_path / folder).iterdir())]
+    _, notes = collect(tmp_path / "out", kind, paths)
+    assert notes == [f"{paths[0]}: no map: {paths[2]}: expected the {name} of {paths[0]}, got"
+                     " another"]
+    assert [each.partition("_")[0] for each in list_maps(tmp_path / "out")] == ["series-1.3"]
+
+
+def test_a_series_that_changes_while_it_is_scored(tmp_path):
+    paths = sorted(write_series(tmp_path / "a", [0, 3]).iterdir())
+
+    def alter(path):
+        if path == paths[1]:
+            other = write_series(tmp_path / "b", [3], SeriesInstanceUID="1.9") / "00"
+            os.replace(other, path)
+
+    _, notes = collect(tmp_path / "out", "nifti", paths, alter)
+    assert notes == [f"{paths[0]}: no map: {paths[1]}: expected the series of {paths[0]}, got"
+                     " another"]
+
+
+def test_pictures_are_told_in_one_line(tmp_path, pictures):
+    """And so is a file of several."""
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for path in paths:
+        cv2.imwrite(str(path), np.zeros((8, 8), np.uint8))
+    reason = ("no map of what does not tell where it lies in the patient, as NIfTI maps do; choose"
+              " npz or tiff")
+    pages = tmp_path / "pages.tif"
+    assert collect(tmp_path / "1", "nifti", [pages])[1] == [f"{reason}: 1 file ({pages})"]
+    notes = collect(tmp_path / "2", "nifti", [*paths, pages])[1]
+    assert notes == [f"{reason}: 5 files ({paths[0]}, {paths[1]}, {paths[2]} and 2 more)"]
+    assert list_maps(tmp_path / "2") == []
+    assert collect(tmp_path / "3", "tiff", [*paths, pages])[1] == []
+    assert len(list_maps(tmp_path / "3")) == 5
+
+
+def test_after_a_failure_nothing_more_is_written(tmp_path, pictures):
+    paths = [save_volume(tmp_path / f"{i}.nii") for i in range(2)]
+    one, two, picture = ([replace(item, map=np.zeros((SIDE, SIDE), np.float32)) for item in items]
+                         for items in (*(scored(read(path), brightness) for path in paths),
+                                       pictures[1]))
+    out, notes = tmp_path / "out", []
+    with collect_maps(out, "nifti", [tmp_path / "one.png", *paths], notes) as take:
+        for item in (*picture, *one):
+            take(item)
+        shutil.rmtree(out)
+        out.write_text("a file")
+        with pytest.raises(OutputError, match="cannot be written"):
+            take(two[0])
+        out.unlink()
+    assert not out.exists()
+    assert [note.partition(":")[0] for note in notes] == [
+        "no map of what does not tell where it lies in the patient, as NIfTI maps do; choose npz"
+        " or tiff"]
+
+
+def test_a_folder_of_other_data_is_refused_before_scoring(tmp_path):
+    (tmp_path / "dataset_description.json").write_text('{"Name": "raw"}')
+    with (pytest.raises(OutputError, match="describes other data"),
+          collect_maps(tmp_path, "nifti", [], [])):
+        pytest.fail("it began")
 
 
 # --- BIDS -------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Small and large checkpoints for the engine tests."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,6 +18,7 @@ from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
 from tests.golden import trained_resnet18
 from tests.support.gpu import ON_GPU
+from tests.support.once import made_once
 from tests.support.published import published_model
 
 _MISSING = backend_of("tensorrt").missing()
@@ -51,15 +54,29 @@ def small():
 
 @pytest.fixture(scope="session")
 def small_path(small, tmp_path_factory):
-    return save_checkpoint(small, tmp_path_factory.mktemp("small") / "model.safetensors")
+    folder = made_once(tmp_path_factory, "small", lambda folder: save_checkpoint(
+        small, folder / "model.safetensors"))
+    return folder / "model.safetensors"
 
 
 @pytest.fixture(scope="session")
 def small_file(small_path, tmp_path_factory):
     """Its engine file: fp32, on the CPU."""
-    path = tmp_path_factory.mktemp("small_file") / "m.scrd"
-    scrd_fast.build_engine(small_path, path, device="cpu", precision="fp32", buckets=(1,)).close()
-    return path
+    folder = made_once(tmp_path_factory, "small_file", lambda folder: scrd_fast.build_engine(
+        small_path, folder / "m.scrd", device="cpu", precision="fp32", buckets=(1,)).close())
+    return folder / "m.scrd"
+
+
+@pytest.fixture(scope="session")
+def small_files(small_path, tmp_path_factory) -> Callable[[str], Path]:
+    """Its engine file for a backend: fp32, for batches of 1 and of 4."""
+    def file_of(backend: str) -> Path:
+        folder = made_once(tmp_path_factory, f"small_{backend}", lambda folder: (
+            scrd_fast.build_engine(small_path, folder / "m.scrd", backend=backend,
+                                   precision="fp32", buckets=(1, 4)).close()))
+        return folder / "m.scrd"
+
+    return file_of
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from scrd_fast.errors import InputError, ScrdError
 from scrd_fast.graph.portable import build_graph
 from scrd_fast.graph.quantize import STEM, Quantisation, Ranges
 from scrd_fast.machine import Gpu, this_machine
-from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.timing import bench as benching
@@ -30,15 +29,6 @@ SPEC = ScoringSpec(input_size=64)
 def model():
     torch.manual_seed(0)
     return SCRD("resnet18").eval()
-
-
-@pytest.fixture(scope="module")
-def engine_file(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bench")
-    path = save_checkpoint(Checkpoint(model, SPEC, ModelConfig("resnet18", "random")),
-                           folder / "model.safetensors")
-    scrd_fast.build_engine(path, device="cpu", precision="fp32").close()
-    return folder / "model.scrd"
 
 
 def test_operations_are_those_that_pytorch_counts(model):
@@ -59,8 +49,8 @@ def test_operations_are_those_that_pytorch_counts(model):
                             left_out=stem + shortcut)
 
 
-def test_a_limit(engine_file):
-    manifest, _ = read_engine_file(engine_file)
+def test_a_limit(small_file):
+    manifest, _ = read_engine_file(small_file)
     work = manifest.work
     slow = {"fp32": work.operations / 2, "bf16": None, "int8": None, "copy": 1e30}
     limit = limit_of(manifest, slow)
@@ -82,9 +72,9 @@ def test_limits_of_this_cpu():
             assert rates[lower] < rates[higher]
 
 
-def test_figures_of_an_engine(engine_file):
+def test_figures_of_an_engine(small_file):
     told = []
-    found = bench(engine_file, seconds=1, progress=lambda *step: told.append(step))
+    found = bench(small_file, seconds=1, progress=lambda *step: told.append(step))
     assert [row["batch"] for row in found.batches] == list(BATCHES)
     assert [row["load"] for row in found.loads] == list(LOADS)
     for row in [*found.batches, *found.loads]:
@@ -102,12 +92,12 @@ def test_figures_of_an_engine(engine_file):
     assert all(step[0] < step[1] for step in told)
     assert json.loads(json.dumps(found.to_dict()))["engine"]["precision"] == "fp32"
     with pytest.raises(InputError, match=r"^seconds: expected 1 to 3600, got 0"):
-        bench(engine_file, seconds=0)
+        bench(small_file, seconds=0)
     with pytest.raises(ScrdError, match="device"):
-        bench(engine_file, device="foo")
+        bench(small_file, device="foo")
 
 
-def test_times_under_load_count_from_the_arrival(engine_file):
+def test_times_under_load_count_from_the_arrival(small_file):
     """Beyond its capacity an engine falls behind more and more, also where it lets no image wait
     inside: times from the submission would not show that."""
 
@@ -118,7 +108,7 @@ def test_times_under_load_count_from_the_arrival(engine_file):
             return pending
 
     images = benching.random_images(64, 2)
-    with scrd_fast.load_engine(engine_file) as engine:
+    with scrd_fast.load_engine(small_file) as engine:
         quick = benching.percentiles(benching.repeated(engine.score, images, seconds=0.2))["p50_ms"]
         late = benching._under_load(OneAtATime(), images, 2e4 / quick, 25 * quick / 1e3, seed=0)
         with pytest.raises(InputError):
@@ -127,10 +117,10 @@ def test_times_under_load_count_from_the_arrival(engine_file):
     assert late["p90_ms"] > 20 * quick
 
 
-def test_the_command_line(engine_file, tmp_path):
+def test_the_command_line(small_file, tmp_path):
     out = tmp_path / "bench.json"
     done = subprocess.run(
-        [sys.executable, "-m", "scrd_fast", "bench", engine_file, "--seconds", "1", "--json", out],
+        [sys.executable, "-m", "scrd_fast", "bench", small_file, "--seconds", "1", "--json", out],
         capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "resnet18 at 64 px" in done.stdout

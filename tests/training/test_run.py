@@ -51,7 +51,7 @@ def content(out: Path) -> tuple[bytes, bytes]:
 
 # CPUs are slow in half precision.
 @pytest.mark.parametrize("precision", [
-    "fp32", "bf16", pytest.param("fp16", marks=pytest.mark.slow)])
+    "fp32", *(pytest.param(half, marks=pytest.mark.slow) for half in ("bf16", "fp16"))])
 def test_an_interrupted_run_goes_on_bit_for_bit(images, tmp_path, precision):
     options = OPTIONS | {"steps": 6, "weighting": "scale", "precision": precision,
                          "schedule": "cosine"}

@@ -50,8 +50,11 @@ class Name:
 
 
 def recognises(tree: Tree) -> bool:
-    return tree.has_file("dataset_description.json") or any(map(_is_anatomical,
-                                                                tree.images.values()))
+    # Results have a description, too, and may lie beside images that are no data set.
+    found = tree.images.values()
+    return any(map(_is_anatomical, found)) or (
+        tree.has_file("dataset_description.json")
+        and any(folder.startswith("sub-") for parts in found for folder in parts[:-1]))
 
 
 def read(tree: Tree) -> Found:

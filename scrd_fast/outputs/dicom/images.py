@@ -9,39 +9,31 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from scrd_fast.data.decode.dicom_pixels import read_numbers, read_texts
+from scrd_fast.metrics.map_scale import LARGEST
 from scrd_fast.outputs.dicom.common import LOSSY, begin_header, describe_object, finish
 from scrd_fast.outputs.dicom.identity import Maker, code, describe_scheme
 from scrd_fast.outputs.dicom.sources import Plane, SourceImage, refer
-from scrd_fast.report.overlays import overlay
+from scrd_fast.report.overlays import overlay, resample
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 _STAND_IN = "2.25."  # before its number, from 1
 _DECIMALS = 9  # of mm: what is left of a decimal text after a turn through float64
-_LARGEST = 6.0  # a map is a sum of three cosine distances of at most 2
 _WHITE = 255
-
-
-def _resample(image: SourceImage) -> NDArray[np.float32]:
-    """The map at the image's own pixels, float32 (H, W): bilinear between pixels' centres."""
-    rows, columns = image.shape
-    assert image.scored.map is not None
-    return np.asarray(cv2.resize(image.scored.map, (columns, rows),
-                                 interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _resample_all(images: Sequence[SourceImage], kind: Any,
                   change: Callable[[NDArray[np.float32]], NDArray[Any]]) -> NDArray[Any]:
-    """The changed maps of a stack, (N, H, W)."""
+    """The changed maps of a stack at its images' own pixels, (N, H, W)."""
     frames = np.empty((len(images), *images[0].shape), kind)
     for frame, image in zip(frames, images, strict=True):
-        frame[:] = change(_resample(image))
+        assert image.scored.map is not None
+        frame[:] = change(resample(image.scored.map, *image.shape))
     return frames
 
 
@@ -56,7 +48,7 @@ def make_map(images: Sequence[SourceImage], maker: Maker, when: datetime, number
 
     pixels = _resample_all(images, np.float32, lambda heat: heat)
     # Rounding may carry a distance over its bounds.
-    ends = min(0.0, float(pixels.min())), max(_LARGEST, float(pixels.max()))
+    ends = min(0.0, float(pixels.min())), max(LARGEST, float(pixels.max()))
     mapping = highdicom.pm.RealWorldValueMapping(
         "anomaly-map", "identity: distance of student's from teacher's features",
         codes.UCUM.NoUnits, ends, quantity_definition=code("anomaly-map"))

@@ -13,11 +13,13 @@ from scrd_fast.data.decode.ahead import decode_ahead
 from scrd_fast.data.decode.dicom_pixels import read_numbers, read_texts
 from scrd_fast.engine.stream import Scored
 from scrd_fast.errors import DataError
+from scrd_fast.outputs.by_series import check_shared
 from scrd_fast.spec import DecodingRule
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+_SHARED = ("StudyInstanceUID", "SeriesInstanceUID", "PatientID")
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _PLACED = ("CT", "MR", "PT")  # modalities whose images lie in a frame of reference, or are faulty
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -119,12 +121,8 @@ def read_sources(series: Sequence[Scored]) -> list[SourceImage]:
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
         images.append(SourceImage(item, headers[path], plane))
-    first = next(iter(headers.values()))
-    for path, header in headers.items():
-        for keyword, name in (("StudyInstanceUID", "study"), ("SeriesInstanceUID", "series"),
-                              ("PatientID", "patient")):
-            if read_texts(header, keyword) != read_texts(first, keyword):
-                raise DataError(f"{path}: expected the {name} of {images[0].path}, got another")
+    check_shared([(path, [read_texts(header, keyword) for keyword in _SHARED])
+                  for path, header in headers.items()])
     seen: dict[tuple[str, int | None], Path] = {}
     for image in images:
         if image.name in seen:

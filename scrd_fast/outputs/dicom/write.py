@@ -1,7 +1,9 @@
 """Writing the results of a series as DICOM objects beside it in its study."""
 
+import io
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scrd_fast.data.decode.quiet import one_line, silent_libraries
+from scrd_fast.data.decode.quiet import silent_libraries
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.stream import Scored
 from scrd_fast.errors import DataError, MissingExtra, ScrdError, expect
@@ -25,16 +27,17 @@ OBJECTS = ("pm", "seg", "sc", "sr")  #: Parametric Map, Segmentation, Secondary 
 _NAMES = {"pm": "Parametric Map", "seg": "Segmentation", "sc": "Secondary Capture",
           "sr": "Structured Report"}
 _UNCALIBRATED = "the engine has learned none; scrd-fast calibrate gives it one"
-_NARROWEST = 1e-3  # scale of a series whose maps are flat
+_OWN_SCALE = f"the maps of each series are shown on a scale of their own: {_UNCALIBRATED}"
+_NO_THRESHOLD = f"no binary Segmentation, which needs a threshold of pixels: {_UNCALIBRATED}"
 
 
 @dataclass(frozen=True)
 class Written:
-    """files: that were written, in the order of their kinds and images. notes: lines that say what
-    was left out, and why."""
+    """files: that were written, in the order of their kinds and images. notes: what was left out
+    and why, with the files that it goes for; none where it goes for the engine."""
 
     files: list[Path] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: dict[str, list[Path]] = field(default_factory=dict)
 
 
 def write_dicom(
@@ -56,7 +59,8 @@ def write_dicom(
     (X-rays) has no map but a segmentation for each image; an image whose file should tell where
     it lies and does not has neither. Maps are resampled to the pixels of each image.
 
-    Files are named KIND-UID.dcm. The same sources, engine file, version of this package and
+    Files are named KIND-UID.dcm, and are there once all are made: none is where an error is raised,
+    unless they cannot be renamed. The same sources, engine file, version of this package and
     arguments give the same identifiers and the same bytes but for the dates of making, which are
     the time of this call. Older files of these names are replaced.
 
@@ -71,8 +75,8 @@ def write_dicom(
     written = Written()
     good = [item for item in series if item.error is None]
     if len(good) < len(series):
-        written.notes.append(f"{len(series) - len(good)} of {len(series)} images have no results:"
-                             " they could not be read or scored")
+        _note(written.notes, "no DICOM objects of images that could not be read or scored",
+              [item.path for item in series if item.error is not None])
     if not good:
         return written
     learned = None if engine.decisions is None else engine.decisions.maps
@@ -82,21 +86,19 @@ def write_dicom(
     if scale is None:
         scale = _choose_own_scale(good)
         if set(objects) != {"sr"}:
-            written.notes.append("the maps are shown on a scale of this series alone:"
-                                 f" {_UNCALIBRATED}")
+            _note(written.notes, _OWN_SCALE)
     scale = float(scale[0]), float(scale[1])
-    with silent_libraries():
+    with silent_libraries(), ExitStack() as whole:
         images = read_sources(good)
         check_unchanged(series, engine.spec.decoding)
         when = datetime.now()
         for kind in OBJECTS:
             if kind not in objects:
                 continue
-            for made in _name_failures(images[0].path, kind, _make(
+            for uid, data in _encode(images[0].path, kind, _make(
                     kind, images, maker, engine, when, scale, pixel_threshold, written.notes)):
-                path = folder / f"{kind}-{made.SOPInstanceUID}.dcm"
-                with atomic_write(path) as temporary:
-                    made.save_as(temporary, enforce_file_format=True)
+                path = folder / f"{kind}-{uid}.dcm"
+                whole.enter_context(atomic_write(path)).write_bytes(data)
                 written.files.append(path)
     return written
 
@@ -124,13 +126,16 @@ def _check(series: Sequence[Scored], scale: tuple[float, float] | None,
            "a finite number or None", pixel_threshold)
 
 
+def _note(notes: dict[str, list[Path]], reason: str, files: Iterable[Path | None] = ()) -> None:
+    notes[reason] = list(dict.fromkeys(path for path in files if path is not None))
+
+
 def _choose_own_scale(series: Sequence[Scored]) -> tuple[float, float]:
     values = MapValues()
     for item in series:
         assert item.map is not None
         values.add(item.map)
-    low, high = choose_scale(values)
-    return low, max(high, low + _NARROWEST)
+    return choose_scale(values)
 
 
 def _check_installed() -> None:
@@ -142,8 +147,8 @@ def _check_installed() -> None:
 
 
 def _make(kind: str, images: list[SourceImage], maker: Maker, engine: Engine, when: datetime,
-          scale: tuple[float, float], pixel_threshold: float | None, notes: list[str]
-          ) -> "Iterator[Dataset]":
+          scale: tuple[float, float], pixel_threshold: float | None,
+          notes: dict[str, list[Path]]) -> "Iterator[Dataset]":
     """All objects of a kind, one after the other; what is left out is told in `notes`."""
     from scrd_fast.outputs.dicom.images import make_capture, make_map, make_segmentation
     from scrd_fast.outputs.dicom.reports import make_report
@@ -157,21 +162,21 @@ def _make(kind: str, images: list[SourceImage], maker: Maker, engine: Engine, wh
         return
     stacks = stack([image for image in images if image.plane is not None])
     projections = [[image] for image in images if image.is_projection()]
-    unplaced = len(images) - sum(map(len, stacks)) - len(projections)
+    unplaced = [image.path for image in images
+                if image.plane is None and not image.is_projection()]
     if unplaced:
-        notes.append(f"no {_NAMES[kind]} of {unplaced} of {len(images)} images: their files do not"
-                     " tell where they lie (frame of reference, position, orientation and spacing)")
+        _note(notes, f"no {_NAMES[kind]} of images whose files do not tell where they lie (frame of"
+                     " reference, position, orientation and spacing)", unplaced)
     if kind == "pm":
         if projections:
-            notes.append(f"no {_NAMES[kind]} of {len(projections)} of {len(images)} images: they"
-                         " lie in no frame of reference, which it needs")
+            _note(notes, f"no {_NAMES[kind]}, which needs a frame of reference, of images that lie"
+                         " in none", [image.path for image, in projections])
         for number, each in enumerate(stacks, 1):
             yield make_map(each, maker, when, number, scale)
         return
     limits: list[tuple[float, float] | float] = [scale]
     if pixel_threshold is None:
-        notes.append(f"no binary {_NAMES[kind]}: it needs a threshold of pixels;"
-                     f" {_UNCALIBRATED}")
+        _note(notes, _NO_THRESHOLD)
     else:
         limits.append(float(pixel_threshold))
     number = 0
@@ -181,12 +186,18 @@ def _make(kind: str, images: list[SourceImage], maker: Maker, engine: Engine, wh
             yield make_segmentation(each, maker, when, number, limit)
 
 
-def _name_failures(path: Path, kind: str, made: "Iterator[Dataset]") -> "Iterator[Dataset]":
-    """Raise DataError with the file's name for what a library refuses to make an object of."""
+def _encode(path: Path, kind: str, made: "Iterator[Dataset]") -> "Iterator[tuple[str, memoryview]]":
+    """Of each object its UID and the bytes of its file; raises DataError with the name of `path`
+    for what a library refuses to make or to encode."""
     try:
-        yield from made
-    except (ScrdError, MemoryError, OSError):
+        for each in made:
+            # In memory, for pydicom tells a full disk as it tells a value that does not fit.
+            data = io.BytesIO()
+            each.save_as(data, enforce_file_format=True)
+            yield str(each.SOPInstanceUID), data.getbuffer()
+    except (ScrdError, MemoryError):
         raise
     except Exception as error:
+        # What a library says may quote what the file says of a patient.
         raise DataError(f"{path}: expected a header that a {_NAMES[kind]} can be made of, got"
-                        f" {type(error).__name__}: {one_line(error)}") from error
+                        f" {type(error).__name__} while making it") from error

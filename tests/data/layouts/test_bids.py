@@ -3,6 +3,7 @@
 import pytest
 
 from scrd_fast.data.layouts import read_data_set
+from scrd_fast.data.to_score import find_to_score
 from scrd_fast.errors import DataError
 from tests.data.layouts.trees import grow, told
 
@@ -164,3 +165,11 @@ def test_no_description_is_needed_and_one_alone_does_not_do(root, tmp_path_facto
     grow(other, "rawdata/sub-01/anat/sub-01_T1w.nii.gz")
     with pytest.raises(DataError, match=r"expected sub-<name>/.*got rawdata/ \(1\)"):
         read_data_set(other)
+
+
+def test_images_without_subjects_are_no_data_set_by_a_description(tmp_path):
+    """Such as that of maps which were written beside them."""
+    (tmp_path / "dataset_description.json").write_text("{}")
+    grow(tmp_path, "a.png", "more/b.png", "sub-01_desc-anomaly_map.nii.gz")
+    assert read_data_set(tmp_path).layout == "folder of normal images"
+    assert len(find_to_score([tmp_path]).paths) == 3
