@@ -173,8 +173,8 @@ def test_overlays_of_slices(folder, archive, tmp_path):
                 "--overlays", out) == 1
     assert sorted(path.name for path in out.iterdir()) == [
         "00000_3.png", "00002_1.png", "00003_0.png", "00005_picture.png",
-        "00006_volume.nii_0.png", "00007_volume.nii_1.png", "00008_volume.nii_2.png"]
-    for name, path, place in (("00000_3", "ct/3.dcm", 0), ("00007_volume.nii_1", "volume.nii.gz",
+        "00006_volume_0.png", "00007_volume_1.png", "00008_volume_2.png"]
+    for name, path, place in (("00000_3", "ct/3.dcm", 0), ("00007_volume_1", "volume.nii.gz",
                                                            1)):
         drawn = cv2.imread(str(out / f"{name}.png"))
         shown = scrd_fast.read_images(archive / path)[place].pixels
@@ -280,7 +280,7 @@ def test_maps_are_written_by_file_and_series(folder, archive, tmp_path, capfd):
     assert main("score", folder / "model.scrd", archive, "--out", tmp_path / "s.csv", "--maps",
                 out) == 1
     said = capfd.readouterr().err
-    assert "no map: expected a file that tells where its pictures lie in the patient" in said
+    assert "no map of what does not tell where it lies in the patient" in said
     written = sorted(path.name for path in out.glob("*.nii.gz"))
     assert written
     for name in written:
