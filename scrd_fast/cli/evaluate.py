@@ -72,7 +72,7 @@ def evaluate(
             for line in describe_engine(loaded):
                 typer.echo(line, err=True)
         runs = [] if out is None or not gallery else [
-            keep_run(collect_run(out, loaded, str(data)))]
+            keep_run(collect_run(out, loaded, data.resolve().name))]
         with keep_apart(runs, errors) as take:
             found = run(
                 loaded, data, patient_from=patient_from, patient_rule=patient_rule,

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from scrd_fast.cli.app import app, example
+from scrd_fast.cli.app import Quiet, app, example
+from scrd_fast.progress import show_progress
 
 
 @app.command(epilog=example("scrd-fast report results/ report.html"))
@@ -18,6 +19,7 @@ def report(
     )] = 1000,
     patients: Annotated[bool, typer.Option(
         "--patients", help="Show the patients' IDs, which are numbers otherwise.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write a run as one page that opens anywhere: scores, threshold, gallery, model card."""
     from scrd_fast.files import check_writable
@@ -27,5 +29,6 @@ def report(
 
     check_jinja2()
     check_writable(out, "OUT", inputs=list_files(run))
-    shown = write_report(read_run(run), out, images=images, patients=patients)
+    with show_progress("reading", enabled=not quiet) as step:
+        shown = write_report(read_run(run), out, images=images, patients=patients, progress=step)
     typer.echo(f"{out}: {shown} images, {out.stat().st_size / 1e6:.1f} MB")

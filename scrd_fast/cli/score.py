@@ -188,7 +188,8 @@ def _list_outputs(
                                    uid_root=wanted.uid_root, sources=sources),
                      lambda take, item: take(item))
     if wanted.run is not None:
-        yield keep_run(collect_run(wanted.run, engine, ", ".join(map(str, places))))
+        names = ", ".join(place.resolve().name for place in places)
+        yield keep_run(collect_run(wanted.run, engine, names))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What a reader should know of an engine before believing its scores: the model card."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -99,7 +100,10 @@ def _describe_training(manifest: Manifest) -> Section:
     images = [(name.replace("_", " "), count) for name, count in training.images.items()]
     figures = [(_FIGURES.get(name, name.replace("_", " ")), value)
                for name, value in training.figures.items()]
-    options = [(name.replace("_", " "), _say(value)) for name, value in training.options.items()]
+    # Engine files of older versions name the folder of the teacher's file, too.
+    options = [(name.replace("_", " "),
+                os.path.basename(str(value)) if name == "teacher" else _say(value))
+               for name, value in training.options.items()]
     tables = (Table("Images of the training", ("part", "images"), images),
               Table("Validation of the model that was kept", ("figure", "value"), figures),
               Table("Options of the training", ("option", "value"), options))

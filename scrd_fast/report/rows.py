@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from scrd_fast.engine.stream import Scored
-from scrd_fast.errors import DataError
+from scrd_fast.errors import DataError, expect
 from scrd_fast.records import read_record
 
 
@@ -37,6 +37,11 @@ class ScoreRow:
     anomalous: bool | None = None
     scale_weights: tuple[float, float, float] | None = None
     error: str | None = None
+
+    def __post_init__(self) -> None:
+        expect(self.label in (None, 0, 1), "label", "0 or 1", self.label)
+        expect(self.p_value is None or 0 <= self.p_value <= 1, "p_value", "a share", self.p_value)
+        expect(self.score is None or self.error is None, "error", "none with a score", "one")
 
 
 def make_row(item: Scored, *, patient: str | None = None, label: int | None = None,

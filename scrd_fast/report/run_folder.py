@@ -59,7 +59,7 @@ class RunRecord:
     date: ISO 8601, UTC; scrd_fast: the version that scored; engine: the name of its file;
     engine_digest: SHA-256 of its manifest, which stands for the whole file; data: what was scored,
     in words; scale: values of maps at which colour begins and is strongest; images: how many rows
-    there are; scores_digest: SHA-256 of `scores.jsonl`.
+    there are; scores_digest, gallery_digest: SHA-256 of `scores.jsonl` and `gallery.zip`.
     """
 
     format: int
@@ -71,6 +71,7 @@ class RunRecord:
     scale: tuple[float, float]
     images: int
     scores_digest: str
+    gallery_digest: str
 
     def __post_init__(self) -> None:
         expect(self.format == FORMAT, "run.format", FORMAT, self.format)
@@ -118,7 +119,8 @@ class Gallery:
         if name not in self._known:
             return None
         info = self._known[name]
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size > most:
+        if info.compress_type != zipfile.ZIP_STORED or not (
+                info.file_size == info.compress_size <= most):
             raise DataError(f"{self._path}: {name}: expected at most {most} uncompressed bytes,"
                             f" got {info.file_size}")
         try:
@@ -176,6 +178,8 @@ class Run:
         path = self.folder / _GALLERY
         with ExitStack() as stack:
             try:
+                if _digest_of(path) != self.record.gallery_digest:
+                    raise DataError(f"{path}: expected the gallery of this run, got another file")
                 archive = stack.enter_context(zipfile.ZipFile(path))
             except OSError as error:
                 raise DataError(f"{path}: cannot be read: {error.strerror}") from error
@@ -231,9 +235,14 @@ def collect_run(folder: Path, engine: Engine, data: str) -> Iterator[Add]:
             scale = choose_scale(values) if values.largest else (0.0, 1.0)
         told = RunRecord(FORMAT, datetime.now(UTC).isoformat(timespec="seconds"), __version__,
                          engine.path.name, manifest_digest(engine.manifest), data, scale, count,
-                         digest.hexdigest())
+                         digest.hexdigest(), _digest_of(gallery))
         record.write_text(json.dumps(asdict(told) | {"manifest": asdict(engine.manifest)},
                                      indent=1) + "\n")
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _list_members(image: Array | None, anomaly_map: Array | None,
@@ -243,7 +252,8 @@ def _list_members(image: Array | None, anomaly_map: Array | None,
     if anomaly_map is not None or distances is not None:
         yield ".f16", b"".join(map(_pack, (
             _NOTHING if anomaly_map is None else shrink(anomaly_map, MAP_SIDE),
-            *(distances or [_NOTHING] * SCALES))))
+            *([_NOTHING] * SCALES if distances is None else
+              [shrink(each, MAP_SIDE) for each in distances]))))
 
 
 def _pack(values: Array) -> bytes:

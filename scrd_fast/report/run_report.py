@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scrd_fast.errors import expect
 from scrd_fast.evaluation.evaluate import Figure
 from scrd_fast.metrics.ranking import auroc, average_precision
+from scrd_fast.progress import Progress, silent
 from scrd_fast.records import is_whole
 from scrd_fast.report.build_report import list_plots, list_tables, summarise
 from scrd_fast.report.evaluation import name_figure
@@ -30,11 +31,13 @@ Array = NDArray[Any]
 
 
 def write_report(run: Run, out: str | os.PathLike[str], *, images: int = 1000,
-                 patients: bool = False, title: str | None = None) -> int:
+                 patients: bool = False, title: str | None = None,
+                 progress: Progress = silent) -> int:
     """Write the page about a run; returns how many images are in its gallery.
 
     images: how many at most, the most and the least anomalous, half of each; all scores are in
     figures and counts. patients: show the patients' IDs instead of numbers. title: of the page.
+    progress: called with (done, total, what).
     Raises DataError for a damaged gallery, InputError, OutputError, and MissingExtra where jinja2
     is not installed.
     """
@@ -45,7 +48,10 @@ def write_report(run: Run, out: str | os.PathLike[str], *, images: int = 1000,
     groups = sorted({row.group for row in scored if row.group is not None})
     patient_numbers, patient_names = number_patients(scored, named=patients)
     with run.open_gallery() as gallery:
-        items = [_make_item(gallery, numbers[i], i, scored[i], names) for i in shown]
+        items = []
+        for done, i in enumerate(shown):
+            progress(done, len(shown), "pictures")
+            items.append(_make_item(gallery, numbers[i], i, scored[i], names))
     _join_volumes([scored[i] for i in shown], items)
     threshold, source = _find_threshold(run)
     data = {
@@ -116,21 +122,21 @@ def show_text(text: str) -> str:
 class Names:
     """Files by their paths below the folder that all of them share."""
 
-    def __init__(self, rows: Iterable[ScoreRow]) -> None:
-        folders = {os.path.dirname(row.image) for row in rows}
-        try:
-            self._common = os.path.commonpath(folders) if folders else ""
-        except ValueError:  # paths from the root beside others, or of several drives
-            self._common = ""
+    def __init__(self, rows: Sequence[ScoreRow]) -> None:
+        # Of paths from the root, and of others.
+        folders = [{os.path.dirname(row.image) for row in rows if os.path.isabs(row.image) == whole}
+                   for whole in (False, True)]
+        self._common = [os.path.commonpath(each) if each else "" for each in folders]
 
     def of(self, row: ScoreRow) -> str:
-        name = os.path.relpath(row.image, self._common) if self._common else row.image
-        return show_text(name)
+        common = self._common[os.path.isabs(row.image)]
+        return show_text(os.path.relpath(row.image, common) if common else row.image)
 
     def clean(self, text: str) -> str:
-        """A message without the common folder."""
-        if len(self._common) > 1:
-            text = text.replace(self._common + os.sep, "")
+        """A message without the common folders."""
+        for common in self._common:
+            if len(common) > 1:
+                text = text.replace(common + os.sep, "")
         return show_text(text)
 
 

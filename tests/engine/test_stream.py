@@ -155,10 +155,8 @@ def test_overlays_of_all_files_have_one_scale(engine, files, tmp_path, monkeypat
     out = tmp_path / "overlays"
     rows = []
     with collect_overlays(out) as drawn:
-        failed, errors = score_files(engine, ToScore(files, {}, {}), rows.append,
-                                     take=[lambda row, item: draw_overlay(drawn, item)])
-    assert not failed
-    assert not errors
+        assert score_files(engine, ToScore(files, {}, {}), rows.append,
+                           take=lambda row, item: draw_overlay(drawn, item)) == {}
     assert [row.image for row in rows] == list(map(str, files))
     assert sorted(read) == files
     maps = engine.score(files).maps

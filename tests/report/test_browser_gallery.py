@@ -91,7 +91,7 @@ def test_pages_and_badges(browser, report_page, scored):
 
 def name_of(row):
     name = row.image.removeprefix("/data/set/")
-    return name if row.frame is None else f"{name}, image {row.frame}"
+    return name if row.frame is None else f"{name}, image {row.frame + 1}"
 
 
 def test_overlays_are_those_of_the_package(browser, report_page, run_folder, rows, calibrated):
@@ -192,9 +192,9 @@ def test_slices_scroll(browser, report_page, rows):
     browser.open(report_page)
     browser.find("#filter-name").send_keys("volume")
     browser.open_first("name")
-    slices = [f"volume.nii.gz, image {i}" for i in range(12)]
+    slices = [f"volume.nii.gz, image {i + 1}" for i in range(12)]
     browser.wait_for_name(slices[0])
-    assert browser.text("#slice-number") == "1 of 12"
+    assert browser.text("#slice-number") == "1 of 12 in this page"
     browser.press(Keys.ARROW_DOWN)
     browser.wait_for_name(slices[1])
     browser.press(Keys.ARROW_UP)
@@ -208,10 +208,29 @@ def test_slices_scroll(browser, report_page, rows):
     browser.run(wheel, 100)
     browser.run(wheel, -100)
     browser.wait_for_name(slices[10])
-    assert browser.text("#slice-number") == "11 of 12"
+    assert browser.text("#slice-number") == "11 of 12 in this page"
     browser.press(Keys.ESCAPE)
     browser.find("#filter-name").send_keys(Keys.CONTROL, "a", Keys.DELETE, Keys.NULL)
     Select(browser.find("#filter-label")).select_by_value("0")
     browser.open_first()
     assert "volume" not in browser.text("#viewer-name")
     assert not browser.find("#slice-row").is_displayed()
+
+
+def test_the_focus_stays_where_a_button_no_longer_does_anything(browser, report_page,
+                                                                        rows):
+    """Else the arrow keys of who uses no mouse would be dead."""
+    focused = "return document.activeElement.id"
+    browser.open(report_page)
+    for _ in range(12):
+        browser.find("#page-after").send_keys(Keys.ENTER)
+    assert browser.text("#page-number") == "page 13 of 13"
+    assert browser.run(focused) == "page-before"
+    names = [name_of(row) for row in sorted(rows, key=lambda row: row.score)[:2]]
+    browser.open_first("rising")
+    browser.wait_for_name(names[0])
+    browser.find("#viewer-after").send_keys(Keys.ENTER)
+    browser.wait_for_name(names[1])
+    browser.find("#viewer-before").send_keys(Keys.ENTER)
+    browser.wait_for_name(names[0])
+    assert browser.run(focused) == "viewer-after"

@@ -21,7 +21,13 @@ import scrd_fast
 from scrd_fast.errors import DataError, InputError, OutputError
 from scrd_fast.report.rows import ScoreRow
 from scrd_fast.report.run_folder import collect_run, read_run
-from scrd_fast.report.run_report import choose_images, number_patients, show_text, write_report
+from scrd_fast.report.run_report import (
+    Names,
+    choose_images,
+    number_patients,
+    show_text,
+    write_report,
+)
 from scrd_fast.report.templates import SCRIPTS, render_page
 from tests.cli.commands import main
 from tests.report.generated import (
@@ -326,3 +332,12 @@ def test_without_jinja2(run_folder, tmp_path):
     assert done.stderr == ("error: report: expected jinja2, got none;"
                            " pip install 'scrd-fast[report]'\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_two_roots_are_below_the_folders_of_each():
+    """Where relative and absolute paths were named no folder of a person's shows."""
+    rows = [ScoreRow(image) for image in ("/home/DOE_JANE/a/1.png", "/home/DOE_JANE/b/2.png",
+                                          "mine/3.png")]
+    names = Names(rows)
+    assert [names.of(row) for row in rows] == ["a/1.png", "b/2.png", "3.png"]
+    assert names.clean("/home/DOE_JANE/a/1.png: cut; mine/3.png: cut") == "a/1.png: cut; 3.png: cut"

@@ -127,7 +127,8 @@ LINE = json.loads(write_json_line(ROWS[1]))
 @pytest.mark.parametrize("line", [
     "", "[]", "{", '{"image": "a"}', "[" * 100_000, json.dumps(LINE | {"score": "0.5"}),
     json.dumps(LINE | {"scale_weights": [1, 2]}), json.dumps(LINE | {"more": 1}),
-    json.dumps(LINE | {"score": NAN})])
+    json.dumps(LINE | {"score": NAN}), json.dumps(LINE | {"label": 7}),
+    json.dumps(LINE | {"p_value": -5.0}), json.dumps(LINE | {"error": "both"})])
 def test_lines_that_are_no_rows(tmp_path, line):
     path = tmp_path / "s.jsonl"
     path.write_text(f"{write_json_line(ROWS[0])}\n{line}\n")

@@ -36,6 +36,13 @@ function show(value, digits = 4) {
   return value === null || Number.isNaN(value) ? "–" : String(Number(value.toPrecision(digits)));
 }
 
+/** Whether a button does something; the focus of one that no longer does goes to another. */
+function enable(id, does, other) {
+  const lost = !does && document.activeElement === byId(id);
+  byId(id).disabled = !does;
+  if (lost && !byId(other).disabled) byId(other).focus();
+}
+
 function count(number, one, several = `${one}s`) {
   return `${number} ${number === 1 ? one : several}`;
 }

@@ -6,7 +6,7 @@ let chosen = []; // what the filters leave, in order
 let page = 0;
 
 function nameOf(item) {
-  return item.frame === null ? item.name : `${item.name}, image ${item.frame}`;
+  return item.frame === null ? item.name : `${item.name}, image ${item.frame + 1}`;
 }
 
 function patientOf(item) {
@@ -63,8 +63,8 @@ async function showGallery() {
   byId("cards").replaceChildren(...cards.map((card) => card.element));
   byId("gallery-status").textContent = `${chosen.length} of ${count(DATA.items.length, "image")}`;
   byId("page-number").textContent = `page ${page + 1} of ${pages}`;
-  byId("page-before").disabled = page === 0;
-  byId("page-after").disabled = page === pages - 1;
+  enable("page-before", page > 0, "page-after");
+  enable("page-after", page < pages - 1, "page-before");
   await Promise.all(cards.map((card) => card.drawn));
 }
 

@@ -11,8 +11,9 @@ function listTicks(low, high, about) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= rough);
   const ticks = [];
-  for (let i = Math.ceil(low / step); i * step <= high; i++) {
-    ticks.push(Number((i * step).toPrecision(9)));
+  const first = Math.ceil(low / step);
+  for (let k = 0; k <= 3 * about && (first + k) * step <= high; k++) {
+    ticks.push(Number(((first + k) * step).toPrecision(9)));
   }
   return ticks;
 }

@@ -42,24 +42,43 @@ function estimate(sizes, hits) {
   const images = sum(sizes);
   if (images === 0) return null;
   const value = sum(hits) / images;
-  const [low, high] = wilson(value, images / designEffect(sizes, hits));
+  const patients = sizes.length;
+  if (images === patients) {
+    const [low, high] = wilson(value, images);
+    return { value, low, high };
+  }
+  if (patients < 2) return { value, low: 0, high: 1 };
+  // As many as Korn and Graubard leave (Survey Methodology 24, 1998).
+  const left = (images / designEffect(sizes, hits)) * (Z / quantileOfT(patients - 1)) ** 2;
+  const [low, high] = wilson(value, left);
   return { value, low, high };
 }
 
 /**
  * By how much the variance of a share is larger than that of as many images of different patients:
  * Rao and Scott, Biometrics 48, 1992. At least 1. Where all images agree nothing tells it, and a
- * patient counts as one image.
+ * patient counts as one image; where few patients differ little does, and it lies between.
  */
 function designEffect(sizes, hits) {
   const images = sum(sizes);
   const patients = sizes.length;
-  if (images === patients) return 1;
+  const largest = images / patients;
   const share = sum(hits) / images;
-  if (share === 0 || share === 1 || patients < 2) return images / patients;
+  if (share === 0 || share === 1) return largest;
   const squares = sum(sizes.map((size, k) => (hits[k] - share * size) ** 2));
   const variance = (patients / (patients - 1)) * squares / images ** 2;
-  return Math.max(1, variance / (share * (1 - share) / images));
+  const found = Math.max(1, variance / (share * (1 - share) / images));
+  const telling = Math.min(hits.filter((each) => each > 0).length,
+    sizes.filter((size, k) => hits[k] < size).length); // patients with the rarer outcome
+  const alike = Math.min(1, (found - 1) / (largest - 1)); // correlation of a patient's images
+  return Math.max(found, 1 + (largest - 1) * (alike * telling + 1) / (telling + 1));
+}
+
+/** 97.5 % of Student's distribution lie below; to 1 % (Abramowitz and Stegun, 26.7.5). */
+function quantileOfT(degrees) {
+  if (degrees < 3) return [Infinity, 12.706204736, 4.30265273][degrees];
+  return Z + (Z ** 3 + Z) / (4 * degrees) + (5 * Z ** 5 + 16 * Z ** 3 + 3 * Z) / (96 * degrees ** 2)
+    + (3 * Z ** 7 + 19 * Z ** 5 + 17 * Z ** 3 - 15 * Z) / (384 * degrees ** 3);
 }
 
 /** Wilson's interval of a share of so many images, which need not be a whole number. */

@@ -75,6 +75,9 @@ function startThreshold() {
     setThreshold(place === placeOf(FIRST) ? FIRST : between(place));
   });
   const field = byId("threshold-value");
+  // What an arrow key adds there: a hundredth of the scores' range, or less.
+  const span = DISTINCT.length > 1 ? DISTINCT.at(-1) - DISTINCT[0] : 1;
+  field.step = Number((10 ** Math.floor(Math.log10(span / 100))).toPrecision(1));
   field.addEventListener("change", () => {
     const value = field.valueAsNumber;
     setThreshold(Number.isFinite(value) ? value : threshold);

@@ -19,8 +19,8 @@ async function showItem(item) {
   byId("viewer-name").textContent = nameOf(item);
   byId("viewer-picture").hidden = picture === null;
   byId("viewer-without").hidden = picture !== null;
-  byId("viewer-before").disabled = viewer.at === 0;
-  byId("viewer-after").disabled = viewer.at === viewer.items.length - 1;
+  enable("viewer-before", viewer.at > 0, "viewer-after");
+  enable("viewer-after", viewer.at < viewer.items.length - 1, "viewer-before");
   showFacts(item);
   showSlices(item);
   showDistances(item);
@@ -68,7 +68,9 @@ function showSlices(item) {
   byId("slice-row").hidden = slices.length === 1;
   byId("slice").max = slices.length - 1;
   byId("slice").value = slices.indexOf(item);
-  byId("slice-number").textContent = `${slices.indexOf(item) + 1} of ${slices.length}`;
+  const place = `${slices.indexOf(item) + 1} of ${slices.length} in this page`;
+  byId("slice-number").textContent = place;
+  byId("slice").setAttribute("aria-valuetext", place);
 }
 
 function showDistances(item) {
