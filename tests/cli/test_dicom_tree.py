@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("pydicom", reason="pydicom reads DICOM")
 
+from scrd_fast.engine.engine_file import read_engine_file
 from scrd_fast.model.checkpoint import load_checkpoint, read_header
 from scrd_fast.spec import DecodingRule
 from scrd_fast.training import loop
@@ -78,6 +79,7 @@ def test_from_files_to_figures(tree, watched, tmp_path, capsys):
     assert load_checkpoint(model).spec.decoding == DecodingRule(intensity="window", window="brain")
     assert main("build", model, "--precision", "fp32", "--images", tree / "tree" / "series_1",
                 "--quiet") == 0
+    assert read_engine_file(engine)[0].spec == load_checkpoint(model).spec
     assert main("calibrate", engine, table, "--fpr", 0.1, "--quiet") == 0
     assert "from 12 normal images" in names_nobody(capsys, model, engine).out
     assert main("evaluate", engine, table, "--out", results, "--quiet") == 0
