@@ -1,7 +1,7 @@
 """The application, and options that several verbs have. Loads nothing heavy: --help is quick."""
 
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +10,7 @@ from scrd_fast import __version__
 
 if TYPE_CHECKING:
     from scrd_fast.engine.engine import Engine
+    from scrd_fast.errors import ScrdError
 
 app = typer.Typer(
     help="Train and run scale-aware contrastive reverse distillation: the same score everywhere.",
@@ -38,19 +39,29 @@ Precision = Annotated[str, typer.Option(
          " auto is the fastest for which the fidelity limits hold, as measured here.")]
 
 
-def describe_engine(engine: "Engine") -> Iterator[str]:
-    """Which engine this is, by what rule it reads files, and what it knows, line by line."""
+def tell_engine(engine: "Engine") -> None:
+    """Say on standard error which engine this is, by what rule it reads files, what it knows."""
     from scrd_fast.engine.engine_file import manifest_digest
 
     m, decisions = engine.manifest, engine.decisions
-    yield (f"{engine.path}: {m.model.backbone}, {m.spec.input_size} px, {m.backend}"
-           f" {m.precision}, batches of {', '.join(map(str, m.buckets))}; digest"
-           f" {manifest_digest(m)}")
-    rule = {each.name: getattr(m.spec.decoding, each.name) for each in fields(m.spec.decoding)}
-    yield "files are read by: " + ", ".join(f"{name} {value}" for name, value in rule.items())
-    yield ("not calibrated: there are no p-values and no decisions" if decisions is None else
-           f"anomalous above {decisions.threshold:.6g} ({decisions.rule}), from"
-           f" {len(decisions.normal_scores)} normal images")
+    rule = ", ".join(f"{name} {value}" for name, value in asdict(m.spec.decoding).items())
+    for line in (
+            f"{engine.path}: {m.model.backbone}, {m.spec.input_size} px, {m.backend}"
+            f" {m.precision}, batches of {', '.join(map(str, m.buckets))}; digest"
+            f" {manifest_digest(m)}",
+            f"files are read by: {rule}",
+            "not calibrated: there are no p-values and no decisions" if decisions is None else
+            f"anomalous above {decisions.threshold:.6g} ({decisions.rule}), from"
+            f" {len(decisions.normal_scores)} normal images"):
+        typer.echo(line, err=True)
+
+
+def raise_all(errors: Sequence["ScrdError"]) -> None:
+    """Raise the last of the errors, where there are some, and say the others first."""
+    for error in errors[:-1]:
+        typer.echo(f"error: {error}", err=True)
+    if errors:
+        raise errors[-1]
 
 
 def example(*lines: str) -> str:

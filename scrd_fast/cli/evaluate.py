@@ -14,8 +14,9 @@ from scrd_fast.cli.app import (
     Trust,
     Verbose,
     app,
-    describe_engine,
     example,
+    raise_all,
+    tell_engine,
 )
 from scrd_fast.cli.options import options_of
 from scrd_fast.progress import show_progress
@@ -69,8 +70,7 @@ def evaluate(
     with show_progress("loading", enabled=not quiet) as shown, load_engine(
             engine, trust=trust) as loaded:
         if verbose:
-            for line in describe_engine(loaded):
-                typer.echo(line, err=True)
+            tell_engine(loaded)
         runs = [] if out is None or not gallery else [
             keep_run(collect_run(out, loaded, data.resolve().name))]
         with keep_apart(runs, errors) as take:
@@ -92,8 +92,7 @@ def evaluate(
         write_evaluation(found, out)
     for reason in found.failed.values():
         typer.echo(f"not scored: {reason}", err=True)
-    for error in errors:  # of the run alone: the evaluation is there
-        raise error
+    raise_all(errors)  # of the run alone: the evaluation is there
     if found.failed:
         raise typer.Exit(1)
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scrd_fast.data.decode.image import Source
+from scrd_fast.data.layouts.tree import count, name_some
 from scrd_fast.engine.stream import Scored
 from scrd_fast.errors import DataError
 
@@ -69,8 +70,6 @@ def tell_shared(reasons: Mapping[str, Iterable[Path]]) -> list[str]:
     lines = []
     for reason, files in reasons.items():
         paths = list(dict.fromkeys(files))
-        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-        lines.append(reason if not paths else
-                     f"{reason}: {len(paths)} file{'s' if len(paths) > 1 else ''}"
-                     f" ({', '.join(map(str, paths[:3]))}{more})")
+        lines.append(f"{reason}: {count(len(paths), 'file')} ({name_some(None, paths)})"
+                     if paths else reason)
     return lines

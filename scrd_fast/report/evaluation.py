@@ -5,27 +5,27 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from scrd_fast.engine.stream import Scored
 from scrd_fast.evaluation.evaluate import OPTIMISTIC, Evaluation, Figure, Judged
 from scrd_fast.files import atomic_write
-from scrd_fast.report.rows import ScoreRow, make_row
+from scrd_fast.report.rows import ScoreRow, make_row, shorten
 from scrd_fast.report.run_folder import EVALUATION
 from scrd_fast.report.scores import write_failed
 from scrd_fast.report.tables import Row, write_table
 
+#: What is not called as it is; of all other figures "_" is a space.
+FIGURE_NAMES = {"auroc": "AUROC", "f1": "F1", "aupro": "AUPRO (false positives up to 0.3)",
+                "best_f1": "best F1", "best_dice": "best Dice",
+                "auroc_synthesised": "AUROC, anomalies synthesised"}
 _COLUMNS = ("auroc", "average_precision", "f1", "accuracy", "sensitivity", "specificity",
             "best_f1", "best_accuracy")
 
 
 def name_figure(name: str, specificity: float) -> str:
     """A figure's name for a reader. specificity: of sensitivity_at_specificity."""
-    told = {"auroc": "AUROC", "average_precision": "average precision", "f1": "F1",
-            "aupro": "AUPRO (false positives up to 0.3)", "best_f1": "best F1",
-            "best_dice": "best Dice",
-            "sensitivity_at_specificity": f"sensitivity at specificity {specificity:g}"}
-    plain = told.get(name, name.replace("_", " "))
+    plain = FIGURE_NAMES.get(name, name.replace("_", " "))
+    if name == "sensitivity_at_specificity":
+        plain += f" {specificity:g}"
     return f"{plain}, chosen on the test set: optimistic" if name in OPTIMISTIC else plain
 
 
@@ -39,11 +39,11 @@ def list_lines(evaluation: Evaluation) -> Iterator[str]:
         yield (f"{part.normal} normal and {part.anomalous} anomalous {of}{rule}{group},"
                f" {part.patients} patients or files:")
         for name, figure in part.figures.items():
-            yield f"  {_show(figure)}  {name_figure(name, evaluation.specificity)}"
+            yield f"  {show_figure(figure):<25}  {name_figure(name, evaluation.specificity)}"
     if evaluation.pixels is not None:
         yield "pixels of the images whose masks are known:"
         for name, figure in evaluation.pixels.items():
-            yield f"  {_show(figure)}  {name_figure(name, evaluation.specificity)}"
+            yield f"  {show_figure(figure):<25}  {name_figure(name, evaluation.specificity)}"
     if evaluation.p_values is not None:
         yield "calibration, share of normal images with a p-value of at most:"
         for rate, share in evaluation.p_values.items():
@@ -55,10 +55,11 @@ def list_lines(evaluation: Evaluation) -> Iterator[str]:
         yield f"note: {remark}"
 
 
-def _show(figure: Figure) -> str:
-    if figure.interval is None:
-        return f"{figure.value:.4f}                   "
-    return f"{figure.value:.4f} ({figure.interval.low:.4f} to {figure.interval.high:.4f})"
+def show_figure(figure: Figure, digits: int = 4) -> str:
+    """The value with its interval, where it has one."""
+    value, found = f"{figure.value:.{digits}f}", figure.interval
+    return value if found is None else (
+        f"{value} ({found.low:.{digits}f} to {found.high:.{digits}f})")
 
 
 def make_markdown(evaluation: Evaluation) -> str:
@@ -72,10 +73,7 @@ def make_markdown(evaluation: Evaluation) -> str:
         title + (" (optimistic)" if title in OPTIMISTIC else "") for title, _ in cells)]
     names_of_files = [path.name.replace("|", r"\|") for path in (
         evaluation.engine, evaluation.data)]
-    values = [*names_of_files, *(
-        f"{figure.value:.4f}" if figure.interval is None else
-        f"{figure.value:.4f} ({figure.interval.low:.4f} to {figure.interval.high:.4f})"
-        for _, figure in cells)]
+    values = [*names_of_files, *(show_figure(figure) for _, figure in cells)]
     return "\n".join(f"| {' | '.join(each)} |" for each in (
         [title.replace("_", " ") for title in titles], ["---"] * len(titles), values)) + "\n"
 
@@ -115,13 +113,8 @@ def list_images(evaluation: Evaluation) -> Iterator[Row]:
     yield ("image", "frame", "label", "group", "score", *(["p_value"] if calibrated else []))
     for each in evaluation.images:
         yield (str(each.path), "" if each.frame is None else each.frame, each.label,
-               each.group or "", _show_short(each.score),
-               *([] if each.p_value is None else [_show_short(each.p_value)]))
-
-
-def _show_short(value: float) -> str:
-    """As the table of `score`: the shortest that reads back as the same float32."""
-    return str(np.float32(value))
+               each.group or "", shorten(each.score),
+               *([] if each.p_value is None else [shorten(each.p_value)]))
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from scrd_fast.engine.manifest import Manifest
 from scrd_fast.metrics.decisions import Decisions
+from scrd_fast.report.evaluation import FIGURE_NAMES
 from scrd_fast.report.templates import Table
 from scrd_fast.spec import STRIDES, ScoringSpec
 
@@ -15,7 +15,6 @@ INTENDED_USE = (
     " anomalies from the normal images of the kind it was trained on.",
     "It is not a medical device, was not examined as one, and no decision about a patient may rest"
     " on it.")
-_FIGURES = {"auroc": "AUROC", "f1": "F1"}
 _TEACHERS = {"imagenet": "were trained on ImageNet", "random": "are random"}
 _RULES = {"f1": "with the best F1", "sensitivity": "with the fewest false alarms at a sensitivity"
           " of at least {:g}", "specificity": "with the fewest missed images at a specificity of at"
@@ -45,8 +44,8 @@ def list_engine_tables(manifest: Manifest) -> list[Table]:
     """What the engine is made of, and where it was built."""
     machine, work = asdict(manifest.machine), manifest.work
     gpu = machine.pop("gpu") or {}
-    rows = [(name.replace("_", " "), _say(value)) for name, value in machine.items()]
-    rows += [(f"GPU, {name.replace('_', ' ')}", _say(value)) for name, value in gpu.items()]
+    rows = [(name.replace("_", " "), value) for name, value in machine.items()]
+    rows += [(f"GPU, {name.replace('_', ' ')}", value) for name, value in gpu.items()]
     used = [(group, ", ".join(f"{count} in {precision}" for precision, count in counts.items()))
             for group, counts in manifest.precision_used.items()]
     tables = [
@@ -98,11 +97,11 @@ def _describe_training(manifest: Manifest) -> Section:
             told, "The engine file does not tell how the student was trained: the model was"
             " imported, was not trained, or the file is of an older format."))
     images = [(name.replace("_", " "), count) for name, count in training.images.items()]
-    figures = [(_FIGURES.get(name, name.replace("_", " ")), value)
+    figures = [(FIGURE_NAMES.get(name, name.replace("_", " ")), value)
                for name, value in training.figures.items()]
     # Engine files of older versions name the folder of the teacher's file, too.
     options = [(name.replace("_", " "),
-                os.path.basename(str(value)) if name == "teacher" else _say(value))
+                os.path.basename(str(value)) if name == "teacher" else value)
                for name, value in training.options.items()]
     tables = (Table("Images of the training", ("part", "images"), images),
               Table("Validation of the model that was kept", ("figure", "value"), figures),
@@ -111,9 +110,9 @@ def _describe_training(manifest: Manifest) -> Section:
 
 
 def _describe_scoring(spec: ScoringSpec) -> Section:
-    rows = [(name.replace("_", " "), _say(value)) for name, value in asdict(spec).items()
+    rows = [(name.replace("_", " "), value) for name, value in asdict(spec).items()
             if name != "decoding"]
-    decoding = [(name.replace("_", " "), _say(value))
+    decoding = [(name.replace("_", " "), value)
                 for name, value in asdict(spec.decoding).items()]
     return Section("From a file to its score", (
         "Every image went through the same steps, which are part of the engine file.",), (
@@ -137,16 +136,9 @@ def _describe_calibration(decisions: Decisions | None) -> Section:
         low, high = decisions.maps.scale
         told.append(f"Colours of maps begin at {low:.4g} and are strongest from {high:.4g} on;"
                     f" a pixel is segmented above {decisions.maps.pixel_threshold:.4g}.")
-    rows = [(_FIGURES.get(name, name), *value) for name, value in decisions.report.items()
+    rows = [(FIGURE_NAMES.get(name, name), *value) for name, value in decisions.report.items()
             if isinstance(value, tuple)]
     tables = (Table("Figures on held-out images that did not choose the threshold",
                     ("figure", "value", "95 % from", "to"), rows),) if rows else ()
     return Section("Calibration", tuple(told), tables)
 
-
-def _say(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return ", ".join(map(_say, value))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -43,6 +43,11 @@ class ScoreRow:
         expect(self.p_value is None or 0 <= self.p_value <= 1, "p_value", "a share", self.p_value)
         expect(self.score is None or self.error is None, "error", "none with a score", "one")
 
+    @property
+    def volume(self) -> str | None:
+        """What the image is a slice of: the series, or the file of several images."""
+        return self.series or (None if self.frame is None else self.image)
+
 
 def make_row(item: Scored, *, patient: str | None = None, label: int | None = None,
              group: str | None = None) -> ScoreRow:
@@ -60,13 +65,13 @@ def make_row(item: Scored, *, patient: str | None = None, label: int | None = No
 def add_results(row: ScoreRow, score: Any, scale_weights: Any, p_value: Any = None,
                 anomalous: Any = None) -> ScoreRow:
     """The row with results, of NumPy's types or Python's."""
-    first, second, third = map(_shorten, scale_weights)
-    return replace(row, score=_shorten(score), scale_weights=(first, second, third),
-                   p_value=None if p_value is None else _shorten(p_value),
+    first, second, third = map(shorten, scale_weights)
+    return replace(row, score=shorten(score), scale_weights=(first, second, third),
+                   p_value=None if p_value is None else shorten(p_value),
                    anomalous=None if anomalous is None else bool(anomalous))
 
 
-def _shorten(value: Any) -> float:
+def shorten(value: Any) -> float:
     """The float that is written with the fewest digits which read back as the same float32."""
     return float(str(np.float32(value)))
 

@@ -80,7 +80,8 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """Of `evaluation.json` what a report shows; the fields are those of `Evaluation`."""
+    """Of `evaluation.json` what a report shows; the fields are those of `Evaluation`, all of whose
+    images are its first part."""
 
     threshold: Threshold | None
     parts: tuple[Part, ...]
@@ -89,6 +90,12 @@ class EvaluationRecord:
     specificity: float
     patient_rule: str
     remarks: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        first = self.parts[0] if self.parts else None
+        expect(first is not None and (first.level, first.group) == ("image", None)
+               and "auroc" in first.figures, "evaluation.parts", "that of all images first",
+               "others")
 
 
 class Gallery:
@@ -177,9 +184,9 @@ class Run:
         """Its pictures and maps; raises DataError where the file is damaged, or another kind."""
         path = self.folder / _GALLERY
         with ExitStack() as stack:
+            if _digest(path) != self.record.gallery_digest:
+                raise DataError(f"{path}: expected the gallery of this run, got another file")
             try:
-                if _digest_of(path) != self.record.gallery_digest:
-                    raise DataError(f"{path}: expected the gallery of this run, got another file")
                 archive = stack.enter_context(zipfile.ZipFile(path))
             except OSError as error:
                 raise DataError(f"{path}: cannot be read: {error.strerror}") from error
@@ -235,14 +242,9 @@ def collect_run(folder: Path, engine: Engine, data: str) -> Iterator[Add]:
             scale = choose_scale(values) if values.largest else (0.0, 1.0)
         told = RunRecord(FORMAT, datetime.now(UTC).isoformat(timespec="seconds"), __version__,
                          engine.path.name, manifest_digest(engine.manifest), data, scale, count,
-                         digest.hexdigest(), _digest_of(gallery))
+                         digest.hexdigest(), _digest(gallery))
         record.write_text(json.dumps(asdict(told) | {"manifest": asdict(engine.manifest)},
                                      indent=1) + "\n")
-
-
-def _digest_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _list_members(image: Array | None, anomaly_map: Array | None,
@@ -326,10 +328,8 @@ def _read_evaluation(path: Path, rows: Sequence[ScoreRow]) -> EvaluationRecord |
 def _is_of(evaluation: EvaluationRecord, rows: Sequence[ScoreRow]) -> bool:
     """Whether it has the number of images of both kinds, and their AUROC."""
     known = [row for row in rows if row.label is not None and row.score is not None]
-    labels = [row.label for row in known]
-    whole = next((part for part in evaluation.parts
-                  if part.level == "image" and part.group is None), None)
-    if whole is None or set(labels) != {0, 1} or "auroc" not in whole.figures or (
+    labels, whole = [row.label for row in known], evaluation.parts[0]
+    if set(labels) != {0, 1} or (
             labels.count(0), labels.count(1)) != (whole.normal, whole.anomalous):
         return False
     scores = np.array([row.score for row in known], np.float32)

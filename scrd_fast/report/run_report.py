@@ -10,15 +10,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from scrd_fast.data.layouts.tree import count
 from scrd_fast.errors import expect
 from scrd_fast.evaluation.evaluate import Figure
 from scrd_fast.metrics.ranking import auroc, average_precision
 from scrd_fast.progress import Progress, silent
 from scrd_fast.records import is_whole
 from scrd_fast.report.build_report import list_plots, list_tables, summarise
-from scrd_fast.report.evaluation import name_figure
+from scrd_fast.report.evaluation import name_figure, show_figure
 from scrd_fast.report.model_card import INTENDED_USE, list_engine_tables, list_sections
-from scrd_fast.report.rows import ScoreRow
+from scrd_fast.report.rows import ScoreRow, shorten
 from scrd_fast.report.run_folder import EvaluationRecord, Gallery, Run, shrink
 from scrd_fast.report.templates import Table, write_page
 from scrd_fast.spec import STRIDES
@@ -101,8 +102,7 @@ def number_patients(
     names: list[str | None] = []
     known: dict[str, int] = {}
     for row in rows:
-        whose = row.patient or row.study or row.series or (
-            None if row.frame is None else row.image)
+        whose = row.patient or row.study or row.volume
         if whose is None or whose not in known:
             numbers.append(len(names))
             if whose is not None:
@@ -194,9 +194,8 @@ def _join_volumes(rows: Sequence[ScoreRow], items: Sequence[_Item]) -> None:
     """Number the series and files of several images, whose images scroll together."""
     members: dict[str, list[_Item]] = {}
     for row, item in zip(rows, items, strict=True):
-        volume = row.series or (None if row.frame is None else row.image)
-        if volume is not None:
-            members.setdefault(volume, []).append(item)
+        if row.volume is not None:
+            members.setdefault(row.volume, []).append(item)
     for number, several in enumerate(some for some in members.values() if len(some) > 1):
         for item in several:
             item.values["volume"] = number
@@ -217,15 +216,10 @@ def _find_threshold(run: Run) -> tuple[float | None, str]:
         source = {"validation": "the best F1 on the validation images",
                   "calibration": "the engine’s calibration"}
         chosen = evaluation.threshold
-        return _shorten(chosen.value), source.get(chosen.source, chosen.source)
+        return shorten(chosen.value), source.get(chosen.source, chosen.source)
     if calibration is not None:
-        return _shorten(calibration.threshold), "the engine’s calibration"
+        return shorten(calibration.threshold), "the engine’s calibration"
     return None, "the middle of the scores, for the engine is not calibrated"
-
-
-def _shorten(value: float) -> float:
-    """The float with the fewest digits that is the same float32, in which decisions are made."""
-    return float(str(np.float32(value)))
 
 
 def _introduce(run: Run) -> str:
@@ -236,19 +230,15 @@ def _introduce(run: Run) -> str:
 
 def _count(run: Run, scored: Sequence[ScoreRow], shown: int) -> list[str]:
     labels = [row.label for row in scored]
-    told = [f"{len(scored)} images were scored: {labels.count(1)} anomalous, {labels.count(0)}"
+    told = [f"{count(len(scored), 'image')} scored: {labels.count(1)} anomalous, {labels.count(0)}"
             f" normal, {labels.count(None)} without a label."]
     if shown < len(scored):
         told[0] = told[0].removesuffix(".") + "; " + _HINT.format(
             shown, shown - shown // 2, shown // 2) + "."
     failed = len(run.rows) - len(scored)
     if failed:
-        told.append(f"{_files(failed)} could not be scored.")
+        told.append(f"{count(failed, 'file')} could not be scored.")
     return told
-
-
-def _files(number: int) -> str:
-    return f"{number} file{'' if number == 1 else 's'}"
 
 
 def _judge(scored: Sequence[ScoreRow], evaluation: EvaluationRecord | None
@@ -260,15 +250,9 @@ def _judge(scored: Sequence[ScoreRow], evaluation: EvaluationRecord | None
     if set(labels.tolist()) != {0, 1}:
         return None
     scores = np.array([row.score for row in known], np.float32)
-    told = evaluation.parts[0].figures if evaluation is not None and evaluation.parts else {}
-    return {name: _say(told.get(name, Figure(compute(labels, scores), None)))
+    told = {} if evaluation is None else evaluation.parts[0].figures
+    return {name: show_figure(told.get(name, Figure(compute(labels, scores), None)), digits=3)
             for name, compute in (("auroc", auroc), ("average_precision", average_precision))}
-
-
-def _say(figure: Figure) -> str:
-    if figure.interval is None:
-        return f"{figure.value:.3f}"
-    return f"{figure.value:.3f} ({figure.interval.low:.3f} to {figure.interval.high:.3f})"
 
 
 def _list_figures(evaluation: EvaluationRecord | None) -> list[Table]:
@@ -302,6 +286,7 @@ def _list_failures(rows: Sequence[ScoreRow], names: Names) -> Table | None:
     if not failed:
         return None
     more = "" if len(failed) <= _MOST_FAILURES else f", the first {_MOST_FAILURES}"
-    return Table(f"{_files(len(failed))} that could not be scored{more}", ("file", "reason"), [
+    caption = f"{count(len(failed), 'file')} that could not be scored{more}"
+    return Table(caption, ("file", "reason"), [
         (names.of(row), names.clean((row.error or "").removeprefix(f"{row.image}: ")))
         for row in failed[:_MOST_FAILURES]])

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scrd_fast.data.layouts import Item
 from scrd_fast.data.to_score import ToScore
@@ -11,10 +12,12 @@ from scrd_fast.engine.stream import Scored
 from scrd_fast.errors import ScrdError, expect
 from scrd_fast.progress import Progress, silent
 from scrd_fast.report.file_names import name_after
-from scrd_fast.report.overlays import Overlays
 from scrd_fast.report.rows import ScoreRow, make_row
-from scrd_fast.report.run_folder import Add
 from scrd_fast.report.tables import write_table
+
+if TYPE_CHECKING:
+    from scrd_fast.report.overlays import Overlays
+    from scrd_fast.report.run_folder import Add
 
 Take = Callable[[ScoreRow, Scored | None], None]
 
@@ -92,7 +95,7 @@ def score_files(
 
 
 @contextmanager
-def keep_run(collected: AbstractContextManager[Add]) -> Iterator[Take]:
+def keep_run(collected: "AbstractContextManager[Add]") -> Iterator[Take]:
     """An output that keeps every row in the folder of a run, see collect_run."""
     with collected as add:
         yield lambda row, item: (add(row, None, None, None) if item is None or row.error else
@@ -105,7 +108,7 @@ def _label(known: Item, item: Scored) -> int | None:
     return None if known.label == 1 and item.source.frame is not None else known.label
 
 
-def draw_overlay(drawn: Overlays, item: Scored) -> None:
+def draw_overlay(drawn: "Overlays", item: Scored) -> None:
     """Add the overlay of an image of a file that was scored, named by its place and its file."""
     if item.error is not None:
         return

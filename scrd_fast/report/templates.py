@@ -35,9 +35,11 @@ class Table:
 
     @property
     def numeric(self) -> frozenset[int]:
-        """The columns that have a number, whose cells end in line."""
-        return frozenset(i for row in self.rows for i, value in enumerate(row)
-                         if isinstance(value, int | float))
+        """The columns of numbers alone, whose cells end in line."""
+        columns = [[value for value in column if value is not None]
+                   for column in zip(*self.rows, strict=True)]
+        return frozenset(i for i, values in enumerate(columns) if values and all(
+            isinstance(value, int | float) for value in values))
 
 
 def check_jinja2() -> None:
@@ -88,6 +90,8 @@ def format_cell(value: Any) -> str:
     """A value as a table shows it."""
     if value is None:
         return "–"
+    if isinstance(value, tuple | list):
+        return ", ".join(map(format_cell, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -9,6 +9,7 @@ from scrd_fast.engine.manifest import Training
 from scrd_fast.machine import Gpu
 from scrd_fast.metrics.decisions import labelled
 from scrd_fast.report.model_card import list_engine_tables, list_sections
+from scrd_fast.report.templates import Table, format_cell
 
 pytest.importorskip("openvino", reason="scores by OpenVINO")
 
@@ -36,7 +37,7 @@ def test_training(manifest):
     assert tables["Images of the training"] == {"train": 100, "validation": 20}
     assert tables["Validation of the model that was kept"]["AUROC"] == 0.97
     assert tables["Options of the training"] == {
-        "steps": "160", "noise.strength": "0.8", "resume": "no", "schedule": "none"}
+        "steps": 160, "noise.strength": 0.8, "resume": False, "schedule": None}
 
 
 @pytest.mark.parametrize(("teacher", "words"), [
@@ -87,7 +88,16 @@ def test_the_engine(manifest):
     gpu = Gpu("Some GPU", (8, 6), "12.4", None)
     changed = replace(manifest, machine=replace(manifest.machine, gpu=gpu))
     tables = {each.caption: dict(each.rows) for each in list_engine_tables(changed)}
-    assert tables["Machine of the build"]["GPU, compute capability"] == "8, 6"
+    assert tables["Machine of the build"]["GPU, compute capability"] == (8, 6)
     assert tables["Libraries of the build"] == manifest.versions
     assert len(tables["Work for one image"]) == 3
     assert len(list_engine_tables(replace(manifest, work=None))) == 3
+
+
+def test_cells():
+    values = (160, 0.123456, True, None, (0.5, 0.999), "a_b")
+    assert [format_cell(value) for value in values] == [
+        "160", "0.1235", "yes", "–", "0.5, 0.999", "a_b"]
+    rows = [("a", 1, 2.5, 3), ("b", None, True, "none")]
+    assert Table("", ("", "", "", ""), rows).numeric == {1, 2}
+    assert Table("", ("",), []).numeric == set()

@@ -111,7 +111,7 @@ def test_parts_and_headings(page):
         if (attributes.get("href") or "").startswith("#"):
             assert attributes["href"][1:] in ids
     text = found.text("p") + found.text("li")
-    for words in ("300 images were scored", "3 files could not be scored", "not a medical device",
+    for words in ("300 images scored", "3 files could not be scored", "not a medical device",
                   "No decision about a patient", "chosen so that at most a share of 0.05"):
         assert words in text
 

@@ -107,9 +107,9 @@ def check_masks_used(masks: Iterable[Path], used: Iterable[Path | None]) -> None
                         + (f" (nor for {len(left) - 1} more masks)" if len(left) > 1 else ""))
 
 
-def name_some(root: Path, paths: list[Path]) -> str:
-    """Up to three paths, relative to the root."""
-    shown = ", ".join(relative(root, path) for path in paths[:3])
+def name_some(root: Path | None, paths: list[Path]) -> str:
+    """Up to three paths, relative to the root, as they are without."""
+    shown = ", ".join(str(path) if root is None else relative(root, path) for path in paths[:3])
     return shown + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
