@@ -20,16 +20,9 @@ from scrd_fast.errors import DataError, InputError, OutputError
 from scrd_fast.outputs.dicom.collect import collect_dicom
 from scrd_fast.outputs.dicom.write import write_dicom
 from scrd_fast.spec import DecodingRule
-from tests.outputs.dicom_series import CR, calibrate, read_scored, write_enhanced, write_series
+from tests.outputs.dicom_series import CR, read_scored, write_enhanced, write_series
 
 CHANGED = ": expected the pixels that were scored, got others; it has changed since, or its series"
-
-
-@pytest.fixture(scope="module")
-def engine(small_file, tmp_path_factory):
-    """A calibrated engine."""
-    with load_engine(calibrate(small_file, tmp_path_factory.mktemp("engine"))) as engine:
-        yield engine
 
 
 def change(path, **elements):

@@ -30,28 +30,14 @@ from tests.outputs.dicom_series import (
     SCALE,
     SPACING,
     STEP,
-    calibrate,
     every,
     has_tool,
     normal,
     read_scored,
     referred,
     write,
-    write_enhanced,
     write_series,
 )
-
-
-@pytest.fixture(scope="module")
-def engine(small_file, tmp_path_factory):
-    """A calibrated engine."""
-    with load_engine(calibrate(small_file, tmp_path_factory.mktemp("engine"))) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
-def enhanced(tmp_path_factory):
-    return write_enhanced(tmp_path_factory.mktemp("enhanced"))
 
 
 def place(dataset, frame, row, column):

@@ -26,32 +26,18 @@ from tests.outputs.dicom_series import (
     CR,
     SCALE,
     THRESHOLD,
-    calibrate,
     every,
     find_errors,
     has_tool,
     read_scored,
     referred,
     write,
-    write_enhanced,
     write_series,
 )
 
 # The dates of making. All else is the same whenever it is written.
 DATES = ("InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime",
          "DateOfSecondaryCapture", "TimeOfSecondaryCapture")
-
-
-@pytest.fixture(scope="module")
-def engine(small_file, tmp_path_factory):
-    """A calibrated engine."""
-    with load_engine(calibrate(small_file, tmp_path_factory.mktemp("engine"))) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
-def enhanced(tmp_path_factory):
-    return write_enhanced(tmp_path_factory.mktemp("enhanced"))
 
 
 # --- the scale ------------------------------------------------------------------------------------
