@@ -1,6 +1,7 @@
 """The threshold of a page in a real Chromium, from file://, without a network: counts and curves
 are scikit-learn's, intervals those of plain Python."""
 
+import itertools
 import math
 
 import numpy as np
@@ -199,6 +200,24 @@ def test_intervals_hold_the_truth(browser, report_page, patients, most, truth, a
     images = sizes.sum(1)
     apart = [wilson(h / n, n) for h, n in zip(hits.sum(1), images, strict=True)]
     assert np.mean([low <= truth <= high for low, high in apart]) < 0.9
+
+
+@pytest.mark.slow
+def test_intervals_hold_the_truth_in_all_settings(browser, report_page):
+    """What docs/report.md says of 162 settings, of 600 draws each."""
+    browser.open(report_page)
+    rng = np.random.default_rng(0)
+    held = []
+    for patients, most, truth, alike in itertools.product(
+            (4, 6, 10, 20, 60, 200), (2, 4, 20), (0.5, 0.8, 0.95), (0, 0.3, 0.8)):
+        sizes = rng.integers(1, most + 1, (600, patients))
+        spread = (1 - alike) / max(alike, 1e-9)
+        shares = rng.beta(truth * spread, (1 - truth) * spread, sizes.shape)
+        found = browser.run("return arguments[0].map((s, k) => estimate(s, arguments[1][k]))",
+                            sizes.tolist(), rng.binomial(sizes, shares).tolist())
+        held.append(np.mean([each["low"] <= truth <= each["high"] for each in found]))
+    print(f"held in {min(held):.1%} to {max(held):.1%}")
+    assert min(held) >= 0.92
 
 
 def test_curves(browser, report_page, scored):
