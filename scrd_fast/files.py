@@ -12,6 +12,7 @@ from typing import Any
 
 from scrd_fast.errors import OutputError, fail
 
+Contents = bytes | memoryview  # of a file or a part of it; a view where it is mapped
 _PREFIX, _SUFFIX = ".scrd-", ".part"  # of temporary files; not the name: it may be as long as any
 
 

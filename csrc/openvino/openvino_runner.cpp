@@ -1,6 +1,8 @@
 #include "openvino_runner.hpp"
 
 #include <cstdint>
+#include <openvino/op/constant.hpp>
+#include <openvino/op/parameter.hpp>
 #include <utility>
 
 #include "scrd/error.hpp"
@@ -57,43 +59,71 @@ FeatureView feature_view(const ov::Tensor& tensor) {
   return view;
 }
 
+// Puts weights in the place of the inputs that stand for them. They are read where they lie.
+void fill_in(ov::Model& model, const std::map<std::string, WeightView>& weights,
+             const std::shared_ptr<void>& owner) {
+  const ov::ParameterVector inputs = model.get_parameters();
+  std::size_t filled = 0;
+  for (const std::shared_ptr<ov::op::v0::Parameter>& input : inputs) {
+    const auto found = weights.find(input->get_friendly_name());
+    if (found == weights.end()) continue;
+    const WeightView& weight = found->second;
+    const ov::PartialShape shape = input->get_partial_shape();
+    const ov::element::Type type = input->get_element_type();
+    if (shape.is_dynamic() || ov::shape_size(shape.to_shape()) * type.size() != weight.size) {
+      fail("onnx", "inputs of the size of their weights", "another");
+    }
+    const auto constant =
+        std::make_shared<ov::op::v0::Constant>(type, shape.to_shape(), weight.data, owner);
+    constant->set_friendly_name(input->get_friendly_name());
+    ov::replace_node(input, constant);
+    model.remove_parameter(input);
+    ++filled;
+  }
+  if (filled != weights.size() || model.get_parameters().size() != 1) {
+    fail("onnx", "one input besides those of the weights", "others");
+  }
+}
+
 }  // namespace
 
-OpenVinoRunner::OpenVinoRunner(const std::string& onnx, const std::string& precision,
+OpenVinoRunner::OpenVinoRunner(const std::string& onnx,
+                               const std::map<std::string, WeightView>& weights,
+                               std::shared_ptr<void> owner, const std::string& precision,
                                std::vector<std::size_t> buckets, bool throughput)
-    : buckets_(std::move(buckets)) {
-  if (buckets_.empty()) fail("buckets", "batch sizes rising from 1", "none");
-  const ov::AnyMap properties{
-      ov::hint::performance_mode(throughput ? ov::hint::PerformanceMode::THROUGHPUT
-                                            : ov::hint::PerformanceMode::LATENCY),
-      ov::hint::inference_precision(precision == "bf16" ? ov::element::bf16 : ov::element::f32)};
-  std::size_t streams = 1;
-  for (std::size_t n : buckets_) {
-    std::shared_ptr<ov::Model> model = core().read_model(onnx, ov::Tensor());
-    // A batch size known in advance: the first layers run up to a third faster than with any.
-    ov::PartialShape shape = model->input().get_partial_shape();
-    shape[0] = static_cast<ov::Dimension::value_type>(n);
-    model->reshape(shape);
-    features_ = model->outputs().size() > kScales + 1;
-    check_outputs(*model, features_);
-    if (features_) hand_out_features(model);
-    compiled_.push_back(core().compile_model(model, "CPU", properties));
-    const ov::Shape input = compiled_.back().input().get_shape();
-    if (input.size() != 4 || input[1] != 3 || input[2] != input[3] ||
-        compiled_.back().input().get_element_type() != ov::element::f32) {
-      fail("onnx", "an input of float32 (batch, 3, S, S)", "another");
-    }
-    input_size_ = input[2];
-    if (throughput) {
-      streams = compiled_.back().get_property(ov::optimal_number_of_infer_requests);
-    }
+    : properties_{ov::hint::performance_mode(throughput ? ov::hint::PerformanceMode::THROUGHPUT
+                                                        : ov::hint::PerformanceMode::LATENCY),
+                  ov::hint::inference_precision(precision == "bf16" ? ov::element::bf16
+                                                                    : ov::element::f32)},
+      buckets_(std::move(buckets)) {
+  if (buckets_.empty() || buckets_[0] != 1) fail("buckets", "batch sizes rising from 1", "others");
+  std::shared_ptr<ov::Model> model = core().read_model(onnx, ov::Tensor());
+  fill_in(*model, weights, owner);
+  features_ = model->outputs().size() > kScales + 1;
+  model_ = std::move(model);
+  single_ = compile(1);
+  const ov::Shape input = single_.input().get_shape();
+  if (input.size() != 4 || input[1] != 3 || input[2] != input[3] ||
+      single_.input().get_element_type() != ov::element::f32) {
+    fail("onnx", "an input of float32 (batch, 3, S, S)", "another");
   }
-  streams_.resize(streams);
+  input_size_ = input[2];
+  streams_.resize(throughput ? single_.get_property(ov::optimal_number_of_infer_requests) : 1);
   for (Stream& stream : streams_) {
-    for (ov::CompiledModel& compiled : compiled_) {
-      stream.requests.push_back(compiled.create_infer_request());
-    }
+    stream.requests.resize(buckets_.size());
+    stream.requests[0] = single_.create_infer_request();
   }
+}
+
+ov::CompiledModel OpenVinoRunner::compile(std::size_t n) const {
+  std::shared_ptr<ov::Model> model = model_->clone();
+  // A batch size known in advance: the first layers run up to a third faster than with any.
+  ov::PartialShape shape = model->input().get_partial_shape();
+  shape[0] = static_cast<ov::Dimension::value_type>(n);
+  model->reshape(shape);
+  check_outputs(*model, features_);
+  if (features_) hand_out_features(model);
+  return core().compile_model(model, "CPU", properties_);
 }
 
 void OpenVinoRunner::start(std::size_t stream, const float* pixels, std::size_t n) {
@@ -101,9 +131,10 @@ void OpenVinoRunner::start(std::size_t stream, const float* pixels, std::size_t 
   s.active = 0;
   while (buckets_[s.active] != n) ++s.active;
   ov::InferRequest& request = s.requests[s.active];
+  if (!request) request = compile(n).create_infer_request();
   // The network reads the pixels where they are; it does not write to its input.
-  request.set_input_tensor(ov::Tensor(ov::element::f32, compiled_[s.active].input().get_shape(),
-                                      const_cast<float*>(pixels)));
+  request.set_input_tensor(
+      ov::Tensor(ov::element::f32, {n, 3, input_size_, input_size_}, const_cast<float*>(pixels)));
   request.start_async();
 }
 
@@ -130,8 +161,7 @@ NetworkOutputs OpenVinoRunner::wait(std::size_t stream) {
 
 std::vector<Layer> OpenVinoRunner::layers() const {
   std::vector<Layer> layers;
-  for (const std::shared_ptr<ov::Node>& node :
-       compiled_[0].get_runtime_model()->get_ordered_ops()) {
+  for (const std::shared_ptr<ov::Node>& node : single_.get_runtime_model()->get_ordered_ops()) {
     const ov::RTMap& info = node->get_rt_info();
     layers.push_back({node->get_friendly_name(), info.at("layerType").as<std::string>(),
                       info.at("runtimePrecision").as<std::string>()});

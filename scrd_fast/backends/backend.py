@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scrd_fast.backends.source import Source
+from scrd_fast.files import Contents
 from scrd_fast.machine import Machine
 from scrd_fast.progress import Progress, silent
 from scrd_fast.spec import ScoringSpec
@@ -36,7 +37,7 @@ class CompileRequest:
     mode: str = "latency"
     device: "torch.device | None" = None
     options: "TensorRtOptions | None" = None
-    compiled: Mapping[str, bytes] = field(default_factory=dict)
+    compiled: Mapping[str, Contents] = field(default_factory=dict)
     progress: Progress = silent
 
 
@@ -83,5 +84,5 @@ class Backend(ABC):
         """What a compiled network is tied to besides the machine, for the manifest."""
         return None
 
-    def remember(self, compiled: Mapping[str, bytes]) -> None:  # noqa: B027 - as above
+    def remember(self, compiled: Mapping[str, Contents]) -> None:  # noqa: B027 - as above
         """Note members as built by this user; raises OutputError."""

@@ -13,7 +13,7 @@ from typing import Any
 from scrd_fast.backends.backend import Backend, CompileRequest
 from scrd_fast.backends.runner import Runner, native_runner
 from scrd_fast.errors import BackendUnavailable, EngineFileError, InputError
-from scrd_fast.graph.stored import join_network, split_network
+from scrd_fast.graph.stored import find_weights, split_network
 from scrd_fast.machine import bf16_is_capped
 from scrd_fast.precisions import QUANTISED
 
@@ -77,9 +77,9 @@ class _OpenVino(Backend):
         bf16 = request.precision != "fp32" and "bf16" in self.precisions()
         throughput = request.mode == "throughput"
         try:
+            graph, weights = find_weights(stored[GRAPH], stored[PLACES], request.source.network)
             native = _extension().OpenVinoRunner(
-                join_network(stored[GRAPH], stored[PLACES], request.source.network),
-                "bf16" if bf16 else "f32",
+                graph, weights, "bf16" if bf16 else "f32",
                 [1] if throughput else list(request.buckets), throughput)
         except (EngineFileError, InputError) as error:
             raise EngineFileError(f"{GRAPH}: {error}") from error

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from scrd_fast import _native
 from scrd_fast.errors import BackendUnavailable
+from scrd_fast.files import Contents
 from scrd_fast.ops.image_arrays import as_arrays
 from scrd_fast.ops.native_tail import native_tail
 from scrd_fast.spec import ScoringSpec
@@ -58,7 +59,7 @@ class Runner:
     scorer: Callable[[], Scorer]
     inputs: Callable[[Any, str], Any]
     precision_used: Callable[[], dict[str, Any]]
-    compiled: Mapping[str, bytes] = field(default_factory=dict)
+    compiled: Mapping[str, Contents] = field(default_factory=dict)
     layers: Callable[[], list[dict[str, Any]]] | None = None
 
 

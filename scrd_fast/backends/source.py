@@ -4,6 +4,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from scrd_fast.errors import EngineFileError, InputError
+from scrd_fast.files import Contents
 from scrd_fast.graph.stored import QUANTISATION
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ class Source:
     are not what they should be.
     """
 
-    def __init__(self, network: bytes, quantisation: bytes | None = None) -> None:
+    def __init__(self, network: Contents, quantisation: Contents | None = None) -> None:
         self.network = network
         self._quantisation = quantisation
 
@@ -38,7 +39,7 @@ class Source:
         from google.protobuf.message import DecodeError
 
         try:
-            proto = onnx.load_model_from_string(self.network)
+            proto = onnx.load_model_from_string(bytes(self.network))
             _check_plain(proto)
             context = type(onnx.checker.DEFAULT_CONTEXT)()
             context.ir_version = proto.ir_version
@@ -54,7 +55,7 @@ class Source:
         """Of int8 and fp8."""
         from scrd_fast.graph.quantize import Quantisation, check_shifts
 
-        read = Quantisation.from_bytes(self._quantisation or b"")
+        read = Quantisation.from_bytes(bytes(self._quantisation or b""))
         try:
             check_shifts(self.proto, read)
         except InputError as error:

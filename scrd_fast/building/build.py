@@ -22,12 +22,7 @@ from scrd_fast.data.listing import is_paths
 from scrd_fast.data.normals import find_normals
 from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine import Engine
-from scrd_fast.engine.engine_file import (
-    GOLDEN,
-    NETWORK,
-    read_engine_file,
-    write_listed,
-)
+from scrd_fast.engine.engine_file import GOLDEN, NETWORK, open_checked, write_listed
 from scrd_fast.engine.golden import check_same_scores
 from scrd_fast.engine.manifest import (
     LARGEST_BATCH,
@@ -39,7 +34,7 @@ from scrd_fast.engine.manifest import (
     are_buckets,
 )
 from scrd_fast.errors import EngineFileError, FidelityError, expect
-from scrd_fast.files import as_path, atomic_write, check_writable
+from scrd_fast.files import Contents, as_path, atomic_write, check_writable
 from scrd_fast.graph.portable import build_graph
 from scrd_fast.graph.stored import QUANTISATION
 from scrd_fast.machine import this_machine
@@ -175,7 +170,8 @@ def _calibration_of(path: Path, golden: bytes, precision: str) -> Decisions | No
     """The calibration of the engine file that a new one is about to replace, where it holds for the
     new one, too, else None, with a warning where there was one."""
     try:
-        old, members = read_engine_file(path)
+        file = open_checked(path)
+        old, members = file.manifest, file.members
         if old.calibration is None:
             return None
     except EngineFileError:  # nothing there, or nothing that anybody could have used
@@ -190,11 +186,11 @@ def _calibration_of(path: Path, golden: bytes, precision: str) -> Decisions | No
 
 
 def write_built(
-    path: Path, manifest: Manifest, members: Mapping[str, bytes], runner: Runner
+    path: Path, manifest: Manifest, members: Mapping[str, Contents], runner: Runner
 ) -> Manifest:
     """Write an engine file with what its runner compiled, which is then known as this user's;
     returns the manifest as written. Raises OutputError."""
-    everything = {**members, **runner.compiled}
+    everything: dict[str, Contents] = {**members, **runner.compiled}
     if runner.compiled:  # before: without its record the file could not be loaded
         backend_of(manifest.backend).remember(runner.compiled)
     return write_listed(path, manifest, everything)

@@ -14,7 +14,7 @@ from scrd_fast.engine.engine_file import GOLDEN, NETWORK
 from scrd_fast.engine.golden import renew, replay
 from scrd_fast.engine.load import compile_file, read_runnable
 from scrd_fast.engine.manifest import Manifest, Work
-from scrd_fast.files import as_path, check_writable
+from scrd_fast.files import Contents, as_path, check_writable
 from scrd_fast.graph.stored import QUANTISATION
 from scrd_fast.machine import this_machine
 from scrd_fast.precisions import QUANTISED
@@ -37,7 +37,9 @@ def rebuild_engine(
     path = as_path(path, "path")
     target = path if out is None else as_path(out, "out")
     check_writable(target, "out")
-    manifest, members = read_runnable(path)
+    file = read_runnable(path)
+    file.check()
+    manifest, members = file.manifest, file.members
     backend = backend_of(manifest.backend)
     options = None if manifest.plan is None else manifest.plan.options
     choose_backend(manifest.backend, device)
@@ -48,11 +50,12 @@ def rebuild_engine(
         machine=this_machine(place), plan=backend.ties(runner.version, options),
         versions=library_versions(manifest.backend, runner),
         work=manifest.work or _work_of(manifest, members))
-    engine = Engine(manifest, runner, target, device=device)
+    engine = Engine(manifest, runner, target, device=device,
+                    mapped=None if backend.on_gpu else file)
     try:
         replay(engine, members[GOLDEN], alike=False, whole=True, progress=progress)
-        kept = {n: d for n, d in members.items() if n in (NETWORK, QUANTISATION)}
-        kept[GOLDEN] = renew(engine, members[GOLDEN])
+        kept = {n: d for n, d in members.items() if n in (NETWORK, QUANTISATION)} | {
+            GOLDEN: renew(engine, members[GOLDEN])}
         engine.manifest = write_built(target, manifest, kept, runner)
     except BaseException:
         engine.close()
@@ -60,7 +63,7 @@ def rebuild_engine(
     return _current.use(engine)
 
 
-def _work_of(manifest: Manifest, members: Mapping[str, bytes]) -> Work:
+def _work_of(manifest: Manifest, members: Mapping[str, Contents]) -> Work:
     """The work of a file's network, which files of format 1 do not tell."""
     source = Source(members[NETWORK], members.get(QUANTISATION))
     return count_work(source.proto, manifest.spec,

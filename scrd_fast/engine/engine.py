@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scrd_fast.backends.runner import Distances, PendingScores, Runner
 from scrd_fast.data.decode.image import Source
 from scrd_fast.engine import current as _current
-from scrd_fast.engine.engine_file import manifest_digest
+from scrd_fast.engine.engine_file import EngineFile, manifest_digest
 from scrd_fast.engine.manifest import Manifest
 from scrd_fast.engine.stream import Scored, stream
 from scrd_fast.errors import BackendUnavailable, ClosedError, InputError, ScrdError, expect
@@ -117,8 +117,10 @@ class Engine:
     """
 
     def __init__(self, manifest: Manifest, runner: Runner, path: Path, *, mode: str = "latency",
-                 device: str | None = None) -> None:
+                 device: str | None = None, mapped: EngineFile | None = None) -> None:
+        """mapped: the file, where the runner still reads it."""
         self.manifest = manifest
+        self._mapped = mapped
         self.spec = manifest.spec
         #: How scores are read; None until `scrd_fast.calibrate` was run.
         self.decisions = manifest.calibration
@@ -169,11 +171,14 @@ class Engine:
 
         batch: as in `score`, without paths; its memory must not be written to until the result
         is there. Batches are scored in order of submission, and the next one is prepared while
-        the network works on the one before. Raises InputError for arguments that do not fit.
+        the network works on the one before. Raises InputError for arguments that do not fit, and
+        EngineFileError where the file was written into since it was loaded.
         """
         if is_path(batch) or _is_paths(batch):
             raise InputError("batch: expected images, got paths; score(paths) reads them")
         check_range(batch, "batch")
+        if self._mapped is not None:
+            self._mapped.check_unchanged()
         return Pending(self._scorer.submit(self._inputs(batch, "batch"), maps, distances),
                        self.decisions)
 

@@ -17,6 +17,7 @@ from safetensors.numpy import save as save_tensors
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.stream import BATCH
 from scrd_fast.errors import EngineFileError, FidelityError, explain_missing
+from scrd_fast.files import Contents
 from scrd_fast.metrics.agreement import (
     JUDGED_FROM,
     LIMITS,
@@ -32,7 +33,7 @@ _NAMES = ("scores", "maps", "built_scores", "built_maps", "probe_scores", "probe
 
 
 @np.errstate(all="warn", under="ignore")  # a caller may have made all of them errors
-def replay(engine: Engine, golden: bytes, *, alike: bool, whole: bool,
+def replay(engine: Engine, golden: Contents, *, alike: bool, whole: bool,
            progress: Progress = silent) -> dict[str, float]:
     """Score the golden images again; returns the figures, raises FidelityError where they miss.
 
@@ -77,7 +78,7 @@ def replay(engine: Engine, golden: bytes, *, alike: bool, whole: bool,
     return figures
 
 
-def check_same_scores(old: bytes, new: bytes, precisions: Sequence[str]) -> None:
+def check_same_scores(old: Contents, new: Contents, precisions: Sequence[str]) -> None:
     """Raise FidelityError unless two engines, whose members these are, have the same model and give
     the same scores within the looser of the fidelity limits of their precisions.
 
@@ -107,19 +108,19 @@ def check_same_scores(old: bytes, new: bytes, precisions: Sequence[str]) -> None
                             f" expected at least {least:g})")
 
 
-def renew(engine: Engine, golden: bytes) -> bytes:
+def renew(engine: Engine, golden: Contents) -> bytes:
     """The member for an engine that was compiled again and whose replay was good: what it gives
     here takes the place of what the engine before it gave. Ranks and decisions stay those of the
     first build, from which no chain of compilations may drift."""
-    tensors = load_tensors(golden)
+    tensors = load_tensors(bytes(golden))
     result = engine.score(_images(tensors))
     assert result.maps is not None
     return save_tensors(tensors | {"built_scores": result.scores, "built_maps": result.maps})
 
 
-def _read(golden: bytes) -> dict[str, NDArray[Any]]:
+def _read(golden: Contents) -> dict[str, NDArray[Any]]:
     """The tensors of the member; raises ValueError, and what the library raises, for others."""
-    tensors = load_tensors(golden)
+    tensors = load_tensors(bytes(golden))
     count, side = len(_images(tensors)), tensors["maps"].shape[-1]
     shapes = [(count,), (count, side, side)] * 2 + [(JUDGED_FROM,), (32,)]
     if count == 0 or [tuple(tensors[n].shape) for n in _NAMES] != shapes:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,11 @@ from scrd_fast.backends.runner import Runner
 from scrd_fast.backends.source import Source
 from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine import Engine
-from scrd_fast.engine.engine_file import GOLDEN, NETWORK, manifest_digest, read_engine_file
+from scrd_fast.engine.engine_file import GOLDEN, NETWORK, EngineFile, manifest_digest
 from scrd_fast.engine.golden import replay
 from scrd_fast.engine.manifest import Manifest, are_buckets
 from scrd_fast.errors import EngineFileError, ScrdError, expect, explain_missing
-from scrd_fast.files import as_path
+from scrd_fast.files import Contents, as_path
 from scrd_fast.graph.stored import QUANTISATION
 from scrd_fast.machine import this_machine
 from scrd_fast.precisions import PRECISIONS
@@ -52,17 +52,23 @@ def load_engine(
 def open_engine(
     path: str | os.PathLike[str], mode: str = "latency", device: str | None = None,
     trust: bool = False,
-) -> tuple[Engine, bytes]:
+) -> tuple[Engine, Contents]:
     """The compiled engine of a file, and its golden images."""
     path = as_path(path, "path")
-    manifest, members = read_runnable(path)
+    file = read_runnable(path)
+    manifest, members = file.manifest, file.members
     backend = backend_of(choose_backend(manifest.backend, device))
     place = gpu_of(manifest.backend, device)
     backend.check_compiled(path, manifest.machine, manifest.plan, manifest.members, place,
                            trust=trust)
-    runner = compile_file(path, manifest, members, mode=mode, device=place, compiled={
-        name: members[name] for name in backend.members if name in members})
-    return Engine(manifest, runner, path, mode=mode, device=device), members[GOLDEN]
+    if backend.on_gpu:  # what is compiled for one is code: it must be what was trusted
+        file.check()
+    with nullcontext() if backend.on_gpu else file.checking():
+        runner = compile_file(path, manifest, members, mode=mode, device=place, compiled={
+            name: members[name] for name in backend.members if name in members})
+    engine = Engine(manifest, runner, path, mode=mode, device=device,
+                    mapped=None if backend.on_gpu else file)
+    return engine, members[GOLDEN]
 
 
 def reopen_engine(path: str, digest: str, mode: str, device: str | None) -> Engine:
@@ -78,11 +84,12 @@ def reopen_engine(path: str, digest: str, mode: str, device: str | None) -> Engi
     return engine
 
 
-def read_runnable(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, bytes]]:
-    """The manifest and members of an engine file, which this package can make a runner of."""
-    manifest, members = read_engine_file(path)
+def read_runnable(path: str | os.PathLike[str]) -> EngineFile:
+    """An engine file that this package can make a runner of; its members are yet to be checked."""
+    file = EngineFile(path)
+    manifest = file.manifest
     for name in (NETWORK, GOLDEN):
-        if name not in members:
+        if name not in file.members:
             raise EngineFileError(f"{path}: expected a member {name}, got none")
     if manifest.backend not in BACKENDS or manifest.precision not in PRECISIONS:
         raise EngineFileError(f"{path}: expected a backend of {BACKENDS} and a precision of"
@@ -90,12 +97,12 @@ def read_runnable(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, byt
     if not are_buckets(manifest.buckets):
         raise EngineFileError(f"{path}: expected buckets of integers that rise from 1, got"
                               f" {manifest.buckets}")
-    return manifest, members
+    return file
 
 
 def compile_file(
-    path: Path, manifest: Manifest, members: Mapping[str, bytes], *, mode: str = "latency",
-    device: "torch.device | None" = None, compiled: Mapping[str, bytes] | None = None,
+    path: Path, manifest: Manifest, members: Mapping[str, Contents], *, mode: str = "latency",
+    device: "torch.device | None" = None, compiled: Mapping[str, Contents] | None = None,
     progress: Progress = silent,
 ) -> Runner:
     """The network of an engine file, compiled; mode, device, compiled, progress: as in

@@ -12,8 +12,8 @@ from scrd_fast.metrics.decisions import Decisions
 from scrd_fast.records import read_record
 from scrd_fast.spec import DecodingRule, ScoringSpec
 
-FORMAT = 4
-READABLE = (1, 2, 3, FORMAT)
+FORMAT = 5
+READABLE = (1, 2, 3, 4, FORMAT)
 LARGEST_BATCH = 1024
 MOST_BUCKETS = 16  # each is compiled on its own
 
@@ -162,7 +162,8 @@ def read_manifest(values: Any) -> Manifest:
         calibration = values.get("calibration")
         if isinstance(calibration, dict):
             calibration = {**calibration, "maps": None}
-        values = values | {"format": FORMAT, "training": None, "calibration": calibration}
+        values = values | {"training": None, "calibration": calibration}
+    values = values | {"format": FORMAT}  # of 4 only the digest at the file's end was another
     return read_record(Manifest, values, "manifest")
 
 

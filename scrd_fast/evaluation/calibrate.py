@@ -14,7 +14,7 @@ from scrd_fast.data.decode.find import find_files
 from scrd_fast.data.listing import is_paths
 from scrd_fast.data.normals import find_anomalous, find_normals
 from scrd_fast.engine.engine import Engine, Result
-from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
+from scrd_fast.engine.engine_file import open_checked, write_engine_file
 from scrd_fast.engine.load import borrow_engine
 from scrd_fast.engine.stream import Scored
 from scrd_fast.errors import DataError, EngineFileError, InputError, expect
@@ -84,12 +84,13 @@ def calibrate(
                                  patients=[*patients, *theirs], seed=seed)
         decisions = replace(decisions, maps=learn_scale(
             maps, _choose_pixel_threshold(decisions, maps, opened.spec.reduction)))
-        manifest, members = read_engine_file(path)
+        file = open_checked(path)
+        manifest = file.manifest
         if manifest.members != opened.manifest.members:
             raise EngineFileError(f"{path}: was written anew while its images were scored;"
                                   " calibrate it again")
         manifest = replace(manifest, calibration=decisions)
-        write_engine_file(path, manifest, members)
+        write_engine_file(path, manifest, file.members)
         opened.manifest, opened.decisions = manifest, decisions
     return decisions
 

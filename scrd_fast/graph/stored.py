@@ -1,17 +1,18 @@
 """Networks without their weights, which stay where they are stored once: in the portable graph.
 
 A graph that was cut out of the portable one, and perhaps quantised, is kept as it is but for those
-weights that the portable graph holds with the same bytes: of them the places are kept. Putting both
-together again needs no ONNX library: a message of protocol buffers followed by a part of it reads
-as one whole (https://protobuf.dev/programming-guides/encoding/#last-one-wins), so the weights are
-written behind the graph as a second piece of it.
+weights that the portable graph holds with the same bytes: of them the places are kept. To compile
+it no weight is copied and no ONNX library needed: what reads the graph sees weights as inputs of
+it, of a name, type and shape, and gets their bytes where they lie.
 """
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from math import prod
+from typing import TYPE_CHECKING, NamedTuple
 
 from scrd_fast.errors import EngineFileError
+from scrd_fast.files import Contents
 
 if TYPE_CHECKING:
     import onnx
@@ -39,14 +40,18 @@ _OF_NODE = {_INPUT: _LENGTH, _OUTPUT: _LENGTH, 3: _LENGTH, _OPERATOR: _LENGTH, _
 # No graphs, tensors or types in attributes; a tensor's values are raw data, and inside the file.
 _OF_ATTRIBUTE = {1: _LENGTH, 2: _FIXED32, 3: _VARINT, 4: _LENGTH, 7: _FIXED32, 8: _VARINT,
                  20: _VARINT}
-_TENSOR_NAME, _VALUE_NAME = 8, 1
-_OF_TENSOR = {1: _VARINT, 2: _VARINT, _TENSOR_NAME: _LENGTH, 9: _LENGTH}
+_DIMENSION, _KIND, _TENSOR_NAME, _DATA, _VALUE_NAME = 1, 2, 8, 9, 1
+_OF_TENSOR = {_DIMENSION: _VARINT, _KIND: _VARINT, _TENSOR_NAME: _LENGTH, _DATA: _LENGTH}
+# Of each kind of values that a weight may have: float, int8, int64.
+_BYTES = {1: 4, 3: 1, 7: 8}
+_VARINT_OF_1 = 1 << 3 | _VARINT  # the head of a field 1 that is a number
 _MOST_FIELDS = 1_000_000  # of a message; a network of 50 layers has a few thousand in all
 
 
-def split_network(network: "onnx.ModelProto", portable: bytes) -> tuple[bytes, bytes]:
+def split_network(network: "onnx.ModelProto", portable: Contents) -> tuple[bytes, bytes]:
     """A graph without the weights that `portable`, a serialised graph, holds; and their places in
-    it. Both are members of an engine file; `join_network` takes them."""
+    it. Both are members of an engine file; `find_weights` takes them."""
+    portable = bytes(portable)  # only they can be searched
     thin = type(network)()
     thin.CopyFrom(network)
     del thin.graph.initializer[:]
@@ -66,16 +71,81 @@ def split_network(network: "onnx.ModelProto", portable: bytes) -> tuple[bytes, b
     return thin.SerializeToString(), json.dumps(places).encode()
 
 
-def join_network(thin: bytes, places: bytes, portable: bytes) -> bytes:
-    """The graph that was split, serialised. Raises EngineFileError unless it is a network: plain
-    nodes in their order, with their weights, and nothing outside of the two files."""
-    slices = _read_places(places, len(portable))
-    view = memoryview(portable)
-    weights = [part for start, length in slices
-               for part in (_head(_INITIALIZER, length), view[start : start + length])]
-    whole = b"".join([thin, _head(_GRAPH, sum(map(len, weights))), *weights])
-    _check_network(memoryview(whole))
-    return whole
+class Weights(NamedTuple):
+    """A graph whose weights are inputs like any other, and the bytes of each by its name."""
+
+    graph: bytes
+    values: dict[str, memoryview]
+
+
+def find_weights(
+    thin: Contents, places: Contents, portable: Contents
+) -> Weights:
+    """The graph that was split, and where in both parts its weights are; small ones, which stay in
+    the graph, are all that is copied.
+
+    Raises EngineFileError unless it is a network: plain nodes in their order, with their weights,
+    and nothing outside of the two parts.
+    """
+    whole = memoryview(portable)
+    weights = [whole[start : start + length]
+               for start, length in _read_places(bytes(places), len(whole))]
+    model: list[Contents] = []
+    for number, part in _fields(memoryview(thin), _MODEL):
+        if number != _GRAPH:
+            model += _encode(number, part, _MODEL[number])
+            continue
+        graph: list[Contents] = []
+        for inner, each in _fields(part, _OF_GRAPH):
+            if inner == _INITIALIZER and len(each) >= _SMALL:
+                weights.append(each)
+            else:
+                graph += _encode(inner, each)
+        model += _encode(_GRAPH, b"".join(graph))
+    read = [_read_weight(each) for each in weights]
+    # A part of a message that follows reads as one whole with it:
+    # https://protobuf.dev/programming-guides/encoding/#last-one-wins
+    model += _encode(_GRAPH, b"".join(
+        piece for each in read for piece in _encode(_GRAPH_INPUT, each.described)))
+    joined = b"".join(model)
+    _check_network(memoryview(joined))
+    return Weights(joined, {each.name: each.data for each in read})
+
+
+class _Weight(NamedTuple):
+    """described: as an input of a graph, an encoded ValueInfoProto."""
+
+    name: str
+    described: bytes
+    data: memoryview
+
+
+def _read_weight(tensor: memoryview) -> _Weight:
+    """Raises EngineFileError unless it is a tensor with all of its values in it."""
+    sizes = [part for number, part in _fields(tensor, _OF_TENSOR) if number == _DIMENSION]
+    kind, name, data = (_value(tensor, _OF_TENSOR, number)
+                        for number in (_KIND, _TENSOR_NAME, _DATA))
+    count = prod(_varint(size, 0)[0] for size in sizes)
+    if count * _BYTES.get(_varint(kind, 0)[0], 0) != len(data) or not data:
+        raise EngineFileError(f"expected a weight of {count} values, got {len(data)} bytes")
+    shape = b"".join(_message(1, bytes([_VARINT_OF_1, *size])) for size in sizes)
+    of_tensor = bytes([_VARINT_OF_1, *kind]) + _message(2, shape)
+    described = _message(_VALUE_NAME, name) + _message(2, _message(1, of_tensor))
+    try:
+        return _Weight(bytes(name).decode(), described, data)
+    except UnicodeDecodeError:
+        raise EngineFileError("expected a name of a weight, got no text") from None
+
+
+def _encode(
+    number: int, value: Contents, kind: int = _LENGTH
+) -> tuple[bytes, Contents]:
+    """A field in two pieces; of a number, `value` is as it was encoded."""
+    return (bytes([number << 3]) if kind == _VARINT else _head(number, len(value))), value
+
+
+def _message(number: int, value: Contents) -> bytes:
+    return b"".join(_encode(number, value))
 
 
 def _read_places(places: bytes, size: int) -> list[tuple[int, int]]:
@@ -102,10 +172,13 @@ def _check_network(model: memoryview) -> None:
         raise EngineFileError("expected a graph that names its operators' release, got none")
     known: set[bytes] = set()
     for number, part in _parts(model):
-        if number == _INITIALIZER:
-            known.add(_value(part, _OF_TENSOR, _TENSOR_NAME))
-        elif number == _GRAPH_INPUT:
-            known.add(_value(part, None, _VALUE_NAME))
+        if number in (_INITIALIZER, _GRAPH_INPUT):
+            name = bytes(_value(part, _OF_TENSOR, _TENSOR_NAME) if number == _INITIALIZER
+                         else _value(part, None, _VALUE_NAME))
+            if name in known:
+                raise EngineFileError("expected weights and inputs of different names, got two of"
+                                      f" one: {name.decode(errors='replace')!r}")
+            known.add(name)
     for number, node in _parts(model):
         if number == _NODE:
             _check_node(node, known)
@@ -130,7 +203,7 @@ def _check_node(node: memoryview, known: set[bytes]) -> None:
         elif number == _ATTRIBUTE:
             for _ in _fields(part, _OF_ATTRIBUTE):
                 pass  # each is checked to be one of these
-    operator = _value(node, _OF_NODE, _OPERATOR).decode(errors="replace")
+    operator = bytes(_value(node, _OF_NODE, _OPERATOR)).decode(errors="replace")
     if operator not in _INPUTS or len(outputs) != 1 or (
             len(inputs) != (_INPUTS[operator] or max(len(inputs), 1))):
         raise EngineFileError(f"expected the nodes of a network, got {operator!r} with"
@@ -141,9 +214,9 @@ def _check_node(node: memoryview, known: set[bytes]) -> None:
     known.add(outputs[0])
 
 
-def _value(message: memoryview, allowed: Mapping[int, int] | None, wanted: int) -> bytes:
+def _value(message: memoryview, allowed: Mapping[int, int] | None, wanted: int) -> memoryview:
     """The value of a field that a message has exactly once: of two, others read the last."""
-    found = [bytes(part) for number, part in _fields(message, allowed) if number == wanted]
+    found = [part for number, part in _fields(message, allowed) if number == wanted]
     if len(found) != 1:
         raise EngineFileError(f"expected a field of a graph once, got it {len(found)} times")
     return found[0]

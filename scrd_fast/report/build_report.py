@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-from scrd_fast.engine.engine_file import read_engine_file
+from scrd_fast.engine.engine_file import open_checked
 from scrd_fast.engine.manifest import Manifest
 from scrd_fast.metrics.agreement import Report
 from scrd_fast.report.templates import Table, check_jinja2, write_page
@@ -24,7 +24,7 @@ def write_build_report(engine: str | os.PathLike[str], out: str | os.PathLike[st
     Raises EngineFileError, OutputError, MissingExtra where jinja2 is not installed.
     """
     check_jinja2()
-    manifest = read_engine_file(engine)[0]
+    manifest = open_checked(engine).manifest
     write_page(out, "build.html", title=os.path.basename(engine), summary=summarise(manifest),
                tables=list_tables(manifest), plots=list_plots(manifest))
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import zipfile
+from collections.abc import Iterable
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -58,18 +59,28 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sealed(data: bytes) -> bytes:
-    """Zip bytes that end in a 64-byte comment, with the digest put there."""
-    return data[:-64] + digest(data[:-64]).encode()
+def sealed(data: bytes, left_out: Iterable[tuple[str, bytes]] = ()) -> bytes:
+    """Zip bytes that end in a 64-byte comment, with the digest of all put there but the contents of
+    these members, which are in their order, each behind its name."""
+    kept, rest = b"", data[:-64]
+    for name, content in left_out:
+        before, found, rest = rest.partition(name.encode() + content)
+        assert found
+        kept += before + name.encode()
+    return data[:-64] + digest(kept + rest).encode()
 
 
-def craft(path: Path, members: list[tuple[str, bytes]], method: int = zipfile.ZIP_STORED) -> Path:
+def craft(path: Path, members: list[tuple[str, bytes]], method: int = zipfile.ZIP_STORED,
+          *, format_: int = FORMAT) -> Path:
     """A zip of exactly these members with a right digest at its end."""
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, data in members:
             archive.writestr(zipfile.ZipInfo(name), data, method)
         archive.comment = bytes(64)
-    path.write_bytes(sealed(path.read_bytes()))
+    plain = format_ > 4 and method == zipfile.ZIP_STORED
+    left_out = [(name, data) for name, data in members
+                if plain and not name.startswith("manifest.")]
+    path.write_bytes(sealed(path.read_bytes(), left_out))
     return path
 
 
@@ -120,7 +131,11 @@ def test_any_tool_can_list_it(path):
         assert archive.testzip() is None
         assert archive.namelist() == ["manifest.json", "manifest.sha256", *MEMBERS]
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
-        assert archive.comment == digest(path.read_bytes()[:-64]).encode()
+        comment = archive.comment
+    # Of what is around the members that the manifest lists.
+    whole = path.read_bytes()
+    assert whole == sealed(whole, MEMBERS.items())
+    assert whole[-64:] == comment
 
 
 def test_the_crafted_file_is_accepted_when_nothing_is_wrong(tmp_path):
@@ -168,7 +183,7 @@ def test_format_2_reads_pictures_as_before(tmp_path):
     values = listed(asdict(MANIFEST)) | {"format": 2}
     del values["training"]
     values["spec"] = {k: v for k, v in values["spec"].items() if k != "decoding"}
-    path = craft(tmp_path / "x.scrd", [*with_digest(values), *MEMBERS.items()])
+    path = craft(tmp_path / "x.scrd", [*with_digest(values), *MEMBERS.items()], format_=2)
     manifest = read_engine_file(path)[0]
     assert manifest.format == FORMAT
     assert manifest.spec == MANIFEST.spec
@@ -182,7 +197,7 @@ def test_format_2_reads_pictures_as_before(tmp_path):
 def test_format_3_tells_neither_of_training_nor_of_maps(tmp_path):
     values = listed(asdict(replace(MANIFEST, calibration=CALIBRATION))) | {"format": 3}
     del values["training"], values["calibration"]["maps"]
-    path = craft(tmp_path / "x.scrd", [*with_digest(values), *MEMBERS.items()])
+    path = craft(tmp_path / "x.scrd", [*with_digest(values), *MEMBERS.items()], format_=3)
     manifest = read_engine_file(path)[0]
     assert manifest.format == FORMAT
     assert manifest.training is None

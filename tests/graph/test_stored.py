@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from scrd_fast.errors import EngineFileError
 from scrd_fast.graph.portable import build_graph, network_graph
-from scrd_fast.graph.stored import join_network, split_network
+from scrd_fast.graph.stored import find_weights, split_network
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +25,37 @@ def stored(small):
 
 def test_it_comes_back_and_no_weight_is_stored_twice(stored):
     network, thin, places, portable = stored
-    joined = onnx.load_model_from_string(join_network(thin, places, portable))
+    graph, values = find_weights(thin, places, portable)
+    joined = onnx.load_model_from_string(graph)
     assert joined.graph.node == network.graph.node
     assert joined.graph.output == network.graph.output
-    found = {w.name: numpy_helper.to_array(w) for w in joined.graph.initializer}
-    assert len(found) == len(joined.graph.initializer) == len(network.graph.initializer)
+    inputs = {each.name: each.type.tensor_type for each in joined.graph.input}
+    small = {w.name: numpy_helper.to_array(w) for w in joined.graph.initializer}
+    assert len(inputs) == 1 + len(values)
+    assert len(small) + len(values) == len(network.graph.initializer)
     for weight in network.graph.initializer:
-        np.testing.assert_array_equal(found[weight.name], numpy_helper.to_array(weight))
+        expected = numpy_helper.to_array(weight)
+        if weight.name in small:
+            np.testing.assert_array_equal(small[weight.name], expected)
+            continue
+        assert values[weight.name] == expected.tobytes()
+        assert inputs[weight.name].elem_type == weight.data_type
+        assert [d.dim_value for d in inputs[weight.name].shape.dim] == list(expected.shape)
     assert len(thin) + len(places) < 30_000 < len(portable) / 1000
+    assert len(graph) < 60_000
+
+
+def test_weights_are_read_where_they_lie(stored):
+    """Those of the portable graph, and those that only the thin one has."""
+    network, _, _, portable = stored
+    changed = type(network)()
+    changed.CopyFrom(network)
+    largest = max(changed.graph.initializer, key=lambda weight: len(weight.raw_data))
+    largest.raw_data = bytes(len(largest.raw_data))
+    thin, places = split_network(changed, portable)
+    _, values = find_weights(thin, places, portable)
+    for name, value in values.items():
+        assert value.obj is (thin if name == largest.name else portable)
 
 
 def test_places_are_pairs_of_integers_inside(stored):
@@ -42,12 +65,12 @@ def test_places_are_pairs_of_integers_inside(stored):
                 "[[Infinity, 1]]", "[[NaN, 1]]", f"[[0, {size + 1}]]", "[[-1, 5]]", "[[0, 0]]",
                 f"[[{size}, 1]]", f"[[0, {size}], [0, {size}]]", "[" * 100_000, "9" * 5000):
         with pytest.raises(EngineFileError, match=r"^places of weights: expected"):
-            join_network(thin, bad.encode(), portable)
+            find_weights(thin, bad.encode(), portable)
     with pytest.raises(EngineFileError):  # its weights are missing
-        join_network(thin, b"[]", portable)
+        find_weights(thin, b"[]", portable)
     first = json.loads(places)[0]
     with pytest.raises(EngineFileError):  # cut in the middle
-        join_network(thin, json.dumps([[first[0] + 1, first[1] - 1]]).encode(), portable)
+        find_weights(thin, json.dumps([[first[0] + 1, first[1] - 1]]).encode(), portable)
 
 
 def varint(value: int) -> bytes:
@@ -103,6 +126,9 @@ BAD = {
         *GOOD[:2], field(5, WEIGHT + field(13, field(1, b"location"), high=1))),
     "an operator under a long key": model(
         field(1, node(b"x") + field(4, b"Loop", high=1))),
+    "two weights of one name": model(*GOOD, field(5, WEIGHT)),
+    "a weight and an input of one name": model(*GOOD, field(11, field(1, b"w"))),
+    "two inputs of one name": model(*GOOD, INPUT),
     "a second name of a weight": model(*GOOD[:2], field(5, WEIGHT + field(8, b"v"))),
     "functions": model(*GOOD) + field(25, b""),
     "sparse weights": model(*GOOD, field(15, b"")),
@@ -114,21 +140,51 @@ BAD = {
 }
 
 
+def weight(sizes: list[int], *, kind: bytes = field(2, 1), name: bytes = field(8, b"w"),
+           data: bytes = field(9, bytes(4))) -> bytes:
+    return b"".join(field(1, size) for size in sizes) + kind + name + data
+
+
+BAD_WEIGHTS = {
+    "too few values": weight([2]),
+    "too many values": weight([1, 1], data=field(9, bytes(8))),
+    "a size of nothing": weight([0], data=field(9, b"")),
+    "sizes that overflow": weight([2**62, 4, 2**62, 1]),
+    "a size below nothing": weight([2**64 - 1]),
+    "another kind of values": weight([1], kind=field(2, 8)),
+    "no kind": weight([1], kind=b""),
+    "two kinds": weight([1], kind=field(2, 3) + field(2, 1)),
+    "no values": weight([1], data=b""),
+    "values twice": weight([1], data=field(9, bytes(4)) * 2),
+    "no name": weight([1], name=b""),
+    "a name that is no text": weight([1], name=field(8, b"\xff")),
+    "a location": weight([1]) + field(14, 1),
+}
+
+
 def test_the_smallest_network_is_taken():
     """What the hostile ones below are made from."""
-    whole = join_network(model(*GOOD), b"[]", b"")
-    assert [each.op_type for each in onnx.load_model_from_string(whole).graph.node] == [
+    graph = find_weights(model(*GOOD), b"[]", b"").graph
+    assert [each.op_type for each in onnx.load_model_from_string(graph).graph.node] == [
         "Relu", "Add"]
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_what_is_no_network_is_refused(case):
     with pytest.raises(EngineFileError, match=r"^expected "):
-        join_network(BAD[case], b"[]", b"")
+        find_weights(BAD[case], b"[]", b"")
 
 
-def test_weights_from_elsewhere_are_checked_as_well():
+@pytest.mark.parametrize("case", BAD_WEIGHTS)
+def test_weights_from_elsewhere_are_checked_as_well(case):
     """The places could point at anything in the portable graph."""
-    bad = WEIGHT + field(14, 1)
-    with pytest.raises(EngineFileError, match="field 14"):
-        join_network(model(*GOOD[:2]), json.dumps([[0, len(bad)]]).encode(), bad)
+    tensor = BAD_WEIGHTS[case]
+    with pytest.raises(EngineFileError, match=r"^expected "):
+        find_weights(model(*GOOD[:2]), json.dumps([[0, len(tensor)]]).encode(), tensor)
+
+
+def test_a_good_weight_from_elsewhere_becomes_an_input():
+    network, good = model(*GOOD[:2]), weight([1])
+    graph, values = find_weights(network, json.dumps([[0, len(good)]]).encode(), good)
+    assert values == {"w": bytes(4)}
+    assert [each.name for each in onnx.load_model_from_string(graph).graph.input] == ["x", "w"]

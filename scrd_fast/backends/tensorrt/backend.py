@@ -18,6 +18,7 @@ from scrd_fast.backends.tensorrt.plan import (
     remember_plan,
 )
 from scrd_fast.errors import PYTORCH_MISSING, EngineBuildError, EngineFileError
+from scrd_fast.files import Contents
 from scrd_fast.machine import Machine
 from scrd_fast.precisions import QUANTISED
 
@@ -82,8 +83,8 @@ class _TensorRt(Backend):
             else:
                 graph = explicit_graph(source.proto, spec, request.precision)
         plan = request.compiled.get(PLAN)
-        loaded = plan or build_plan(graph, spec, request.buckets, options, device,
-                                    request.progress)
+        loaded = bytes(plan) if plan else build_plan(graph, spec, request.buckets, options,
+                                                     device, request.progress)
         try:
             with own_state():
                 network = PlanNetwork(loaded, graph, spec, device, options)
@@ -114,7 +115,7 @@ class _TensorRt(Backend):
     def ties(self, version: str, options: TensorRtOptions | None) -> PlanTies:
         return PlanTies.here(version, options or TensorRtOptions())
 
-    def remember(self, compiled: Mapping[str, bytes]) -> None:
+    def remember(self, compiled: Mapping[str, Contents]) -> None:
         remember_plan(hashlib.sha256(compiled[PLAN]).hexdigest())
 
 

@@ -1,0 +1,84 @@
+"""An engine reads its weights where its file has them: little memory, and nothing unseen."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scrd_fast.engine.engine_file import NETWORK, read_engine_file
+from scrd_fast.engine.load import load_engine
+from scrd_fast.errors import EngineFileError
+
+_SCORE = """
+import json, resource, sys
+import numpy as np
+from scrd_fast.engine.load import load_engine
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with load_engine(sys.argv[1]) as engine:
+    side = engine.spec.input_size
+    score = engine.score(np.zeros((1, side, side, 3), np.uint8)).scores[0]
+print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, float(score)]))
+"""
+
+
+@pytest.fixture
+def path(small_file, tmp_path) -> Path:
+    return Path(shutil.copy(small_file, tmp_path / "m.scrd"))
+
+
+@pytest.fixture
+def images(small_file) -> np.ndarray:
+    side = read_engine_file(small_file)[0].spec.input_size
+    return np.random.default_rng(3).integers(0, 256, (2, side, side, 3), np.uint8)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts KiB only there")
+def test_a_process_that_scores_needs_little_more_than_the_weights(small_file):
+    """OpenVINO's libraries take about 60 MB of what is allowed besides."""
+    done = subprocess.run([sys.executable, "-c", _SCORE, str(small_file)], capture_output=True,
+                          text=True, check=True)
+    grown, score = json.loads(done.stdout)
+    weights = len(read_engine_file(small_file)[1][NETWORK])
+    assert np.isfinite(score)
+    assert grown * 1024 < 100e6 + 1.5 * weights
+
+
+def test_another_file_in_its_place_changes_nothing(path, images, tmp_path):
+    with load_engine(path) as engine:
+        before = engine.score(images)
+        other = tmp_path / "other"
+        other.write_bytes(b"another file")
+        os.replace(other, path)
+        np.testing.assert_array_equal(engine.score(images).maps, before.maps)
+        path.unlink()
+        np.testing.assert_array_equal(engine.score(images).maps, before.maps)
+
+
+def test_writing_into_the_file_ends_scoring(path, images):
+    """Its weights may be others now."""
+    with load_engine(path) as engine:
+        engine.score(images)
+        with open(path, "rb+") as file:
+            file.seek(path.stat().st_size // 2)
+            file.write(bytes(1000))
+        os.utime(path, ns=(0, 0))  # two moments of writing may be one to a coarse clock
+        with pytest.raises(EngineFileError, match=r"m\.scrd: was written into while it is loaded"):
+            engine.score(images)
+    with pytest.raises(EngineFileError, match="digest does not match"):
+        load_engine(path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_what_a_damaged_member_does_is_told_as_damage(path, share):
+    """Whatever the network makes of it, while its digest is still computed."""
+    at = int(path.stat().st_size * share)
+    with open(path, "rb+") as file:
+        file.seek(at)
+        file.write(bytes(byte ^ 0xFF for byte in path.read_bytes()[at : at + 4096]))
+    with pytest.raises(EngineFileError, match=r"its digest does not match the manifest$"):
+        load_engine(path)
