@@ -1,7 +1,9 @@
 """The application, and options that several verbs have. Loads nothing heavy: --help is quick."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,6 +39,25 @@ PatientFrom = Annotated[str | None, typer.Option(
 Precision = Annotated[str, typer.Option(
     help="auto, fp32, bf16, fp16 (on a GPU), int8 or, with TensorRT, fp8 (8 bits with --images);"
          " auto is the fastest for which the fidelity limits hold, as measured here.")]
+
+
+@contextmanager
+def load_ahead(engine: Path, *, trust: bool) -> "Iterator[Callable[[], Engine]]":
+    """Load an engine while the block does other things; gives what waits for it.
+
+    Compiling needs no Python, and what Python imports to find and read images takes as long.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from scrd_fast.engine.load import load_engine
+
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(load_engine, engine, trust=trust)
+        try:
+            yield loading.result
+        finally:
+            if loading.exception() is None:
+                loading.result().close()
 
 
 def tell_engine(engine: "Engine") -> None:

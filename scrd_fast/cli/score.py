@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scrd_fast.cli.app import Json, Quiet, Trust, Verbose, app, example, raise_all, tell_engine
+from scrd_fast.cli.app import (
+    Json,
+    Quiet,
+    Trust,
+    Verbose,
+    app,
+    example,
+    load_ahead,
+    raise_all,
+    tell_engine,
+)
 from scrd_fast.progress import Progress, show_progress
 
 if TYPE_CHECKING:
@@ -58,16 +68,24 @@ def score(
     verbose: Verbose = False,
 ) -> None:
     """Score images; unreadable ones are named, the rest is scored (exit code 1 then)."""
+    wanted = _Wanted(overlays, own_scale, maps, maps_format, dicom,
+                     [each.strip() for each in objects.split(",")], uid_root, run)
+    _check_wanted(wanted)
+    with load_ahead(engine, trust=trust) as wait_for_engine:
+        _score(engine, images, out, failed, wanted, wait_for_engine, as_json=as_json, quiet=quiet,
+               verbose=verbose)
+
+
+def _score(
+    engine: Path, images: list[Path], out: Path | None, failed: Path | None, wanted: "_Wanted",
+    wait_for_engine: "Callable[[], Engine]", *, as_json: bool, quiet: bool, verbose: bool,
+) -> None:
     from scrd_fast.data.to_score import find_to_score
-    from scrd_fast.engine.load import load_engine
     from scrd_fast.errors import expect
     from scrd_fast.files import check_writable
     from scrd_fast.report.scores import check_failed, keep_apart, score_files, write_failed
     from scrd_fast.report.tables import choose_kind, open_scores
 
-    wanted = _Wanted(overlays, own_scale, maps, maps_format, dicom,
-                     [each.strip() for each in objects.split(",")], uid_root, run)
-    _check_wanted(wanted)
     kind = choose_kind(out, as_json)
     found = find_to_score(images)
     if failed is None and out is not None:
@@ -85,8 +103,8 @@ def score(
             check_writable(folder, f"--{name}", folder=True)
     notes: list[str] = []
     errors: list[ScrdError] = []
-    with show_progress("loading", enabled=not quiet) as step, load_engine(
-            engine, trust=trust) as loaded:
+    with show_progress("loading", enabled=not quiet) as step:
+        loaded = wait_for_engine()
         if verbose:
             tell_engine(loaded)
         began = time.monotonic()
@@ -94,7 +112,7 @@ def score(
         # The table is worth most, and is there before anything else is.
         with keep_apart(outputs, errors) as take, open_scores(out, kind) as write:
             reasons = score_files(loaded, found, write, take=take if outputs else None,
-                                  distances=run is not None, progress=step)
+                                  distances=wanted.run is not None, progress=step)
     if verbose:
         typer.echo(f"{len(found.paths)} files in {time.monotonic() - began:.1f} s", err=True)
     for message in notes:

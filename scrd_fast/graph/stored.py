@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 QUANTISATION = "quantisation.json"  # the member of an engine file that graph.quantize makes
 _SMALL = 256  # bytes; smaller weights stay in the graph
+_READ_LATER = 65536
 
 # The operators of a network and how many inputs they have, None for any number: what compiles a
 # graph need not stand a node without its inputs.
@@ -81,8 +82,8 @@ class Weights(NamedTuple):
 def find_weights(
     thin: Contents, places: Contents, portable: Contents
 ) -> Weights:
-    """The graph that was split, and where in both parts its weights are; small ones, which stay in
-    the graph, are all that is copied.
+    """The graph that was split, and where in both parts its weights are; small ones are all that is
+    copied.
 
     Raises EngineFileError unless it is a network: plain nodes in their order, with their weights,
     and nothing outside of the two parts.
@@ -109,7 +110,12 @@ def find_weights(
         piece for each in read for piece in _encode(_GRAPH_INPUT, each.described)))
     joined = b"".join(model)
     _check_network(memoryview(joined))
-    return Weights(joined, {each.name: each.data for each in read})
+    return Weights(joined, {each.name: _keep(each.data) for each in read})
+
+
+def _keep(data: memoryview) -> memoryview:
+    """A copy of what a compiled network goes on reading: biases. Larger ones it packs anew."""
+    return memoryview(bytes(data)) if len(data) < _READ_LATER else data
 
 
 class _Weight(NamedTuple):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,23 @@ def test_a_process_that_scores_needs_little_more_than_the_weights(small_file):
     weights = len(read_engine_file(small_file)[1][NETWORK])
     assert np.isfinite(score)
     assert grown * 1024 < 100e6 + 1.5 * weights
+
+
+def _resident(path: Path) -> int:
+    """KiB of a file that this process has in memory."""
+    found = re.findall(rf"{re.escape(str(path))}\n.*?^Rss: +(\d+) kB",
+                       Path("/proc/self/smaps").read_text(), re.MULTILINE | re.DOTALL)
+    assert found
+    return sum(map(int, found))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="no /proc/self/smaps")
+def test_a_loaded_engine_reads_nothing_of_its_file(path, images):
+    """Unless a batch of another size has to be compiled."""
+    with load_engine(path) as engine:
+        for _ in range(2):
+            engine.score(images[:1])
+            assert _resident(path.resolve()) == 0
 
 
 def test_another_file_in_its_place_changes_nothing(path, images, tmp_path):
