@@ -15,6 +15,24 @@ from scrd_fast.engine.engine_file import NETWORK, read_engine_file
 from scrd_fast.engine.load import load_engine
 from scrd_fast.errors import EngineFileError
 
+_MANY = """
+import json, re, sys
+from pathlib import Path
+import numpy as np
+from scrd_fast.engine.load import open_engine
+
+engines, found = [], []
+for _ in range(8):
+    engines.append(open_engine(sys.argv[1])[0])
+    side = engines[-1].spec.input_size
+    engines[-1].score(np.zeros((1, side, side, 3), np.uint8))
+    status = Path("/proc/self/status").read_text()
+    found.append([int(re.search(name + r":\\s*(\\d+)", status)[1])
+                  for name in ("VmRSS", "Threads")])
+for engine in engines:
+    engine.close()
+print(json.dumps(found))
+"""
 _SCORE = """
 import json, resource, sys
 import numpy as np
@@ -47,6 +65,17 @@ def test_a_process_that_scores_needs_little_more_than_the_weights(small_file):
     weights = len(read_engine_file(small_file)[1][NETWORK])
     assert np.isfinite(score)
     assert grown * 1024 < 100e6 + 1.5 * weights
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status is Linux's")
+def test_eight_engines_cost_eight_times_the_weights_and_little_else(small_file):
+    """A thread of the scorer's and two that begin what is next: the pools are the process's."""
+    done = subprocess.run([sys.executable, "-c", _MANY, str(small_file)], capture_output=True,
+                          text=True, check=True)
+    memory, threads = zip(*json.loads(done.stdout), strict=True)
+    weights = len(read_engine_file(small_file)[1][NETWORK])
+    assert 1024 * (memory[-1] - memory[0]) / 7 < 1.15 * weights + 10e6
+    assert (threads[-1] - threads[0]) / 7 <= 4
 
 
 def _resident(path: Path) -> int:
