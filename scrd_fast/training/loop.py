@@ -37,6 +37,7 @@ from scrd_fast.training.evaluation import (
     labelled_validation,
     normal_validation,
 )
+from scrd_fast.training.feature_cache import SHARE_OF_FREE_MEMORY, FeatureCache, free_memory
 from scrd_fast.training.run import Run
 from scrd_fast.training.trainer import Figures, Trainer
 
@@ -261,11 +262,12 @@ def _train(
     tensorboard: str | os.PathLike[str] | None,
 ) -> None:
     """Train from where the run is to its end."""
+    cache = _feature_cache(run.config, images, process)
     if resumed:
         run.check_images(images.seen)
-        trainer = _resumed_trainer(run, process.device)
+        trainer = _resumed_trainer(run, process.device, cache)
     else:
-        trainer, teacher = _new_trainer(run.config, process.device)
+        trainer, teacher = _new_trainer(run.config, process.device, cache)
     writer = _tensorboard(tensorboard) if tensorboard is not None and process.first else None
     if process.first and not resumed:
         run.begin(teacher, images.seen)
@@ -274,18 +276,31 @@ def _train(
         _run_steps(run, trainer, images, process, _Teller(run, process, report, scalars))
 
 
-def _resumed_trainer(run: Run, device: torch.device) -> Trainer:
+def _feature_cache(
+    config: TrainConfig, images: _Images, process: _Process
+) -> FeatureCache | None:
+    """Where clean images come again, on a CPU, and one process sees all of them: of several, each
+    would keep all images, and seldom meet a batch of which it has seen every one."""
+    again = config.steps * config.batch_size > len(images.chosen)
+    if process.device.type != "cpu" or process.world > 1 or not again:
+        return None
+    return FeatureCache(len(images.images), SHARE_OF_FREE_MEMORY * free_memory())
+
+
+def _resumed_trainer(run: Run, device: torch.device, cache: FeatureCache | None) -> Trainer:
     """Make the trainer that the run was left with."""
-    trainer = Trainer(run.config, model_without_weights(run.config.backbone), device)
+    trainer = Trainer(run.config, model_without_weights(run.config.backbone), device, cache=cache)
     trainer.load_state(run.tensors(), str(run.path))
     return trainer
 
 
-def _new_trainer(config: TrainConfig, device: torch.device) -> tuple[Trainer, str]:
+def _new_trainer(
+    config: TrainConfig, device: torch.device, cache: FeatureCache | None
+) -> tuple[Trainer, str]:
     """Make the trainer of a new run; and where its teacher's weights came from."""
     model = new_model(config.backbone, config.seed)
     teacher = load_teacher(model, config.teacher)
-    return Trainer(config, model, device), teacher
+    return Trainer(config, model, device, cache=cache), teacher
 
 
 def _run_steps(
@@ -298,7 +313,7 @@ def _run_steps(
                       world=process.world, ahead=process.device.type != "cpu",
                       device=process.device)
     for step, (clean, noisy) in enumerate(batches, start=run.step):
-        figures = trainer.step(step, clean, noisy)
+        figures = trainer.step(step, clean, noisy, batches.indices(step)[1])
         done = step + 1
         judged = done % config.validate_every == 0 or done == config.steps
         teller.add(figures, at_once=judged)

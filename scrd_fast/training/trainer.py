@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,6 +25,7 @@ from scrd_fast.ops.contrastive_loss import ContrastiveLoss, contrastive_loss
 from scrd_fast.reference.preprocess import normalise
 from scrd_fast.training.batches import autocast, autocast_dtype
 from scrd_fast.training.config import TrainConfig
+from scrd_fast.training.feature_cache import FeatureCache
 from scrd_fast.training.schedule import warmup_cosine
 
 
@@ -89,8 +92,8 @@ class Trainer:
     """Model, optimiser and one training step; knows nothing of files or validation."""
 
     def __init__(self, config: TrainConfig, model: SCRD, device: torch.device,
-                 dtype: torch.dtype = torch.float32) -> None:
-        self.config, self.model, self.device = config, model, device
+                 dtype: torch.dtype = torch.float32, cache: FeatureCache | None = None) -> None:
+        self.config, self.model, self.device, self._cache = config, model, device, cache
         self.spec = config.spec()
         model.to(device, dtype).train()
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -126,21 +129,22 @@ class Trainer:
             return c.learning_rate
         return c.learning_rate * warmup_cosine(step, c.steps)
 
-    def step(self, step: int, clean: Tensor, noisy: Tensor) -> Figures:
-        """One update on (N, 3, S, S) pixels in [0, 1]; returns the figures of the step."""
-        clean, noisy = (normalise(x.to(self.device), self.spec) for x in (clean, noisy))
-        return self.update(step, clean, noisy)
+    def step(self, step: int, clean: Tensor, noisy: Tensor,
+             indices: NDArray[np.int64] | None = None) -> Figures:
+        """One update on (N, 3, S, S) pixels in [0, 1]; returns the figures of the step.
 
-    def update(self, step: int, clean: Tensor, noisy: Tensor) -> Figures:
+        indices (N,): of the clean images, by which the trainer's cache knows them again.
+        """
+        clean, noisy = (normalise(x.to(self.device), self.spec) for x in (clean, noisy))
+        return self.update(step, clean, noisy, indices)
+
+    def update(self, step: int, clean: Tensor, noisy: Tensor,
+               indices: NDArray[np.int64] | None = None) -> Figures:
         """One update on normalised images (N, 3, S, S)."""
         c = self.config
-        n = len(clean)
-        both = torch.cat([clean, noisy]).contiguous(memory_format=torch.channels_last)
         with autocast(self.device, c.precision):
             with torch.no_grad():
-                features = self._teacher(both)
-            teacher_clean = [f[:n] for f in features]
-            teacher_noisy = [f[n:] for f in features]
+                teacher_clean, teacher_noisy = self._teach(clean, noisy, indices)
             student, weights = self.student_pass(*teacher_clean)
             if c.published_batchnorm:
                 with torch.no_grad():
@@ -163,6 +167,25 @@ class Trainer:
         self.scaler.step(self.optimiser)
         self.scaler.update()
         return figures
+
+    def _teach(self, clean: Tensor, noisy: Tensor, indices: NDArray[np.int64] | None
+               ) -> tuple[Scales, Scales]:
+        """The teacher's features of the clean and of the noisy images.
+
+        On a CPU in two passes of one size, cache or not: with the size of a batch the bits may
+        change.
+        """
+        def teach(images: Tensor) -> Scales:
+            features: Scales = self._teacher(
+                images.contiguous(memory_format=torch.channels_last))
+            return features
+
+        if self.device.type != "cpu":
+            (c1, n1), (c2, n2), (c3, n3) = (f.chunk(2) for f in teach(torch.cat([clean, noisy])))
+            return (c1, c2, c3), (n1, n2, n3)
+        if self._cache is None or indices is None:
+            return teach(clean), teach(noisy)
+        return self._cache.features(indices, lambda: teach(clean)), teach(noisy)
 
     def state(self) -> dict[str, Tensor]:
         """Model and optimiser tensors, for an exact resume."""

@@ -29,10 +29,10 @@ class StopError(Exception):
 def stopped_in_step(number: int) -> Iterator[None]:
     original = Trainer.step
 
-    def step(self, step, clean, noisy):
+    def step(self, step, *batch):
         if step == number:
             raise StopError
-        return original(self, step, clean, noisy)
+        return original(self, step, *batch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "step", step)
