@@ -31,6 +31,7 @@ from scrd_fast.spec import ScoringSpec
 from scrd_fast.torch_state import own_state, seeded
 from scrd_fast.training.batches import Batches, autocast
 from scrd_fast.training.config import PretrainConfig
+from scrd_fast.training.convolution import part_weight_gradients
 from scrd_fast.training.data import normals_of
 from scrd_fast.training.schedule import warmup_cosine
 
@@ -81,6 +82,8 @@ def pretrain_teacher(
     teacher.train().to(place)
     heads.to(place)
     teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if place.type == "cpu":
+        part_weight_gradients(teacher, settings.precision)
     optimiser = torch.optim.AdamW(
         [*teacher.parameters(), *heads.parameters()], lr=settings.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(

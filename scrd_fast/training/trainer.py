@@ -25,6 +25,7 @@ from scrd_fast.ops.contrastive_loss import ContrastiveLoss, contrastive_loss
 from scrd_fast.reference.preprocess import normalise
 from scrd_fast.training.batches import autocast, autocast_dtype
 from scrd_fast.training.config import TrainConfig
+from scrd_fast.training.convolution import part_weight_gradients
 from scrd_fast.training.feature_cache import FeatureCache
 from scrd_fast.training.schedule import warmup_cosine
 
@@ -101,6 +102,8 @@ class Trainer:
         model.scale_head.requires_grad_(config.weighting == "scale")
         self._teacher = self._frozen_teacher()
         self.student_pass: nn.Module = _StudentPass(model)
+        if device.type == "cpu":
+            part_weight_gradients(self.student_pass, config.precision)
         if dist.is_initialized():
             ids = [device.index] if device.type == "cuda" else None
             self.student_pass = DistributedDataParallel(self.student_pass, device_ids=ids)

@@ -1,0 +1,112 @@
+"""Gradients of weights in parts: those of PyTorch, in every dtype, and its threads as they were."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from scrd_fast.model.scrd import SCRD
+from scrd_fast.training.config import TrainConfig
+from scrd_fast.training.convolution import part_weight_gradients, share_weight_gradients
+from scrd_fast.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+CONVOLUTIONS = {
+    "1x1": (lambda: nn.Conv2d(5, 7, 1, bias=False), (3, 5, 6, 4)),
+    "3x3": (lambda: nn.Conv2d(16, 32, 3, padding=1, bias=False), (4, 16, 8, 8)),
+    "stride": (lambda: nn.Conv2d(6, 33, 3, stride=2, padding=1, bias=False), (2, 6, 9, 7)),
+    "stem": (lambda: nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), (2, 3, 32, 32)),
+    "transposed": (lambda: nn.ConvTranspose2d(8, 19, 2, stride=2, bias=False), (3, 8, 5, 6)),
+    "one channel": (lambda: nn.Conv2d(4, 1, 3, padding=1, bias=False), (1, 4, 3, 3)),
+}
+# Of the largest gradient: sums of up to 600 products, rounded once in bf16.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2 ** -7}
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_gradients_are_those_of_pytorch(name, dtype, threads):
+    make, shape = CONVOLUTIONS[name]
+    torch.manual_seed(0)
+    conv, x = make(), torch.randn(shape)
+    conv.weight.data, x = conv.weight.data.to(dtype), x.to(dtype)
+    double = make().double()
+    double.weight.data = conv.weight.data.double()
+    share_weight_gradients(conv, threads)
+    found = []
+    for module, images in ((conv, x), (double, x.double())):
+        images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
+        y = module(images)
+        weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        y.backward(weights.to(y.dtype))
+        found.append((y.detach(), images.grad, module.weight.grad))
+    for got, expected in zip(*found, strict=True):
+        assert got.dtype == dtype
+        error = float((got.double() - expected).abs().max() / expected.abs().max())
+        assert error <= TOLERANCE[dtype]
+
+
+def test_autocast_rounds_as_ever():
+    """A step in bf16 gives the forward pass of PyTorch to the bit, and float32 gradients."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 16, 3, padding=1, bias=False)
+    x = torch.randn(2, 8, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = conv(x)
+        share_weight_gradients(conv, 2)
+        assert torch.equal(conv(x), expected)
+        conv(x).float().sum().backward()
+    assert expected.dtype == torch.bfloat16
+    assert conv.weight.grad.dtype == torch.float32
+    with torch.no_grad():
+        assert conv(x).dtype == torch.float32
+
+
+def test_threads_are_as_they_were():
+    before = torch.get_num_threads()
+    share_weight_gradients(nn.Conv2d(2, 2, 1, bias=False), 3)
+    assert torch.get_num_threads() == before
+    seen = []
+    later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert seen == [before]
+
+
+def test_only_where_threads_would_wait(monkeypatch):
+    def is_shared(precision, amx, threads):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+        conv = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False))
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            part_weight_gradients(conv, precision)
+        finally:
+            torch.set_num_threads(before)
+        return "forward" in vars(conv[0])
+
+    assert is_shared("bf16", False, 2)
+    assert not is_shared("fp32", False, 2)
+    assert not is_shared("bf16", True, 2)
+    assert not is_shared("bf16", False, 1)
+    assert not is_shared("bf16", False, 8)
+
+
+def test_a_training_is_the_same_each_time_and_near_that_without():
+    """Three steps in bf16, whose loss another order of sums moves by its last bits only."""
+    generator = torch.Generator().manual_seed(0)
+    clean, change = torch.randn(2, 4, 3, 64, 64, generator=generator)
+
+    def losses(shared):
+        torch.manual_seed(0)
+        trainer = Trainer(TrainConfig(backbone="resnet18", input_size=64, precision="bf16"),
+                          SCRD("resnet18"), CPU)
+        if shared:
+            share_weight_gradients(trainer.student_pass, 2)
+        return [trainer.update(i, clean, clean + 0.3 * change)["loss"] for i in range(3)]
+
+    first = losses(True)
+    assert losses(True) == first
+    assert first == pytest.approx(losses(False), rel=1e-3)
