@@ -43,6 +43,7 @@ from scrd_fast.timing.measure import latency_ms
 from scrd_fast.torch_state import own_state, seeded
 from scrd_fast.training.batches import autocast
 from scrd_fast.training.config import PretrainConfig
+from scrd_fast.training.convolution import part_weight_gradients
 from scrd_fast.training.loop import train
 from scrd_fast.training.pretrain import pretrain_teacher
 from scrd_fast.training.run import state_path
@@ -189,6 +190,7 @@ def _plan(precision: str, *, pretrain: bool) -> str:
     with seeded(0):
         teacher = Teacher(BACKBONE)
     teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    part_weight_gradients(teacher, precision)
     seconds = []
     for _ in range(3):
         began = time.perf_counter()

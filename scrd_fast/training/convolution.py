@@ -60,7 +60,7 @@ def _convolve(
     conv: nn.Conv2d | nn.ConvTranspose2d, pool: Executor, parts: int, images: Tensor
 ) -> Tensor:
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
-    result: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
+    result: Tensor = _Convolution.apply(
         images.to(dtype), conv.weight.to(dtype), conv, pool, parts)
     return result
 

@@ -6,7 +6,6 @@ import json
 import os
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from scrd_fast.training.evaluation import (
     normal_validation,
 )
 from scrd_fast.training.feature_cache import SHARE_OF_FREE_MEMORY, FeatureCache, free_memory
+from scrd_fast.training.late import Late
 from scrd_fast.training.run import Run
 from scrd_fast.training.trainer import Figures, Trainer
 
@@ -327,22 +327,16 @@ def _run_steps(
 
 
 class _Teller:
-    """Tells of the steps' figures, on the line of progress and to TensorBoard.
-
-    One step late where a GPU trains: it is given the next step before it is asked of the last.
-    """
+    """Tells of the steps' figures, on the line of progress and to TensorBoard."""
 
     def __init__(self, run: Run, process: _Process, report: Progress, scalars: Any) -> None:
         self._run, self._process, self._report, self._scalars = run, process, report, scalars
-        self._late = 1 if process.device.type == "cuda" else 0
-        self._unread: deque[Figures] = deque()
+        self._late = Late(self._tell, process.device)
         self._start, self._began = run.step, time.perf_counter()
 
     def add(self, figures: Figures, *, at_once: bool) -> None:
         """Take the figures of a step; tell of them soon, or `at_once`."""
-        self._unread.append(figures)
-        while len(self._unread) > (0 if at_once else self._late):
-            self._tell(self._unread.popleft())
+        self._late.add(figures, at_once=at_once)
 
     def _tell(self, figures: Figures) -> None:
         config, done = self._run.config, figures.step + 1

@@ -33,6 +33,7 @@ from scrd_fast.training.batches import Batches, autocast
 from scrd_fast.training.config import PretrainConfig
 from scrd_fast.training.convolution import part_weight_gradients
 from scrd_fast.training.data import normals_of
+from scrd_fast.training.late import HostCopy, Late
 from scrd_fast.training.schedule import warmup_cosine
 
 
@@ -95,6 +96,12 @@ def pretrain_teacher(
     ]
     start = time.perf_counter()
     with show_progress("teacher", enabled=progress) as report:
+        def tell(reached: tuple[int, HostCopy]) -> None:
+            done, loss = reached
+            report(done, settings.steps, "teacher", loss=loss.values[0],
+                   images_per_s=done * settings.batch_size / (time.perf_counter() - start))
+
+        late = Late(tell, place)
         for step, (clean, noisy) in enumerate(chain.from_iterable(stages)):
             moved = ((noisy - clean).abs().amax(1, keepdim=True) > settings.threshold).float()
             x = normalise(noisy, spec).contiguous(memory_format=torch.channels_last)
@@ -110,8 +117,7 @@ def pretrain_teacher(
             loss.backward()
             optimiser.step()
             schedule.step()
-            report(step + 1, settings.steps, "teacher", loss=loss.item(),
-                   images_per_s=(step + 1) * settings.batch_size / (time.perf_counter() - start))
+            late.add((step + 1, HostCopy(loss[None])), at_once=step + 1 == settings.steps)
     header = {"kind": "teacher", "format": FORMAT, "backbone": settings.backbone,
               "teacher": f"pretrained for {settings.steps} steps on {len(images)} images",
               "training": asdict(settings)}

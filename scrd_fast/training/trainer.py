@@ -27,6 +27,7 @@ from scrd_fast.training.batches import autocast, autocast_dtype
 from scrd_fast.training.config import TrainConfig
 from scrd_fast.training.convolution import part_weight_gradients
 from scrd_fast.training.feature_cache import FeatureCache
+from scrd_fast.training.late import HostCopy
 from scrd_fast.training.schedule import warmup_cosine
 
 
@@ -64,16 +65,11 @@ class Figures(Mapping[str, Any]):
     def __init__(self, step: int, result: ContrastiveLoss, weights: Tensor) -> None:
         self.step = step
         single = torch.stack([result.loss, result.clean.sum(), result.noisy.sum()])
-        values = torch.cat([single, weights.float().mean(0)]).detach()
-        self._values = values.to("cpu", non_blocking=values.is_cuda)
-        self._copied = (torch.cuda.current_stream(values.device).record_event()
-                        if values.is_cuda else None)
+        self._copy = HostCopy(torch.cat([single, weights.float().mean(0)]))
 
     @cached_property
     def _figures(self) -> dict[str, Any]:
-        if self._copied is not None:
-            self._copied.synchronize()
-        loss, clean, noisy, *weights = self._values.tolist()
+        loss, clean, noisy, *weights = self._copy.values
         if not math.isfinite(loss):
             raise ScrdError(f"train: the loss is {loss} at step {self.step + 1}; lower"
                             " learning_rate, or use precision='fp32'")
