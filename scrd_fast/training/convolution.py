@@ -1,7 +1,7 @@
 """Gradients of convolutions' weights for which no thread waits for another.
 
-In bf16 without AMX, oneDNN lets the threads meet after each image, and those that wait spin. Beside
-other work that is most of a step: 3 ms for 256 channels at 8 x 8 become 40 to 180 (AMD EPYC, 2
+In bf16 without AMX, oneDNN's threads wait for each other many times in one call, and spin. Beside
+other work that is most of a step: 3 ms for 256 channels at 8 x 8 become 40 to 300 (AMD EPYC, 2
 cores). Here each thread computes the gradient of its own output channels, alone.
 """
 

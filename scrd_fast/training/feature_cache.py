@@ -1,8 +1,7 @@
 """The teacher's features of clean images, kept from the first epoch on: later ones repeat them.
 
-The teacher is frozen and clean images are not augmented, so a third to a half of what it computes
-in a step is known. Nothing is written to disk: reading it again would be no faster for small
-networks, and memory is bounded anyway by what is free.
+The teacher is frozen and clean images are not augmented, so half of what it computes in a step is
+known by then.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,8 +14,7 @@ from torch import Tensor
 
 from scrd_fast.model.scrd import Scales
 
-# Of the memory that is free before the first step. The other part is the step's own, which is some
-# 6 GB for 16 images of Wide-ResNet-50-2 at 256 pixels.
+# Of the memory that is free before the first step, which takes much of the other part.
 SHARE_OF_FREE_MEMORY = 0.4
 
 
