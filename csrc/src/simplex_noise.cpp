@@ -81,26 +81,12 @@ Extras octahedron_extras(int code) {
 
 NoiseCases make_cases() {
   NoiseCases cases = {};
-  std::vector<Extras> found;
   for (int code = 0; code < 64; ++code) {
     const Extras extras = code & kMiddle ? octahedron_extras(code) : tetrahedron_extras(code);
-    const auto same = [&](const Extras& other) {
-      return std::equal(extras.points, extras.points + 2, other.points,
-                        [](Point a, Point b) { return a.x == b.x && a.y == b.y && a.z == b.z; });
-    };
-    const auto at = std::find_if(found.begin(), found.end(), same);
-    const auto number = static_cast<std::size_t>(at - found.begin());
-    if (at == found.end()) found.push_back(extras);
-    cases.number[code] = static_cast<std::uint8_t>(number);
     for (int extra = 0; extra < 2; ++extra) {
-      const Point point = extras.points[extra];
-      const int steps[3] = {point.x, point.y, point.z};
-      for (int axis = 0; axis < 3; ++axis) {
-        cases.steps[extra][axis][number] = static_cast<std::uint8_t>(steps[axis]);
-        cases.steps[extra][axis][number + kMirrored] = static_cast<std::uint8_t>(1 - steps[axis]);
-        cases.away[extra][axis][number] =
-            static_cast<float>(steps[axis] + (point.x + point.y + point.z) / 3.0);
-      }
+      const auto [x, y, z] = extras.points[extra];
+      const int packed = (x + 1) | (y + 1) << 2 | (z + 1) << 4 | (x + y + z) << 6;
+      cases.steps[extra][code] = static_cast<std::uint8_t>(packed);
     }
   }
   return cases;
@@ -111,7 +97,7 @@ const NoiseCases& all_cases() {
   return cases;
 }
 
-// Two bits per axis: 1 where the component is 11 rather than 4, 2 where it is negative.
+// Entries of kComponents, two bits per axis.
 std::uint8_t packed_gradient(int number) {
   // A long axis beside two short ones; the signs in the order of the original's table.
   constexpr int kNegative[8] = {1, 0, 3, 2, 5, 4, 7, 6};  // sets of axes

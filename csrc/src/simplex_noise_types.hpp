@@ -20,15 +20,16 @@ inline constexpr int kMiddle = 32, kFar = 64;
 // axes; the pair that the point is least clearly on one side of is dropped.
 inline constexpr int kFarXY = 1, kFarXZ = 2, kFarYZ = 4, kDropXY = 8, kDropXZ = 16;
 
-inline constexpr int kMirrored = 32;  // added to the number of a case
-inline constexpr int kCases = 32;     // 18 are used
-
-// Which two lattice points come to the six that all points of a piece share.
+// Which two lattice points come to the six that all points of a piece share: code, kMiddle
+// included -> entries of kSteps, two bits for each of x, y and z, and of kThirds.
 struct NoiseCases {
-  alignas(64) std::uint8_t number[64];       // code, kMiddle included -> number of the case
-  alignas(64) std::uint8_t steps[2][3][64];  // number, kMirrored included -> lattice coordinates
-  alignas(64) float away[2][3][kCases];      // number -> the same in space, from the base
+  alignas(64) std::uint8_t steps[2][64];
 };
+
+// What two bits stand for.
+inline constexpr float kSteps[4] = {-1, 0, 1, 2};                // a coordinate in the lattice
+inline constexpr float kThirds[4] = {0, 1.0f / 3, 2.0f / 3, 1};  // of the sum of the three
+inline constexpr float kComponents[4] = {4, 11, -4, -11};        // of a gradient
 
 // What is known of the points of a block in one octave.
 struct NoiseBlock {
@@ -36,7 +37,7 @@ struct NoiseBlock {
   alignas(64) std::uint8_t base[3][kPoints];      // the cell, modulo 256
   alignas(64) std::uint8_t tetrahedron[kPoints];  // code, and kMiddle or kFar
   alignas(64) std::uint8_t octahedron[kPoints];   // code, meant for points in the middle
-  alignas(64) std::uint8_t number[kPoints];
+  alignas(64) std::uint8_t steps[2][kPoints];     // see NoiseCases
   alignas(64) std::uint8_t gradients[8][kPoints];
 };
 
