@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all check csrc-test csrc-tsan bench gpu-check bench-compare benchmarks-page clean
+.PHONY: demo test test-all check csrc-test csrc-tsan csrc-neon bench gpu-check bench-compare benchmarks-page clean
 
 demo: $(VENV)/.demo
 	$(BIN)/scrd-fast demo --out $(OUT)
@@ -15,7 +15,7 @@ demo: $(VENV)/.demo
 test: check csrc-test
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-test-all: check csrc-test csrc-tsan
+test-all: check csrc-test csrc-tsan csrc-neon
 	$(BIN)/python -m pytest -m ""
 
 check: $(VENV)/.test
@@ -65,8 +65,9 @@ $(VENV)/.bench: $(INSTALL) | $(VENV)/bin/python
 	@touch $@ $(VENV)/.test $(VENV)/.demo
 
 # The C++ tests: csrc/src/*.cpp and csrc/tests/*.cpp, with the address and undefined-behaviour
-# sanitizers, and once more with the thread sanitizer for what threads share. A new file needs no
-# line here; TSAN_TESTS holds the files test_<name>.cpp of what threads share.
+# sanitizers, once more with the thread sanitizer for what threads share, and once for arm64 in an
+# emulator. A new file needs no line here; TSAN_TESTS holds the files test_<name>.cpp of what
+# threads share.
 CXX ?= g++
 CXXFLAGS ?= -O1 -g
 WARNINGS := -Wall -Wextra -Wno-psabi
@@ -74,6 +75,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 TSAN_TESTS := thread_pool anomaly_map scorer
 ASAN := -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS
 TSAN := -fsanitize=thread
+NEON_CXX := aarch64-linux-gnu-g++
 RUNNER_SOURCES := $(wildcard csrc/src/*.cpp csrc/tests/*.cpp)
 
 csrc-test:
@@ -84,16 +86,28 @@ csrc-tsan:
 	@$(MAKE) --no-print-directory $(PARALLEL) build/tsan/tests
 	TSAN_OPTIONS=suppressions=csrc/tests/tsan_suppressions.txt build/tsan/tests $(TSAN_TESTS)
 
+# Debian's packages qemu-user and g++-aarch64-linux-gnu.
+csrc-neon:
+	@if command -v $(NEON_CXX) > /dev/null && command -v qemu-aarch64 > /dev/null; then \
+	    $(MAKE) --no-print-directory $(PARALLEL) build/neon/tests && qemu-aarch64 build/neon/tests; \
+	else \
+	    echo "qemu-aarch64 or $(NEON_CXX) is not installed: NEON is not tested"; \
+	fi
+
 # As many compilers as CPUs, unless make was told a number already.
 PARALLEL = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS))
 
 build/asan/%: SANITIZE := $(ASAN)
 build/tsan/%: SANITIZE := $(TSAN)
+build/neon/%: CXX := $(NEON_CXX)
 
 build/asan/tests: $(RUNNER_SOURCES:%.cpp=build/asan/%.o)
 build/tsan/tests: $(RUNNER_SOURCES:%.cpp=build/tsan/%.o)
+build/neon/tests: $(RUNNER_SOURCES:%.cpp=build/neon/%.o)
 build/asan/tests build/tsan/tests:
 	$(CXX) $(SANITIZE) -pthread $^ -o $@
+build/neon/tests:  # static: needs no library of that kind at run time
+	$(CXX) -static -pthread $^ -o $@
 
 COMPILE = $(CXX) -std=c++17 $(CXXFLAGS) $(WARNINGS) $(SANITIZE) -pthread -Icsrc/include -MMD -MP -c $< -o $@
 
@@ -105,7 +119,11 @@ build/tsan/%.o: %.cpp Makefile
 	@mkdir -p $(@D)
 	$(COMPILE)
 
--include $(RUNNER_SOURCES:%.cpp=build/asan/%.d) $(RUNNER_SOURCES:%.cpp=build/tsan/%.d)
+build/neon/%.o: %.cpp Makefile
+	@mkdir -p $(@D)
+	$(COMPILE)
+
+-include $(foreach kind,asan tsan neon,$(RUNNER_SOURCES:%.cpp=build/$(kind)/%.d))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info scrd_fast/*.so .pytest_cache .mypy_cache .ruff_cache

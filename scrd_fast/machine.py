@@ -28,7 +28,8 @@ class Machine:
     """What decides which compiled code runs.
 
     machine, system: as Python's platform calls them; cpu: its model, as the system calls it;
-    cpu_capability: the widest instruction set of ours that it runs ("plain", "avx2", "avx512");
+    cpu_capability: the widest instruction set of ours that it runs ("plain", "neon", "avx2",
+    "avx512");
     cores: that this process may use; gpu: where one is used.
     """
 

@@ -3,11 +3,11 @@
 //   #define SCRD_BODY "anomaly_map.inl"
 //   #include "each_isa.hpp"
 //
-// The body is included inside namespace scrd::plain, scrd::avx2 and scrd::avx512 with SCRD_WIDTH
-// (floats in a vector) set and simd.inl before it. Its first comment names the header of what it
-// shares with the .cpp, which includes that before. It must be made of free functions (no lambdas,
-// no standard containers): a target region does not reach into what is instantiated elsewhere.
-// SCRD_PICK(function) is then the function of the active set.
+// The body is included inside namespace scrd::plain, and scrd::avx2 and scrd::avx512 or scrd::neon,
+// with SCRD_WIDTH (floats in a vector) set and simd.inl before it. Its first comment names the
+// header of what it shares with the .cpp, which includes that before. It must be made of free
+// functions (no lambdas, no standard containers): a target region does not reach into what is
+// instantiated elsewhere. SCRD_PICK(function) is then the function of the active set.
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
@@ -22,6 +22,8 @@
 #endif
 #include <immintrin.h>
 #pragma GCC diagnostic pop
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "scrd/isa.hpp"
@@ -81,6 +83,19 @@ namespace scrd::avx512 {
   (::scrd::active_isa() == ::scrd::Isa::avx512 ? &::scrd::avx512::function \
    : ::scrd::active_isa() == ::scrd::Isa::avx2 ? &::scrd::avx2::function   \
                                                : &::scrd::plain::function)
+#elif defined(__aarch64__)
+
+#define SCRD_WIDTH 4
+#define SCRD_NEON
+namespace scrd::neon {
+#include "simd.inl"
+#include SCRD_BODY
+}  // namespace scrd::neon
+#undef SCRD_NEON
+#undef SCRD_WIDTH
+
+#define SCRD_PICK(function) \
+  (::scrd::active_isa() == ::scrd::Isa::neon ? &::scrd::neon::function : &::scrd::plain::function)
 #else
 #define SCRD_PICK(function) (&::scrd::plain::function)
 #endif

@@ -8,25 +8,22 @@
 namespace scrd {
 namespace {
 
-constexpr Isa kAll[] = {Isa::plain, Isa::avx2, Isa::avx512};
+constexpr Isa kAll[] = {Isa::plain, Isa::neon, Isa::avx2, Isa::avx512};
 
 bool runs_here(Isa isa) {
+  if (isa == Isa::plain) return true;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  switch (isa) {
-    case Isa::plain:
-      return true;
-    case Isa::avx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    case Isa::avx512:  // what each_isa.hpp compiles for; Ice Lake, Zen 4 and later
-      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-             __builtin_cpu_supports("avx512vbmi");
+  if (isa == Isa::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (isa == Isa::avx512) {  // what each_isa.hpp compiles for; Ice Lake, Zen 4 and later
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vbmi");
   }
-  return false;
-#else
-  return isa == Isa::plain;
+#elif defined(__aarch64__)
+  if (isa == Isa::neon) return true;
 #endif
+  return false;
 }
 
 std::string names(const std::vector<Isa>& isas) {
@@ -77,6 +74,8 @@ void set_isa(Isa isa) {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::neon:
+      return "neon";
     case Isa::avx2:
       return "avx2";
     case Isa::avx512:
@@ -90,7 +89,7 @@ Isa isa_from_name(const std::string& name, const char* argument) {
   for (Isa isa : kAll) {
     if (name == isa_name(isa)) return isa;
   }
-  fail(argument, "one of plain, avx2, avx512", "'" + name + "'");
+  fail(argument, "one of plain, neon, avx2, avx512", "'" + name + "'");
 }
 
 }  // namespace scrd

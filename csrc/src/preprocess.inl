@@ -146,9 +146,16 @@ static inline f32 spread(f32 v) {
   return splat(v[I]);
 }
 static inline Pixels planes(const f32 p[4]) {
+#if defined(SCRD_NEON)
+  const float32x4x2_t even = vzipq_f32((float32x4_t)p[0], (float32x4_t)p[2]);
+  const float32x4x2_t odd = vzipq_f32((float32x4_t)p[1], (float32x4_t)p[3]);
+  const float32x4x2_t first = vzipq_f32(even.val[0], odd.val[0]);
+  return {{(f32)first.val[0], (f32)first.val[1], (f32)vzip1q_f32(even.val[1], odd.val[1])}};
+#else
   Pixels pixels;
   for (int c = 0; c < 3; ++c) pixels.channel[c] = f32{p[0][c], p[1][c], p[2][c], p[3][c]};
   return pixels;
+#endif
 }
 #endif
 

@@ -28,6 +28,9 @@ static inline i32 widen(const std::uint8_t* from) {
   return (i32)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
 #elif defined(SCRD_AVX2)
   return (i32)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#elif defined(SCRD_NEON)
+  const uint8x8_t four = (uint8x8_t)vdup_n_u32(load<std::uint32_t>(from));
+  return (i32)vmovl_u16(vget_low_u16(vmovl_u8(four)));
 #else
   return __builtin_convertvector(load<u8>(from), i32);
 #endif
@@ -37,6 +40,8 @@ static inline i32 widen(const std::uint16_t* from) {
   return (i32)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
 #elif defined(SCRD_AVX2)
   return (i32)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from));
+#elif defined(SCRD_NEON)
+  return (i32)vmovl_u16(vld1_u16(from));
 #else
   return __builtin_convertvector(load<u16>(from), i32);
 #endif
@@ -52,7 +57,13 @@ static inline f32 load_f32(const std::uint16_t* from) {
 }
 
 // bfloat16 is the upper half of a float32.
-static inline f32 load_bf16(const std::uint16_t* from) { return (f32)((u32)widen(from) << 16); }
+static inline f32 load_bf16(const std::uint16_t* from) {
+#if defined(SCRD_NEON)
+  return (f32)vshll_n_u16(vld1_u16(from), 16);
+#else
+  return (f32)((u32)widen(from) << 16);
+#endif
+}
 
 // Round to nearest, ties to even; a NaN stays one.
 static inline void store_bf16(std::uint16_t* to, f32 v) {
@@ -60,7 +71,11 @@ static inline void store_bf16(std::uint16_t* to, f32 v) {
   const u32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const u32 nan = (bits >> 16) | 0x40u;
   const u32 chosen = v == v ? rounded : nan;
+#if defined(SCRD_NEON)
+  vst1_u16(to, vmovn_u32((uint32x4_t)chosen));
+#else
   store(to, __builtin_convertvector(chosen, u16));
+#endif
 }
 
 // Features: float32, or bfloat16 in 16 bits.
@@ -77,7 +92,11 @@ static inline float feature(std::uint16_t bits) {
 }
 
 static inline float sum_of(f32 v) {
+#if defined(SCRD_NEON)
+  return vaddvq_f32((float32x4_t)v);
+#else
   float total = 0;
   for (int i = 0; i < SCRD_WIDTH; ++i) total += v[i];
   return total;
+#endif
 }

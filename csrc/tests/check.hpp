@@ -6,11 +6,13 @@
 // A failed CHECK ends its test, not the run. CHECK throws: use it in the test's own thread only.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "scrd/isa.hpp"
 
@@ -40,6 +42,17 @@ class UseIsa {
  private:
   Isa before_;
 };
+
+// Largest absolute difference; NaN where a value is.
+inline double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  if (a.size() != b.size()) throw Failure("sizes differ");
+  double largest = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double difference = std::fabs(static_cast<double>(a[i]) - b[i]);
+    if (!(difference <= largest)) largest = difference;
+  }
+  return largest;
+}
 
 // Seeded numbers that are the same with every standard library.
 class Random {

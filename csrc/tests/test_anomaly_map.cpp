@@ -163,10 +163,13 @@ TEST(distances_in_every_layout) {
             out[k].resize(expected[k].size());
             pointers[k] = out[k].data();
           }
+          std::array<std::vector<float>, kScales> plain;
           for (Isa isa : available_isas()) {
             test::UseIsa use(isa);
             cosine_distances(views(teacher), views(student), pointers);
+            if (isa == Isa::plain) plain = out;
             for (int k = 0; k < kScales; ++k) {
+              CHECK(largest_difference(out[k], plain[k]) <= 1e-6);
               for (std::size_t p = 0; p < out[k].size(); ++p) {
                 CHECK_NEAR(out[k][p], expected[k][p], 1e-6);
               }
@@ -200,9 +203,17 @@ TEST(maps_of_odd_sizes) {
       const std::vector<double> maps =
           naive_maps(distances, weights, c.weighted, c.n, c.size, c.sides, c.sigma);
       const Tail tail(c.size, c.sides, c.sigma, c.weighted);
-      for (Isa isa : available_isas()) {
+      const auto run_with = [&](Isa isa) {
         test::UseIsa use(isa);
-        check_result(run(tail, teacher, student, weights), maps, c.n);
+        return run(tail, teacher, student, weights);
+      };
+      const Result plain = run_with(Isa::plain);
+      for (Isa isa : available_isas()) {
+        const Result result = run_with(isa);
+        check_result(result, maps, c.n);
+        CHECK(largest_difference(result.map, plain.map) <= 1e-6);
+        CHECK(largest_difference(result.mean, plain.mean) <= 1e-6);
+        CHECK(largest_difference(result.max, plain.max) <= 1e-6);
       }
     }
   }

@@ -8,7 +8,7 @@
 namespace scrd {
 namespace {
 
-constexpr Isa kAll[] = {Isa::plain, Isa::avx2, Isa::avx512};
+constexpr Isa kAll[] = {Isa::plain, Isa::neon, Isa::avx2, Isa::avx512};
 
 bool available(Isa isa) {
   const std::vector<Isa>& isas = available_isas();
@@ -22,9 +22,9 @@ TEST(names_go_both_ways) {
 }
 
 TEST(unknown_names) {
-  CHECK_THROWS(InputError, "isa: expected one of plain, avx2, avx512, got 'AVX2'",
+  CHECK_THROWS(InputError, "isa: expected one of plain, neon, avx2, avx512, got 'AVX2'",
                isa_from_name("AVX2"));
-  CHECK_THROWS(InputError, "SOME: expected one of plain, avx2, avx512, got ''",
+  CHECK_THROWS(InputError, "SOME: expected one of plain, neon, avx2, avx512, got ''",
                isa_from_name("", "SOME"));
 }
 

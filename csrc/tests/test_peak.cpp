@@ -13,11 +13,10 @@ namespace scrd {
 namespace {
 
 TEST(peaks_are_measured) {
-  const double fp32 = peak_ops("fp32", 0.05), bf16 = peak_ops("bf16", 0.05),
-               int8 = peak_ops("int8", 0.05);
 #if defined(__x86_64__)
-  CHECK(fp32 > 1e9);
+  CHECK(peak_ops("fp32", 0.05) > 1e9);
 #endif
+  const double bf16 = peak_ops("bf16", 0.05), int8 = peak_ops("int8", 0.05);
   CHECK(bf16 == 0 || bf16 > 1e9);
   CHECK(int8 == 0 || int8 > 1e9);
 }

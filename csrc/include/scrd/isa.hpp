@@ -6,15 +6,15 @@
 
 namespace scrd {
 
-enum class Isa { plain, avx2, avx512 };
+enum class Isa { plain, neon, avx2, avx512 };
 
-// The sets that this CPU runs, slowest first. "plain" is what the compiler takes for granted:
-// SSE2 on x86-64, NEON on arm64.
+// The sets that this CPU runs, slowest first: plain everywhere, which is what compilers make of
+// code without intrinsics for any CPU of a kind, neon on every arm64 CPU.
 const std::vector<Isa>& available_isas();
 
 // The set in use: the fastest available, or what the environment variable SCRD_FAST_ISA (plain,
-// avx2 or avx512) or set_isa forces. Throws InputError where a forced one is unknown or cannot run
-// here.
+// neon, avx2 or avx512) or set_isa forces. Throws InputError where a forced one is unknown or
+// cannot run here.
 Isa active_isa();
 void set_isa(Isa isa);
 
