@@ -21,7 +21,7 @@ static inline void add_two(float* to, Two v) {
 }
 
 // Adds the products of kChannels channels, t_step and s_step elements apart, of neighbouring
-// pixels.
+// pixels, whose sums are kept in the order of load_two.
 template <std::size_t kChannels, typename T>
 static void add_planes(const T* t, const T* s, std::ptrdiff_t t_step, std::ptrdiff_t s_step,
                        std::size_t pixels, Sums sums) {

@@ -107,7 +107,8 @@ void preprocess_as(const ImageView* images, std::size_t n, const PixelSpec& spec
     const ImageView& image = *task.image;
     const std::size_t values = task.columns * image.channels;
     const std::size_t packed = lines(values * item_size(image.dtype));
-    char* memory = scratch(2 * packed + (values + 2 * kPad) * sizeof(float));
+    // A line is written up to one vector, and read up to one of colour pixels, past its values.
+    char* memory = scratch(2 * packed + (values + 4 * kPad) * sizeof(float));
     char* const rows_memory[2] = {memory, memory + packed};
     rows(task, begin, std::min(begin + kRowBlock, size), rows_memory,
          reinterpret_cast<float*>(memory + 2 * packed), out + index / blocks * image_values);

@@ -66,15 +66,30 @@ static void pack_row(const RowTask& task, const char* row, char* to) {
   }
 }
 
-// line[position[i]].
-static inline f32 gather(const float* line, const std::int32_t* position) {
+// line[position[i]] and the value after it.
+static inline Two load_pairs(const float* line, const std::int32_t* position) {
+#if defined(SCRD_AVX2) || defined(SCRD_AVX512)
+  // Loads of two values take two thirds of the time of two gathers.
+  __m128 two[SCRD_WIDTH / 2];
+  for (int i = 0; i < SCRD_WIDTH / 2; ++i) {
+    const __m128i first = _mm_loadl_epi64((const __m128i*)(line + position[2 * i]));
+    const __m64* second = (const __m64*)(line + position[2 * i + 1]);
+    two[i] = _mm_loadh_pi(_mm_castsi128_ps(first), second);
+  }
+#endif
 #if defined(SCRD_AVX512)
-  return (f32)_mm512_i32gather_ps(_mm512_loadu_si512(position), line, 4);
+  __m512 a = _mm512_castps128_ps512(two[0]), b = _mm512_castps128_ps512(two[1]);
+  a = _mm512_insertf32x4(a, two[2], 1), b = _mm512_insertf32x4(b, two[3], 1);
+  a = _mm512_insertf32x4(a, two[4], 2), b = _mm512_insertf32x4(b, two[5], 2);
+  a = _mm512_insertf32x4(a, two[6], 3), b = _mm512_insertf32x4(b, two[7], 3);
+  return {(f32)_mm512_shuffle_ps(a, b, 0x88), (f32)_mm512_shuffle_ps(a, b, 0xdd)};
 #elif defined(SCRD_AVX2)
-  return (f32)_mm256_i32gather_ps(line, _mm256_loadu_si256((const __m256i*)position), 4);
+  const __m256 a = _mm256_insertf128_ps(_mm256_castps128_ps256(two[0]), two[2], 1);
+  const __m256 b = _mm256_insertf128_ps(_mm256_castps128_ps256(two[1]), two[3], 1);
+  return {(f32)_mm256_shuffle_ps(a, b, 0x88), (f32)_mm256_shuffle_ps(a, b, 0xdd)};
 #else
-  f32 v;
-  for (int i = 0; i < SCRD_WIDTH; ++i) v[i] = line[position[i]];
+  Two v;
+  for (int i = 0; i < SCRD_WIDTH; ++i) v.a[i] = line[position[i]], v.b[i] = line[position[i] + 1];
   return v;
 #endif
 }
@@ -96,13 +111,13 @@ struct Pixels {
 };
 
 // A vector as lanes of four floats.
+constexpr int kLanes = SCRD_WIDTH / 4;
 #if defined(SCRD_AVX512)
-// Lane k: the pixel at position[4 k], and a float that is not used.
-static inline f32 load_lanes(const float* line, const std::int32_t* position) {
-  __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(line + 3 * position[0]));
-  v = _mm512_insertf32x4(v, _mm_loadu_ps(line + 3 * position[4]), 1);
-  v = _mm512_insertf32x4(v, _mm_loadu_ps(line + 3 * position[8]), 2);
-  return (f32)_mm512_insertf32x4(v, _mm_loadu_ps(line + 3 * position[12]), 3);
+static inline f32 join(const float* const from[kLanes]) {
+  __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(from[0]));
+  v = _mm512_insertf32x4(v, _mm_loadu_ps(from[1]), 1);
+  v = _mm512_insertf32x4(v, _mm_loadu_ps(from[2]), 2);
+  return (f32)_mm512_insertf32x4(v, _mm_loadu_ps(from[3]), 3);
 }
 // Lane k: v[4 k + I], four times.
 template <int I>
@@ -120,9 +135,9 @@ static inline Pixels planes(const f32 p[4]) {
            (f32)_mm512_unpacklo_pd(ab_high, cd_high)}};
 }
 #elif defined(SCRD_AVX2)
-static inline f32 load_lanes(const float* line, const std::int32_t* position) {
-  const __m256 v = _mm256_castps128_ps256(_mm_loadu_ps(line + 3 * position[0]));
-  return (f32)_mm256_insertf128_ps(v, _mm_loadu_ps(line + 3 * position[4]), 1);
+static inline f32 join(const float* const from[kLanes]) {
+  const __m256 v = _mm256_castps128_ps256(_mm_loadu_ps(from[0]));
+  return (f32)_mm256_insertf128_ps(v, _mm_loadu_ps(from[1]), 1);
 }
 template <int I>
 static inline f32 spread(f32 v) {
@@ -138,9 +153,7 @@ static inline Pixels planes(const f32 p[4]) {
            (f32)_mm256_unpacklo_pd(ab_high, cd_high)}};
 }
 #else
-static inline f32 load_lanes(const float* line, const std::int32_t* position) {
-  return load_f32(line + 3 * position[0]);
-}
+static inline f32 join(const float* const from[kLanes]) { return load_f32(from[0]); }
 template <int I>
 static inline f32 spread(f32 v) {
   return splat(v[I]);
@@ -159,24 +172,37 @@ static inline Pixels planes(const f32 p[4]) {
 }
 #endif
 
+// Lane k: the pixel at position[4 k], and a float that is not used.
+static inline f32 load_lanes(const float* line, const std::int32_t* position) {
+  const float* from[kLanes];
+  for (int k = 0; k < kLanes; ++k) from[k] = line + 3 * position[4 * k];
+  return join(from);
+}
+
 static inline Pixels colour_pixels(const RowTask& task, const float* line, std::size_t x) {
   f32 p[4];
-  for (std::size_t i = 0; i < 4; ++i) p[i] = load_lanes(line, task.position + x + i);
-  if (task.resized) {
-    const f32 fraction = load_f32(task.fraction + x);
-    const f32 spreads[4] = {spread<0>(fraction), spread<1>(fraction), spread<2>(fraction),
-                            spread<3>(fraction)};
+  if (!task.resized) {
     for (std::size_t i = 0; i < 4; ++i) {
-      p[i] += spreads[i] * (load_lanes(line + 3, task.position + x + i) - p[i]);
+      const float* from[kLanes];
+      for (std::size_t k = 0; k < kLanes; ++k) from[k] = line + 3 * (x + i + 4 * k);
+      p[i] = join(from);
     }
+    return planes(p);
+  }
+  const f32 fraction = load_f32(task.fraction + x);
+  const f32 spreads[4] = {spread<0>(fraction), spread<1>(fraction), spread<2>(fraction),
+                          spread<3>(fraction)};
+  for (std::size_t i = 0; i < 4; ++i) {
+    p[i] = load_lanes(line, task.position + x + i);
+    p[i] += spreads[i] * (load_lanes(line + 3, task.position + x + i) - p[i]);
   }
   return planes(p);
 }
 
 static inline f32 grey_pixels(const RowTask& task, const float* line, std::size_t x) {
   if (!task.resized) return load_f32(line + x);
-  const f32 a = gather(line, task.position + x), b = gather(line + 1, task.position + x);
-  return a + load_f32(task.fraction + x) * (b - a);
+  const Two pairs = load_pairs(line, task.position + x);
+  return pairs.a + load_f32(task.fraction + x) * (pairs.b - pairs.a);
 }
 
 template <typename T, typename Out>
