@@ -10,17 +10,19 @@ from scrd_fast import _native
 
 def judge(
     benchmark: Any, ratio: float, wanted: float | None, *, at_most: bool = False,
-    gpu: bool = False,
+    gpu: bool = False, avx2: bool = False,
 ) -> None:
-    """Print what is wanted, if anything; assert it on a CPU with AVX-512 or, with `gpu`, on a CUDA
-    GPU, which the wanted figures are for, and never of a quick run."""
+    """Print what is wanted, if anything; assert it where the core uses AVX-512 or, with `avx2`,
+    AVX2 or, with `gpu`, on a CUDA GPU, which the wanted figures are for, and never of a quick run.
+    """
     if wanted is None:
         benchmark.extra_info |= {"ratio": ratio}
         return
-    fits = torch.cuda.is_available() if gpu else "avx512" in _native.isas()
+    sets = ("avx2", "avx512") if avx2 else ("avx512",)
+    fits = torch.cuda.is_available() if gpu else _native.isa() in sets
     judged = fits and not QUICK
     limit = f"{'at most' if at_most else 'at least'} {wanted:g}"
-    needs = "a CUDA GPU" if gpu else "AVX-512"
+    needs = "a CUDA GPU" if gpu else "AVX2" if avx2 else "AVX-512"
     benchmark.extra_info |= {"ratio": ratio, "wanted": limit, "needs": needs, "judged": judged}
     if not judged:
         print(f"{limit} is wanted with {needs}: not judged, "
