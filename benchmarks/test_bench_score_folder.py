@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+import scrd_fast
 from benchmarks.judge import judge
 from benchmarks.models import engine_file, pictures
 from benchmarks.size import QUICK
@@ -22,6 +23,7 @@ from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.load import load_engine
 from scrd_fast.report.scores import score_files
 from scrd_fast.report.tables import open_scores
+from scrd_fast.spec import DecodingRule
 
 FILES = 16 if QUICK else 1000
 SIDE = 512
@@ -54,8 +56,8 @@ def test_folder_against_engine(
     precision = native_precisions("openvino")[0]
     out = tmp_path / "scores.csv"
     with load_engine(engine_file(checkpoint, precision)) as engine:
-        images = np.stack([cv2.imread(str(path))[:, :, ::-1]
-                           for path in sorted(jpegs.iterdir())[:16]])
+        images = np.stack([image.pixels for image in scrd_fast.read_images(
+            sorted(jpegs.iterdir())[:16], DecodingRule())])
 
         def score_memory() -> None:
             for _ in engine.stream((images[k % 16] for k in range(FILES)), maps=False):
