@@ -39,20 +39,38 @@ static void blend_rows(const char* a, const char* b, float fraction, std::size_t
         fraction == 0 ? load_f32(rest[0]) : blend(load_f32(rest[0]), load_f32(rest[1]), fraction));
 }
 
+// The two columns of each output pixel of colour rows a and b, six values each -> line, which has
+// room for whole vectors.
+template <typename T>
+static void blend_pairs(const RowTask& task, const char* a, const char* b, float fraction,
+                        float* line) {
+  constexpr std::size_t kSpan = (6 + SCRD_WIDTH - 1) / SCRD_WIDTH * SCRD_WIDTH;
+  const std::size_t count = 3 * task.image->width;
+  for (std::size_t x = 0; x < task.size; ++x, line += 6) {
+    const std::size_t first = 3 * task.low[x];
+    const T *u = reinterpret_cast<const T*>(a) + first, *v = reinterpret_cast<const T*>(b) + first;
+    T ends[2][kSpan];
+    if (first + kSpan > count) {  // a vector would reach beyond the row
+      std::memcpy(ends[0], u, 6 * sizeof(T));
+      std::memcpy(ends[1], v, 6 * sizeof(T));
+      std::memset(ends[0] + 6, 0, (kSpan - 6) * sizeof(T));
+      std::memset(ends[1] + 6, 0, (kSpan - 6) * sizeof(T));
+      u = ends[0], v = ends[1];
+    }
+    for (std::size_t i = 0; i < kSpan; i += SCRD_WIDTH) {
+      store(line + i, blend(load_f32(u + i), load_f32(v + i), fraction));
+    }
+  }
+}
+
 // The values of a row that are used, one after the other in their own dtype.
 template <typename T>
 static void pack_row(const RowTask& task, const char* row, char* to) {
   const ImageView& image = *task.image;
   const std::size_t channels = image.channels, pixel = channels * sizeof(T);
-  if (task.pairs && task.adjacent) {
-    if (channels == 3) {
-      for (std::size_t x = 0; x < task.size; ++x, to += 6 * sizeof(T)) {
-        std::memcpy(to, row + task.low[x] * 3 * sizeof(T), 6 * sizeof(T));
-      }
-    } else {
-      for (std::size_t x = 0; x < task.size; ++x, to += 2 * sizeof(T)) {
-        std::memcpy(to, row + task.low[x] * sizeof(T), 2 * sizeof(T));
-      }
+  if (task.pairs && task.adjacent) {  // grey: see blend_pairs
+    for (std::size_t x = 0; x < task.size; ++x, to += 2 * sizeof(T)) {
+      std::memcpy(to, row + task.low[x] * sizeof(T), 2 * sizeof(T));
     }
     return;
   }
@@ -221,7 +239,7 @@ static void rows_of(const RowTask& task, std::size_t begin, std::size_t end, cha
       const std::size_t source = fraction == 0 ? low : low + i;
       const char* row = static_cast<const char*>(image.data) +
                         static_cast<std::ptrdiff_t>(source) * image.row_stride;
-      if (task.adjacent && !task.pairs) {
+      if (task.adjacent && (!task.pairs || channels == 3)) {
         rows[i] = row;
         continue;
       }
@@ -230,7 +248,11 @@ static void rows_of(const RowTask& task, std::size_t begin, std::size_t end, cha
       held[slot] = source;
       rows[i] = packed[slot];
     }
-    blend_rows<T>(rows[0], rows[1], fraction, count, line);
+    if (task.pairs && task.adjacent && channels == 3) {
+      blend_pairs<T>(task, rows[0], rows[1], fraction, line);
+    } else {
+      blend_rows<T>(rows[0], rows[1], fraction, count, line);
+    }
     // The column after the last is the last: what an edge interpolates with, at fraction 0.
     for (std::size_t c = 0; c < channels; ++c) line[count + c] = line[count - channels + c];
     Out* to = out + y * task.size;
