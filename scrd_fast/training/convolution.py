@@ -72,10 +72,11 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, weight: Tensor, conv: nn.Conv2d | nn.ConvTranspose2d,
                 pool: Executor, parts: int) -> Tensor:
         assert conv.bias is None
+        assert conv.groups == 1
         ctx.save_for_backward(images, weight)
         ctx.pool, ctx.parts, ctx.outputs = pool, parts, 1 if conv.transposed else 0
         ctx.shape = (conv.stride, conv.padding, conv.dilation, conv.transposed,
-                     conv.output_padding, conv.groups)
+                     conv.output_padding, 1)
         result: Tensor = torch.ops.aten.convolution(images, weight, None, *ctx.shape)
         return result
 

@@ -1,5 +1,6 @@
 """Gradients of weights in parts: those of PyTorch, in every dtype, and its threads as they were."""
 
+import gc
 import threading
 
 import pytest
@@ -73,6 +74,20 @@ def test_threads_are_as_they_were():
     later.start()
     later.join()
     assert seen == [before]
+
+
+def test_the_threads_end_with_the_model():
+    gc.collect()
+    before = threading.active_count()
+    model = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False))
+    share_weight_gradients(model, 3)
+    assert threading.active_count() == before + 3
+    ours = [each for each in threading.enumerate() if each.name.startswith("gradients")]
+    del model
+    gc.collect()
+    for each in ours[-3:]:
+        each.join(10)
+    assert threading.active_count() == before
 
 
 def test_only_where_threads_would_wait(monkeypatch):
