@@ -68,13 +68,43 @@ def _gpu(device: "torch.device") -> Gpu:
                torch.backends.cudnn.version())
 
 
-def bf16_is_capped() -> bool:
-    """Whether the user keeps oneDNN, which computes convolutions, from the instructions for bf16.
+def cpu_flags() -> frozenset[str]:
+    """What the CPU can do, as Linux names it ("avx512_vnni", "asimddp"); empty elsewhere."""
+    listed = Path("/proc/cpuinfo")
+    found = re.search(r"^(?:flags|Features)\s*: (.*)$",
+                      listed.read_text() if listed.exists() else "", re.MULTILINE)
+    return frozenset(found[1].split() if found else ())
 
-    The CPU's own capabilities, which runtimes tell, do not say so.
-    """
-    cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
-    return cap in ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+
+# oneDNN, which computes convolutions, is kept by this variable from what is not named in it. The
+# CPU's own capabilities, which runtimes tell, do not say so.
+CAP = "ONEDNN_MAX_CPU_ISA"
+_CAPS_WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
+_CAPS_WITHOUT_BF16 = (*_CAPS_WITHOUT_VNNI, "AVX2_VNNI", "AVX512_CORE_VNNI")
+
+
+def _cap() -> str:
+    return os.environ.get(CAP, "").upper()
+
+
+def bf16_is_capped() -> bool:
+    """Whether the user keeps oneDNN from the instructions for bf16."""
+    return _cap() in _CAPS_WITHOUT_BF16
+
+
+def why_no_vnni() -> str | None:
+    """Why convolutions in int8 do without the instructions for their sums (VNNI, or int8 tiles);
+    None where they have them, or nothing is known, or the CPU is none of x86's."""
+    flags = cpu_flags()
+    if "avx2" not in flags:
+        return None
+    if not flags & {"avx_vnni", "avx512_vnni", "amx_int8"}:
+        return "this CPU has no VNNI"
+    if _cap() in _CAPS_WITHOUT_VNNI:
+        return f"{CAP}={_cap()} keeps oneDNN from VNNI"
+    if _cap() == "AVX2_VNNI" and "avx_vnni" not in flags:
+        return f"{CAP}={_cap()} keeps oneDNN from the VNNI of this CPU, which is AVX-512's"
+    return None
 
 
 def pytorch_has_bf16() -> bool:

@@ -19,6 +19,7 @@ from scrd_fast.building.search import search
 from scrd_fast.engine.manifest import Attempt, SearchRecord
 from scrd_fast.errors import DeviceMemoryError, EngineBuildError, FidelityError, NotFiniteError
 from scrd_fast.graph.quantize import BASE, KEEP, Quantisation
+from scrd_fast.machine import why_no_vnni
 from scrd_fast.metrics.agreement import LIMITS, Limits, Report, broken_limits
 from scrd_fast.precisions import QUANTISED
 from scrd_fast.progress import Progress
@@ -137,17 +138,23 @@ class Candidates:
             if isinstance(made, Attempt):
                 attempts[precision] = made
                 continue
-            attempts[precision] = Attempt(precision, report=made.report)
             ms = self._time(*(each for each in (best, made) if each is not None))
-            for name, figure in ms.items():
-                attempts[name] = replace(attempts[name], ms=figure)
+            if best is not None:  # what else was timed, as it would be at the present speed
+                before, now = attempts[best.precision].ms, ms[best.precision]
+                attempts = {name: each if each.ms is None or before is None
+                            else replace(each, ms=each.ms / before * now)
+                            for name, each in attempts.items()}
+            attempts[precision] = Attempt(precision, ms[precision], made.report)
             if best is None or ms[precision] < ms[best.precision]:
                 best = made
             del made  # a GPU's memory is for the next one
         if best is None:
             raise FidelityError("no precision keeps the fidelity limits: " + " | ".join(
                 each.why_not or "" for each in attempts.values()))
-        return best, list(attempts.values())
+        on_cpu = gpu_of(self.backend, self.device) is None
+        reason = why_no_vnni() if on_cpu else None
+        return best, [explain_slower(each, attempts[best.precision], reason)
+                      for each in attempts.values()]
 
     def _attempt(self, precision: str, *, only: bool) -> Candidate | Attempt:
         """A candidate that keeps the limits, or why there is none; only: no other will be tried,
@@ -171,6 +178,16 @@ class Candidates:
             calls = {each.precision: scoring(stack.enter_context(closing(each.runner.scorer())))
                      for each in candidates}
             return time_in_turn(calls, random_images(self.judge.spec.input_size))
+
+
+def explain_slower(attempt: Attempt, taken: Attempt, reason: str | None) -> Attempt:
+    """The attempt, and of 8 bits that were measured slower than what was taken, which nobody
+    expects, why it was not taken; reason: what may be behind it."""
+    if attempt.precision not in QUANTISED or attempt.ms is None or attempt is taken:
+        return attempt
+    return replace(attempt, why_not=(
+        f"{attempt.precision} was left out: {attempt.ms:.3g} ms an image, {taken.precision} takes"
+        f" {taken.ms:.3g}" + (f"; {reason}" if reason else "")))
 
 
 def list_precisions(backend: str, device: str | None, images: Any) -> list[str]:

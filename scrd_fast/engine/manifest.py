@@ -41,7 +41,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What became of a precision: milliseconds per image and figures, or why it was not taken."""
+    """What became of a precision: milliseconds per image and figures, and why it was not taken.
+
+    The milliseconds of all are of one moment: each was timed in turn with the fastest so far, and
+    what was timed before follows that one's speed.
+    """
 
     precision: str
     ms: float | None = None

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import queue
-import re
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.load import load_engine
 from scrd_fast.engine.manifest import Manifest, Work
 from scrd_fast.errors import ScrdError, expect
-from scrd_fast.machine import this_machine
+from scrd_fast.machine import cpu_flags, this_machine
 from scrd_fast.progress import Progress, silent
 from scrd_fast.timing.measure import (
     LARGEST_COPY,
@@ -102,9 +101,6 @@ class Bench:
 
 def environment(device: "torch.device | None" = None) -> dict[str, Any]:
     """The machine and its libraries; busy: whether other work ran on it at that moment."""
-    listed = Path("/proc/cpuinfo")
-    found = re.search(r"^flags\s*: (.*)$", listed.read_text(), re.M) if listed.exists() else None
-    flags = set(found[1].split()) if found else set()
     here = this_machine(device)
     load = os.getloadavg()[0]
     # Flat, as results were stored before machines had parts; on a CPU nothing is said of a GPU.
@@ -113,7 +109,8 @@ def environment(device: "torch.device | None" = None) -> dict[str, Any]:
         machine |= {"gpu": here.gpu.name, "cuda": here.gpu.cuda, "cudnn": here.gpu.cudnn,
                     "compute_capability": list(here.gpu.compute_capability)}
     return machine | {
-        "cpu_flags": sorted(f for f in flags if f.startswith(("avx", "amx", "fma"))),
+        "cpu_flags": sorted(f for f in cpu_flags() if f.startswith(
+            ("avx", "amx", "fma", "asimd", "bf16", "i8mm"))),
         "load_average": load,
         "busy": load > BUSY * here.cores,
         "threads": _native.threads(),

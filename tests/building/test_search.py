@@ -182,7 +182,7 @@ def test_auto_never_takes_what_breaks_the_limits(trained, trained_path, tmp_path
     table = {row.precision: row for row in manifest.fidelity.candidates}
     assert table.keys() == set(native_precisions("openvino"))
     for precision, row in table.items():
-        assert (row.why_not is None) == (row.ms is not None), row
+        assert row.why_not is not None or row.ms is not None, row
         if precision in planted:
             assert "expected" in row.why_not
     times = {p: row.ms for p, row in table.items() if row.ms is not None}
