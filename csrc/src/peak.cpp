@@ -51,7 +51,7 @@ struct Loop {
                  : "+r"(repetitions)                                                             \
                  : "r"(operand)                                                                  \
                  : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", \
-                   "xmm9", "xmm10", "xmm11", "xmm14");                                           \
+                   "xmm9", "xmm10", "xmm11", "xmm12", "xmm14");                                  \
   }
 
 #define SCRD_SSE_ZERO(i) "pxor %%xmm" #i ", %%xmm" #i "\n\t"
@@ -65,6 +65,13 @@ struct Loop {
   ".byte 0xc4, 0xc2 - 0x80 * (" #i " / 8), 0x0d, 0x50, 0xc6 + 8 * (" #i " & 7)\n\t"
 #define SCRD_INT8_512(i) "vpdpbusd %%zmm14, %%zmm14, %%zmm" #i "\n\t"
 
+// Without VNNI: pairs of products, pairs of those, and the sum, each an instruction.
+#define SCRD_PAIRS(width, i)                                                                   \
+  "vpmaddubsw %%" width "14, %%" width "14, %%" width "12\n\tvpmaddwd %%" width "14, %%" width \
+  "12, %%" width "12\n\tvpaddd %%" width "12, %%" width #i ", %%" width #i "\n\t"
+#define SCRD_PAIRS_256(i) SCRD_PAIRS("ymm", i)
+#define SCRD_PAIRS_512(i) SCRD_PAIRS("zmm", i)
+
 SCRD_LOOP(sse, SCRD_SSE_ZERO, "movd %1, %%xmm14\n\tpshufd $0, %%xmm14, %%xmm14", SCRD_SSE_STEP, "")
 SCRD_LOOP(fma_256, SCRD_VEX_ZERO, "vmovd %1, %%xmm14\n\tvpbroadcastd %%xmm14, %%ymm14",
           SCRD_FMA_256, "vzeroupper\n")
@@ -73,6 +80,9 @@ SCRD_LOOP(bf16_512, SCRD_VEX_ZERO, "vpbroadcastd %1, %%zmm14", SCRD_BF16_512, "v
 SCRD_LOOP(int8_256, SCRD_VEX_ZERO, "vmovd %1, %%xmm14\n\tvpbroadcastd %%xmm14, %%ymm14",
           SCRD_INT8_256, "vzeroupper\n")
 SCRD_LOOP(int8_512, SCRD_VEX_ZERO, "vpbroadcastd %1, %%zmm14", SCRD_INT8_512, "vzeroupper\n")
+SCRD_LOOP(pairs_256, SCRD_VEX_ZERO, "vmovd %1, %%xmm14\n\tvpbroadcastd %%xmm14, %%ymm14",
+          SCRD_PAIRS_256, "vzeroupper\n")
+SCRD_LOOP(pairs_512, SCRD_VEX_ZERO, "vpbroadcastd %1, %%zmm14", SCRD_PAIRS_512, "vzeroupper\n")
 
 // Two rounds of six tiles of sums, 16 x 16 of 32 bits, that do not wait for each other; an
 // instruction of 16 rows takes 16 cycles. The palette's tiles are all of the largest size.
@@ -127,20 +137,26 @@ struct Leaf7 {
 
 Loop loop_of(const std::string& kind) {
   const Leaf7 has;
-  const Isa best = available_isas().back();
+  const Isa isa = active_isa();
+  // A lesser set that is asked for is meant without what the CPU has beyond the sets.
+  const bool all = isa == available_isas().back();
   if (kind == "fp32") {
-    if (best == Isa::avx512) return {fma_512, 32};
-    if (best == Isa::avx2) return {fma_256, 16};
+    if (isa == Isa::avx512) return {fma_512, 32};
+    if (isa == Isa::avx2) return {fma_256, 16};
     return {sse, 8};
   }
   if (kind == "bf16") {
-    if ((has.edx & (1u << 22)) && tiles_permitted()) return {bf16_tiles, 16384, kTilePiece};
+    if (all && (has.edx & (1u << 22)) && tiles_permitted()) return {bf16_tiles, 16384, kTilePiece};
     const bool there = has.eax1 & (1u << 5);
-    return there && best == Isa::avx512 ? Loop{bf16_512, 64} : Loop{};
+    return there && isa == Isa::avx512 ? Loop{bf16_512, 64} : Loop{};
   }
-  if ((has.edx & (1u << 25)) && tiles_permitted()) return {int8_tiles, 32768, kTilePiece};
-  if (best == Isa::avx512 && (has.ecx & (1u << 11))) return {int8_512, 128};
-  if (best != Isa::plain && (has.eax1 & (1u << 4))) return {int8_256, 64};
+  if (all && (has.edx & (1u << 25)) && tiles_permitted()) return {int8_tiles, 32768, kTilePiece};
+  if (isa == Isa::avx512) {
+    return has.ecx & (1u << 11) ? Loop{int8_512, 128} : Loop{pairs_512, 128};
+  }
+  if (isa == Isa::avx2) {
+    return all && (has.eax1 & (1u << 4)) ? Loop{int8_256, 64} : Loop{pairs_256, 64};
+  }
   return {};
 }
 

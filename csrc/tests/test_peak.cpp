@@ -21,6 +21,17 @@ TEST(peaks_are_measured) {
   CHECK(int8 == 0 || int8 > 1e9);
 }
 
+TEST(peaks_are_those_of_the_instruction_set_in_use) {
+  const Isa before = active_isa();
+  for (Isa isa : available_isas()) {
+    set_isa(isa);
+    const double bf16 = peak_ops("bf16", 0.01), int8 = peak_ops("int8", 0.01);
+    CHECK(isa == Isa::avx512 || bf16 == 0 || isa == available_isas().back());
+    CHECK(isa == Isa::plain ? int8 == 0 : int8 > 1e9);
+  }
+  set_isa(before);
+}
+
 TEST(peaks_that_make_no_sense) {
   CHECK_THROWS(InputError, "kind: expected one of fp32, bf16, int8, got 'fp64'",
                peak_ops("fp64", 0.1));

@@ -10,8 +10,9 @@ namespace scrd {
 // registers only, by all threads of the shared pool, over at least `seconds`.
 //
 // kind: "fp32" (FMA; multiply and add where the CPU has none), "bf16" (AMX's tdpbf16ps, else
-// vdpbf16ps) or "int8" (AMX's tdpbssd, else vpdpbusd). 0 where the CPU has no such instruction, or
-// the operating system permits none. Throws InputError.
+// vdpbf16ps) or "int8" (AMX's tdpbssd, else vpdpbusd, else vpmaddubsw, vpmaddwd and vpaddd), of the
+// instruction set in use (isa.hpp). 0 where there is no such instruction, or the operating system
+// permits none. Throws InputError.
 double peak_ops(const std::string& kind, double seconds);
 
 // Bytes read plus bytes written per second where all threads of the shared pool copy a block of so
