@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all check csrc-test csrc-tsan csrc-neon bench gpu-check bench-compare benchmarks-page clean
+.PHONY: demo test test-all check csrc-test csrc-tsan csrc-neon bench bench-classes gpu-check bench-compare benchmarks-page clean
 
 demo: $(VENV)/.demo
 	$(BIN)/scrd-fast demo --out $(OUT)
@@ -34,6 +34,10 @@ bench: $(VENV)/.bench
 	status=0; $(BIN)/python -m pytest benchmarks -s --benchmark-columns=min,median,max,rounds \
 	    --benchmark-json=build/benchmarks.json || status=$$?; \
 	$(BIN)/python -m benchmarks.report build/benchmarks.json && exit $$status
+
+# The whole path on each class of CPUs that this one shows, under caps on instructions; stored, too.
+bench-classes: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.classes
 
 bench-compare: $(VENV)/.test
 	$(BIN)/python -m benchmarks.report --compare "$(BASE)"

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scrd_fast.machine import bf16_is_capped
+
 
 def missing() -> str | None:
     """Why it cannot run here."""
@@ -44,7 +46,7 @@ _kept: list[torch.library.Library] = []  # what a library declared goes with it
 
 class Anomalib:
     """Scores batches in float32 PyTorch, or by its OpenVINO export as OpenVINO compiles it when
-    nothing is asked for (on a CPU with bf16: in bf16)."""
+    nothing is asked for: on a CPU with bf16 in bf16, for which it must not try under a cap."""
 
     def __init__(self, backbone: str, side: int, *, openvino: bool) -> None:
         _declare_operators()
@@ -60,7 +62,9 @@ class Anomalib:
 
             with tempfile.TemporaryDirectory() as folder:
                 path = model.to_openvino(folder, input_size=(side, side))
-                compiled = ov.Core().compile_model(path, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+                fp32 = {"INFERENCE_PRECISION_HINT": "f32"} if bf16_is_capped() else {}
+                compiled = ov.Core().compile_model(
+                    path, "CPU", {"PERFORMANCE_HINT": "LATENCY", **fp32})
             self._call = compiled.create_infer_request().infer
         self._openvino = openvino
 

@@ -129,11 +129,12 @@ class PublishedInTorch(torch.nn.Module):
 
 
 class EagerTorch:
-    """What a careful user of PyTorch runs on a CPU: `PublishedInTorch` in bf16, or, `compiled`,
-    what torch.compile makes of it with its weights frozen."""
+    """What a careful user of PyTorch runs on a CPU: `PublishedInTorch` in bf16, or in fp32 where
+    the CPU has no bf16, or, `compiled`, what torch.compile makes of it with its weights frozen."""
 
-    def __init__(self, model: SCRD, spec: ScoringSpec, *, compiled: bool) -> None:
-        network = PublishedInTorch(model, spec, torch.bfloat16, torch.device("cpu"))
+    def __init__(self, model: SCRD, spec: ScoringSpec, *, precision: str, compiled: bool) -> None:
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        network = PublishedInTorch(model, spec, dtype, torch.device("cpu"))
         self._call: Any = network
         if compiled:
             from torch._inductor import config

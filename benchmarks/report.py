@@ -2,7 +2,7 @@
 
     python -m benchmarks.report RAW.json      stores what `pytest --benchmark-json` wrote; writes
                                               build/benchmarks.html and .md
-    python -m benchmarks.report --page        puts the newest table into docs/benchmarks.md
+    python -m benchmarks.report --page        puts the newest tables into docs/benchmarks.md
     python -m benchmarks.report --compare C   says which ratios moved since commit C by more than
                                               the noise between runs of one commit
 
@@ -19,17 +19,23 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.classes import CLASSES, class_of
 from benchmarks.plots import engine_name, svg
 from benchmarks.results import MARKS, figures, history, kept, store, stored, table, title
 from scrd_fast.files import atomic_write
+from scrd_fast.machine import CAP
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmarks: make benchmarks-page -->", "<!-- end of benchmarks -->"
+BEGIN_CLASSES, END_CLASSES = "<!-- classes: make benchmarks-page -->", "<!-- end of classes -->"
 _STYLE = ("body{font:15px sans-serif;margin:2em;max-width:80em}td,th{padding:.2em .8em;"
           "text-align:right}td:first-child,th:first-child{text-align:left}"
           "tr.missed{color:#b00;font-weight:bold}tr:nth-child(even){background:#f3f3f3}")
 HEADER = ("what", "ours, ms", "against", "ms", "times as fast", "wanted", "of the limit")
+# Of the table by class: how a peer's name begins, in any precision.
+PEERS = ("published loop", "torch.compile", "onnxruntime", "plain OpenVINO", "anomalib OpenVINO")
+CLASS_HEADER = ("class of CPU", "engine", "ms", *PEERS, "of the limit", "CPU, and how it was shown")
 OTHER_MODEL = " (another network and border rule)"
 
 Row = tuple[Sequence[str], bool | None]  # cells, and whether what was wanted is kept
@@ -132,20 +138,71 @@ def web_page(raw: dict[str, Any], result: dict[str, Any]) -> str:
             f"{_html(comparisons(result))}\n{svg(raw, past)}\n{more}\n")
 
 
+def _of_cpus() -> list[dict[str, Any]]:
+    return [result for result in history() if "gpu" not in result["environment"]]
+
+
 def page_table() -> str:
     """The newest stored result of a CPU, between the lines that mark it in the page."""
-    of_cpus = [result for result in history() if "gpu" not in result["environment"]]
-    if not of_cpus:
+    whole = [result for result in _of_cpus() if "cpu_class" not in result["environment"]]
+    if not whole:
         raise SystemExit("benchmarks/results: expected a stored result of a CPU, got none; run make"
                          " bench")
-    newest = of_cpus[-1]
+    newest = whole[-1]
     return f"{BEGIN}\n{_markdown(comparisons(newest, short=True))}\n{_where(newest)}\n{END}"
 
 
-def with_table(page: str) -> str:
-    """docs/benchmarks.md with the newest table."""
-    begin, end = page.index(BEGIN), page.index(END) + len(END)
-    return page[:begin] + page_table() + page[end:]
+def _precision_rows(result: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Precision of the engine -> peer -> the figure of the two, of results that name both."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for precision in ("fp32", "bf16", "int8"):
+        against = {figure["peer"]: figure for figure in result["figures"]
+                   if figure["of"] == "engine" and figure.get("what") == precision}
+        if PEERS[0] in against:
+            found[precision] = against
+    return found
+
+
+def _of_class(name: str) -> dict[str, Any] | None:
+    """The newest stored result of a class: natively before a stand-in, and one of `make
+    bench-classes` before one of `make bench`, which compares less."""
+    found = [result for result in _of_cpus()
+             if class_of(result["environment"]) == name and _precision_rows(result)]
+    return max(found, default=None, key=lambda result: (
+        not result["environment"].get("caps"), "cpu_class" in result["environment"],
+        result["time"]))
+
+
+def _class_rows(name: str, result: dict[str, Any]) -> Iterator[Row]:
+    """A row per precision of the engine; empty cells where nothing was measured."""
+    here = result["environment"]
+    cap = here.get("caps", {}).get(CAP)
+    how = f"{here['cpu']}{' (BUSY)' if here['busy'] else ''}, " + (
+        f"{CAP}={cap}" if cap else "natively")
+    for precision, against in _precision_rows(result).items():
+        ratios = [next((f"{figure['ratio']:.2f}" for peer, figure in against.items()
+                        if peer.startswith(column)), "") for column in PEERS]
+        loop = against[PEERS[0]]
+        limit = f"{loop['limit']['share']:.0%}, {loop['limit']['by']}" if "limit" in loop else ""
+        yield (name, precision, _text(loop["ours_ms"]), *ratios, limit, how), None
+
+
+def class_table() -> str:
+    """The newest stored results of each class of CPUs, between the lines that mark it."""
+    rows: list[Row] = []
+    for each in CLASSES:
+        result = _of_class(each.name)
+        rows += [((each.name, *[""] * (len(CLASS_HEADER) - 2), "not measured"), None)
+                 ] if result is None else _class_rows(each.name, result)
+    return f"{BEGIN_CLASSES}\n{_markdown((CLASS_HEADER, rows))}{END_CLASSES}"
+
+
+def with_tables(page: str) -> str:
+    """docs/benchmarks.md with the newest tables."""
+    for begin, end, text in ((BEGIN, END, page_table()),
+                             (BEGIN_CLASSES, END_CLASSES, class_table())):
+        page = page[: page.index(begin)] + text + page[page.index(end) + len(end) :]
+    return page
 
 
 def _ratios(runs: list[dict[str, Any]]) -> dict[tuple[str, str], list[float]]:
@@ -207,13 +264,15 @@ def main() -> int:
             known = sorted({run["commit"] for run in history()})
             parser.error(f"--compare: expected a stored commit of {known}, got"
                          f" {arguments.compare!r}")
-        runs = history(base[-1]["environment"])
-        newest = runs[-1]["commit"]
-        print(f"{arguments.compare} -> {newest}")
-        print("\n".join(compare(arguments.compare, newest, runs))
-              or "no ratio moved by more than the noise")
+        kinds = {run["environment"].get("cpu_class", ""): run for run in base}
+        for kind, run in sorted(kinds.items()):
+            runs = history(run["environment"])
+            newest = runs[-1]["commit"]
+            print(f"{arguments.compare} -> {newest} {kind}".rstrip())
+            print("\n".join(compare(arguments.compare, newest, runs))
+                  or "no ratio moved by more than the noise")
     elif arguments.page:
-        _write(PAGE, with_table(PAGE.read_text()))
+        _write(PAGE, with_tables(PAGE.read_text()))
     elif arguments.raw:
         raw = json.loads(arguments.raw.read_text())
         begun = raw["scrd_fast"]

@@ -1,5 +1,6 @@
 """Stored results: benchmarks/results/<device>/<date>-<commit>.json, what pytest-benchmark wrote
-beside each as <date>-<commit>.raw.json.gz; a further run of that day and commit ends in -2, -3."""
+beside each as <date>-<commit>.raw.json.gz; a further run of that day and commit ends in -2, -3.
+Quick runs go into build/quick-results."""
 
 import datetime
 import gzip
@@ -10,10 +11,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from benchmarks.size import QUICK
 from scrd_fast.files import atomic_write
 
 MARKS = {True: "kept", False: "MISSED", None: ""}
-RESULTS = Path(__file__).parent / "results"
+_HERE = Path(__file__).parent
+RESULTS = _HERE.parent / "build" / "quick-results" if QUICK else _HERE / "results"
 _SUBJECTS = {"engine": "whole path", "preprocess": "pre-processing", "simplex_noise": "noise",
              "contrastive_loss": "loss and gradient", "training": "training step"}
 
@@ -54,7 +57,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def commit() -> str:
     """Of the working tree, with "-changed" where it differs; "unknown" outside of git."""
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=RESULTS.parent, capture_output=True,
+        return subprocess.run(["git", *arguments], cwd=_HERE, capture_output=True,
                               text=True, check=True).stdout.strip()
     try:
         changed = git("status", "--porcelain", "--untracked-files=no")
@@ -99,9 +102,10 @@ def stored(path: Path) -> dict[str, Any]:
 
 
 def history(like: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """Stored results, oldest first; like: of the same device as this environment."""
+    """Stored results, oldest first; like: of the same device as this environment, and of the same
+    class of CPUs shown."""
     found = [stored(path) for path in RESULTS.glob("*/*.json")]
     return sorted((result for result in found
                    if like is None or all(result["environment"].get(key) == like.get(key)
-                                          for key in ("cpu", "gpu", "cores"))),
+                                          for key in ("cpu", "gpu", "cores", "cpu_class"))),
                   key=lambda result: str(result.get("time", "")))

@@ -17,12 +17,12 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.anomalib_peer import missing as anomalib_missing
-from benchmarks.judge import judge
+from benchmarks.judge import LOOP_WANTED, PEERS_WANTED, judge
 from benchmarks.models import engine_file, pictures, untrained
 from benchmarks.peers import PlainOpenVino
 from benchmarks.size import BACKBONE, QUICK, SIDE, turns
 from benchmarks.timing import record, record_limit, repeat, time_in_turn
-from benchmarks.worker import Answer, Worker
+from benchmarks.worker import Worker, assert_equal
 from scrd_fast.backends.registry import native_precisions
 from scrd_fast.engine.engine_file import read_engine_file
 from scrd_fast.ops.preprocess import preprocess
@@ -31,16 +31,10 @@ from scrd_fast.timing.bench import limit_of
 from scrd_fast.timing.measure import cpu_limits
 
 PAIRS = 12
-# Faster than the published loop by at least this, on a CPU with AVX-512 (bf16: AVX-512 BF16).
-WANTED = {"fp32": 1.6, "bf16": 3.0, "int8": 5.5}
 INT8_WANTED = 1.5  # times as fast as bf16
-# Times as fast the best precision is than what a user would run instead.
-PEERS = {"eager bf16": None, "torch.compile bf16": 1.6, "onnxruntime fp32": 3.3, "anomalib": None,
-         "anomalib OpenVINO": None}
 PEAK_WANTED = {"bf16": 0.75}  # share of the arithmetic peak that was measured in the same run
 # Not slower than the best plain graph, which does not even pre-process; 2 % is noise.
 PLAIN_WANTED = 0.98
-LARGEST_ERROR = {"fp32": 1e-4, "bf16": 2e-2, "int8": 0.2}
 Limits = dict[str, float | None]
 
 
@@ -55,7 +49,7 @@ def published(checkpoint: Path) -> Iterator[Worker]:
         yield worker
 
 
-@pytest.fixture(scope="module", params=list(WANTED))
+@pytest.fixture(scope="module", params=list(LOOP_WANTED))
 def engine(request: pytest.FixtureRequest, checkpoint: Path) -> Iterator[tuple[str, Worker]]:
     """Precision and worker of our engine."""
     if request.param not in native_precisions("openvino"):
@@ -71,18 +65,6 @@ def best(checkpoint: Path) -> Iterator[tuple[str, Worker]]:
     precision = native_precisions("openvino")[0]
     with Worker("engine", engine_file(checkpoint, precision)) as worker:
         yield precision, worker
-
-
-def assert_equal(ours: Answer, theirs: Answer, precision: str, plain: bool = False) -> None:
-    """The same score and map.
-
-    A plain graph that is told to compute in bf16 rounds its distances to 8 bits too: its maps are
-    held to their size, not to their range.
-    """
-    allowed = LARGEST_ERROR[precision]
-    size = np.abs(theirs.maps).max() if plain and precision == "bf16" else np.ptp(theirs.maps)
-    assert np.abs(ours.maps - theirs.maps).max() <= allowed * size
-    assert np.abs(ours.scores - theirs.scores).max() <= allowed * np.abs(theirs.scores).max()
 
 
 def compared(
@@ -113,10 +95,10 @@ def test_engine_against_published_loop(
         assert_equal(worker.score(image[None]), published.score(image[None]), precision)
     ratio = compared(benchmark, precision, worker, published, [image[None] for image in images])
     share(benchmark, engine_file(checkpoint, precision), rates)
-    judge(benchmark, ratio, WANTED[precision])
+    judge(benchmark, ratio, LOOP_WANTED[precision])
 
 
-@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("peer", PEERS_WANTED)
 def test_best_precision_against_peers(
     benchmark: Any, best: tuple[str, Worker], checkpoint: Path, images: NDArray[np.uint8],
     peer: str, rates: Limits,
@@ -136,7 +118,7 @@ def test_best_precision_against_peers(
         ratio = compared(benchmark, precision, ours, theirs, [image[None] for image in images])
     benchmark.extra_info["other_model"] = other_model
     share(benchmark, engine_file(checkpoint, precision), rates)
-    judge(benchmark, ratio, PEERS[peer])
+    judge(benchmark, ratio, PEERS_WANTED[peer])
 
 
 def test_share_of_the_peak(

@@ -40,16 +40,28 @@ def time_in_turn(
     return times[1:]
 
 
-def record(benchmark: Any, what: str, peer: str, times: NDArray[np.float64]) -> float:
-    """Note and print (rounds, 2) milliseconds of ours and the peer's; how many times as fast ours
-    is, the median of the rounds. what: was done, in a word or two."""
-    ratios = times[:, 1] / times[:, 0]
+def noted(what: str, peer: str, times: NDArray[np.float64]) -> dict[str, Any]:
+    """Of (rounds, 2) milliseconds of ours and the peer's: the medians, and how many times as fast
+    ours is, the median of the rounds. what: was done, in a word or two."""
     ours, theirs = np.median(times, axis=0)
-    low, ratio, high = (float(q) for q in np.quantile(ratios, (0, 0.5, 1)))
-    benchmark.extra_info |= {"what": what, "peer": peer, "ours_ms": float(ours),
-                             "peer_ms": float(theirs), "ratio_min_max": [low, high]}
-    print(f"\n{benchmark.name}: {ours:.4g} ms, {peer} {theirs:.4g} ms, {ratio:.3g} times as fast"
-          f" ({low:.3g} to {high:.3g})")
+    low, ratio, high = (float(q) for q in np.quantile(times[:, 1] / times[:, 0], (0, 0.5, 1)))
+    return {"what": what, "peer": peer, "ours_ms": float(ours), "peer_ms": float(theirs),
+            "ratio_min_max": [low, high], "ratio": ratio}
+
+
+def told(name: str, figure: dict[str, Any]) -> str:
+    """What `noted` gives, in a line."""
+    low, high = figure["ratio_min_max"]
+    return (f"{name}: {figure['ours_ms']:.4g} ms, {figure['peer']} {figure['peer_ms']:.4g} ms,"
+            f" {figure['ratio']:.3g} times as fast ({low:.3g} to {high:.3g})")
+
+
+def record(benchmark: Any, what: str, peer: str, times: NDArray[np.float64]) -> float:
+    """Note and print what `noted` tells; how many times as fast ours is."""
+    figure = noted(what, peer, times)
+    benchmark.extra_info |= figure
+    print(f"\n{told(benchmark.name, figure)}")
+    ratio: float = figure["ratio"]
     return ratio
 
 

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 import scrd_fast
@@ -28,6 +29,21 @@ class Answer(NamedTuple):
     maps: Any
 
 
+LARGEST_ERROR = {"fp32": 1e-4, "bf16": 2e-2, "int8": 0.2}
+
+
+def assert_equal(ours: Answer, theirs: Answer, precision: str, plain: bool = False) -> None:
+    """The same score and map.
+
+    A plain graph that is told to compute in bf16 rounds its distances to 8 bits too: its maps are
+    held to their size, not to their range.
+    """
+    allowed = LARGEST_ERROR[precision]
+    size = np.abs(theirs.maps).max() if plain and precision == "bf16" else np.ptp(theirs.maps)
+    assert np.abs(ours.maps - theirs.maps).max() <= allowed * size
+    assert np.abs(ours.scores - theirs.scores).max() <= allowed * np.abs(theirs.scores).max()
+
+
 def _scorer(kind: str, path: Path) -> Score:
     if kind == "engine":
         engine = scrd_fast.load_engine(path)
@@ -43,8 +59,9 @@ def _scorer(kind: str, path: Path) -> Score:
                         openvino=kind.endswith("OpenVINO")).score
     makers: dict[str, Any] = {
         "published loop": PublishedLoop, "onnxruntime fp32": OnnxRuntime,
-        "eager bf16": partial(EagerTorch, compiled=False),
-        "torch.compile bf16": partial(EagerTorch, compiled=True),
+        "eager bf16": partial(EagerTorch, precision="bf16", compiled=False),
+        **{f"torch.compile {precision}": partial(EagerTorch, precision=precision, compiled=True)
+           for precision in ("fp32", "bf16")},
     }
     make = makers.get(kind) or partial(_plain_openvino, kind)
     score_of: Score = make(loaded.model, loaded.spec).score
@@ -65,8 +82,8 @@ def _serve(kind: str, path: Path, pipe: Connection) -> None:
 
 class Worker:
     """kind: "engine" (path: an engine file), or a peer (path: the checkpoint): "published loop",
-    "eager bf16", "torch.compile bf16", "onnxruntime fp32", "anomalib", "anomalib OpenVINO", or
-    variant and precision of PlainOpenVino, such as "static fp32"."""
+    "eager bf16", "torch.compile fp32" or "bf16", "onnxruntime fp32", "anomalib", "anomalib
+    OpenVINO", or variant and precision of PlainOpenVino, such as "static fp32"."""
 
     def __init__(self, kind: str, path: Path) -> None:
         context = multiprocessing.get_context("spawn")

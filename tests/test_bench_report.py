@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import report, results
+from benchmarks import classes, report, results
 
 RAW = {"benchmarks": [
     {"name": f"test_engine_against_published_loop[{precision}]",
@@ -93,4 +93,64 @@ def test_at_most():
 
 def test_the_page_shows_the_newest_result():
     page = report.PAGE.read_text()
-    assert report.with_table(page) == page, "run: make benchmarks-page"
+    assert report.with_tables(page) == page, "run: make benchmarks-page"
+
+
+def stored_engine(time: str, ours_ms: float, precisions=("fp32",), peers=("published loop",),
+                  **where) -> None:
+    """A stored result with a row for each precision against each peer."""
+    rows = [{"of": "engine", "name": f"{precision}-{peer}", "what": precision, "peer": peer,
+             "ours_ms": ours_ms, "ratio": 2.0} for precision in precisions for peer in peers]
+    results.store(HERE | {"busy": False} | where, rows, {"datetime": time}, revision="ab")
+
+
+EPYC = {"cpu": "EPYC", "cpu_flags": ["avx2", "avx512_bf16", "avx512_vnni", "avx512f", "fma"]}
+XEON = {"cpu": "Xeon", "cpu_flags": [*EPYC["cpu_flags"], "amx_bf16", "amx_int8", "avx_vnni"]}
+
+
+def test_the_table_by_class(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    capped = {"cpu_class": "AVX2", "caps": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}
+    stored_engine("2026-01-01", 1.0, **EPYC, **capped)
+    stored_engine("2026-01-02", 2.0, ("fp32", "int8"), ("published loop", "torch.compile fp32"),
+                  **EPYC, **capped)
+    stored_engine("2026-01-03", 3.0, **EPYC, cpu_class="AVX-512, VNNI, BF16", caps={})
+    stored_engine("2026-01-04", 4.0, **XEON, cpu_class="AVX-512, VNNI, BF16",
+                  caps={"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"})
+    stored_engine("2026-01-05", 5.0, **EPYC)  # of make bench
+    stored_engine("2026-01-06", 6.0, **XEON, busy=True)
+    stored_engine("2026-01-07", 7.0, **XEON, gpu="H100")
+    lines = [[cell.strip() for cell in line.strip("|").split("|")]
+             for line in report.class_table().splitlines()[3:-1]]
+    cap = "EPYC, ONEDNN_MAX_CPU_ISA=AVX2"
+    assert lines == [
+        ["AVX2", "fp32", "2", "2.00", "2.00", "", "", "", "", cap],
+        ["AVX2", "int8", "2", "2.00", "2.00", "", "", "", "", cap],
+        ["AVX2, VNNI", *[""] * 8, "not measured"],
+        ["AVX-512, VNNI", *[""] * 8, "not measured"],
+        ["AVX-512, VNNI, BF16", "fp32", "3", "2.00", *[""] * 5, "EPYC, natively"],
+        ["AMX", "fp32", "6", "2.00", *[""] * 5, "Xeon (BUSY), natively"],
+        ["arm64, dot product", *[""] * 8, "not measured"]]
+    # The first table, and comparisons of commits, are of what make bench stores.
+    assert "| whole path: fp32 | 6 | published loop |" in report.page_table()
+    assert {run["time"] for run in results.history(HERE | EPYC)} == {"2026-01-05"}
+
+
+@pytest.mark.parametrize(("flags", "native", "shown"), [
+    ("avx2 fma", "AVX2", []),
+    ("avx2 fma avx_vnni", "AVX2, VNNI", ["AVX2"]),
+    ("avx2 fma avx512f", None, ["AVX2"]),
+    ("avx2 fma avx512f avx512_vnni", "AVX-512, VNNI", ["AVX2"]),
+    ("avx2 fma avx512f avx512_vnni avx512_bf16 avx_vnni amx_bf16 amx_int8", "AMX",
+     ["AVX2", "AVX2, VNNI", "AVX-512, VNNI", "AVX-512, VNNI, BF16"]),
+    ("asimd asimddp", "arm64, dot product", []),
+    ("sse2", None, [])])
+def test_classes_that_a_cpu_shows(flags, native, shown):
+    found = classes.native_class(frozenset(flags.split()))
+    assert (found and found.name) == native
+    caps = classes.shown_classes(frozenset(flags.split()))
+    assert [name for name, variables in caps.items() if variables] == shown
+    assert [name for name, variables in caps.items() if not variables] == (
+        [native] if native else [])
+    assert classes.class_of({"cpu_flags": flags.split()}) == native
+    assert classes.class_of({"cpu_flags": flags.split(), "cpu_class": "AVX2"}) == "AVX2"

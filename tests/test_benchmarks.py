@@ -9,19 +9,26 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report, results
+from benchmarks.classes import shown_classes
+from scrd_fast.machine import cpu_flags
 
 ROOT = Path(__file__).parent.parent
 
 
+def quick_environment() -> dict[str, str]:
+    """As it is outside of the tests: pytest-benchmark measures nothing inside a worker of
+    pytest-xdist, which a benchmark is not."""
+    return {name: value for name, value in os.environ.items()
+            if not name.startswith("PYTEST_XDIST_") and name != "OMP_NUM_THREADS"} | {
+                "SCRD_FAST_QUICK_BENCHMARKS": "1"}
+
+
 def run_quickly(stored: Path, *options: str) -> str:
     """The report on a run of the benchmarks, every row of which is held to what it must have."""
-    # pytest-benchmark measures nothing inside a worker of pytest-xdist, which this is not.
-    environment = {name: value for name, value in os.environ.items()
-                   if not name.startswith("PYTEST_XDIST_") and name != "OMP_NUM_THREADS"}
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider", *options,
          f"--benchmark-json={stored}"], cwd=ROOT, capture_output=True, text=True, timeout=600,
-        check=False, env=environment | {"SCRD_FAST_QUICK_BENCHMARKS": "1"})
+        check=False, env=quick_environment())
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
     raw = json.loads(stored.read_text())
     rows = results.figures(raw)
@@ -35,6 +42,24 @@ def run_quickly(stored: Path, *options: str) -> str:
 
 def test_a_benchmark_of_each_file_runs_and_its_peers_agree(tmp_path):
     run_quickly(tmp_path / "raw.json", "-p", "tests.support.first_of_each_file")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(shown_classes(cpu_flags())) < 2, reason="this CPU shows no lesser class")
+def test_a_class_under_its_caps():
+    """The least that this CPU shows, whose peers agree there; then it is in the table."""
+    name, caps = next(iter(shown_classes(cpu_flags()).items()))
+    run = subprocess.run([sys.executable, "-m", "benchmarks.classes", name], cwd=ROOT, text=True,
+                         capture_output=True, timeout=600, check=False, env=quick_environment())
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
+    result = results.stored(Path(run.stdout.splitlines()[-1]))
+    where, rows = result["environment"], result["figures"]
+    assert (where["cpu_class"], where["caps"]) == (name, caps)
+    assert not any("wanted" in row for row in rows), "nothing is wanted of a stand-in"
+    assert {row["what"] for row in rows} == {"fp32", "int8"}
+    assert {row["peer"] for row in rows} >= {
+        "published loop", "torch.compile fp32", "onnxruntime fp32", "plain OpenVINO (static)"}
+    assert {row["what"] for row in rows if row["limit"]["share"] > 0} == {"fp32", "int8"}
 
 
 @pytest.mark.slow
