@@ -18,7 +18,7 @@ from scrd_fast.building.ranges import BiasCorrection, measure_ranges, range_pixe
 from scrd_fast.building.search import search
 from scrd_fast.engine.manifest import Attempt, SearchRecord
 from scrd_fast.errors import DeviceMemoryError, EngineBuildError, FidelityError, NotFiniteError
-from scrd_fast.graph.quantize import BASE, KEEP, Quantisation
+from scrd_fast.graph.quantize import BASE, KEEP, LARGEST, UNSATURATED, Quantisation
 from scrd_fast.machine import why_no_vnni
 from scrd_fast.metrics.agreement import LIMITS, Limits, Report, broken_limits
 from scrd_fast.precisions import QUANTISED
@@ -71,13 +71,19 @@ class Candidates:
     def allowed(self, precision: str) -> Limits:
         return self.limits or LIMITS[precision]
 
+    def _without_vnni(self) -> str | None:
+        """Why the backend does without it; None where it does not."""
+        return why_no_vnni() if gpu_of(self.backend, self.device) is None else None
+
     def try_precision(self, precision: str) -> Candidate:
         """A runner with its figures; raises FidelityError where there is none that has any."""
         quantisation, found = None, None
         if precision in QUANTISED:
             pixels = range_pixels(self.judge.spec, self.images)
             ranges = measure_ranges(self.proto, self.judge.spec, pixels, progress=self.progress)
-            quantisation = Quantisation(ranges, KEEP if self.keep is None else self.keep)
+            quantisation = Quantisation(ranges, KEEP if self.keep is None else self.keep,
+                                        int8_weight=UNSATURATED if self._without_vnni() else
+                                        LARGEST["int8"])
             correction = BiasCorrection(self.proto, self.judge.spec, pixels)
             if precision == "int8" and backend_of(self.backend).searches_layers and (
                     self.keep is None):
@@ -151,9 +157,7 @@ class Candidates:
         if best is None:
             raise FidelityError("no precision keeps the fidelity limits: " + " | ".join(
                 each.why_not or "" for each in attempts.values()))
-        on_cpu = gpu_of(self.backend, self.device) is None
-        reason = why_no_vnni() if on_cpu else None
-        return best, [explain_slower(each, attempts[best.precision], reason)
+        return best, [explain_slower(each, attempts[best.precision], self._without_vnni())
                       for each in attempts.values()]
 
     def _attempt(self, precision: str, *, only: bool) -> Candidate | Attempt:

@@ -18,6 +18,7 @@ from scrd_fast.graph.precision import scoring_graph
 from scrd_fast.graph.quantize import (
     KEEP,
     SHORTCUT,
+    UNSATURATED,
     Quantisation,
     Ranges,
     convolution_names,
@@ -169,6 +170,26 @@ def test_scales(untrained, backbone, kind):
         group = [*concat.input, concat.output[0]]
         shared = max(known[n] for n in (group if source in group else [source]))
         assert shared <= graph.value(read.input[1]) * top <= shared * 1.003
+
+
+def test_weights_whose_pairs_do_not_saturate(untrained):
+    """Without VNNI two products of a weight and a byte up to 255 are added in 16 bits."""
+    proto, ranges = untrained["resnet18"]
+    graph, plain = Graph(quantise(
+        scoring_graph(proto, SPEC), "int8", Quantisation(ranges, int8_weight=UNSATURATED),
+        base="fp32")), Graph(proto)
+    seen = 0.0
+    for name, conv in graph.convolutions.items():
+        weight = graph.maker.get(conv.input[1])
+        if weight is None:
+            continue
+        stored, scale = map(graph.value, weight.input[:2])
+        assert 2 * 255 * np.abs(stored).max() <= 2**15 - 1
+        wide = scale[:, None, None, None]
+        original = plain.value(plain.convolutions[name].input[1])
+        assert (np.abs(stored * wide - original) <= 0.5001 * wide).all()
+        seen = max(seen, np.abs(stored).max())
+    assert seen == UNSATURATED
 
 
 def test_convolutions_that_are_kept(untrained):
@@ -367,8 +388,10 @@ def test_bad_pixels(untrained):
 
 def test_a_quantisation_in_a_file():
     made = Quantisation(Ranges({"a": 1.5, "b": 0.0}, {"a": 1.25, "b": 0.0}), ("x", "y"),
-                        {"z": [0.5, -1e-9]})
+                        {"z": [0.5, -1e-9]}, UNSATURATED)
     assert Quantisation.from_bytes(made.to_bytes()) == made
+    before = b'{"ranges": {"largest": {}, "clipped": {}}, "keep": [], "shifts": {}}'
+    assert Quantisation.from_bytes(before).int8_weight == LARGEST["int8"]
 
 
 @pytest.mark.parametrize("data", [
@@ -382,6 +405,7 @@ def test_a_quantisation_in_a_file():
     b'{"ranges": {"largest": {}, "clipped": {}}, "keep": [], "shifts": {"a": [Infinity]}}',
     b'{"ranges": {"largest": {}, "clipped": {}}, "keep": [], "shifts": {"a": ["1"]}}',
     b'{"ranges": {"largest": {}, "clipped": {}}, "keep": [], "shifts": {"a": 1}}',
+    b'{"ranges": {"largest": {}, "clipped": {}}, "keep": [], "shifts": {}, "int8_weight": 128}',
     b'{"ranges": {"largest": {}, "clipped": {}}}'])
 def test_quantisations_that_are_none(data):
     with pytest.raises(EngineFileError, match=r"^quantisation\.json: expected ranges"):
