@@ -29,7 +29,7 @@ from benchmarks.timing import noted, time_in_turn, told
 from benchmarks.worker import Worker, assert_equal
 from scrd_fast.backends.registry import native_precisions
 from scrd_fast.engine.engine_file import read_engine_file
-from scrd_fast.machine import CAP, cpu_flags
+from scrd_fast.machine import CAP, cpu_flags, why_no_vnni
 from scrd_fast.ops.preprocess import preprocess
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.timing.bench import environment, limit_of
@@ -112,21 +112,32 @@ def _rates(shown: CpuClass, capped: bool) -> dict[str, float | None]:
             for kind, rate in cpu_limits().items()}
 
 
+def _engines(folder: Path) -> dict[str, Path]:
+    """An engine file per precision that this process computes in natively; where there is no VNNI
+    int8 has other weights, else the files are the same in every class."""
+    other = folder / "without-vnni"
+    other.mkdir(exist_ok=True)
+    return {precision: engine_file(untrained(
+        BACKBONE, SIDE, other if precision == "int8" and why_no_vnni() else folder), precision)
+        for precision in native_precisions("openvino")}
+
+
 def measure(name: str, folder: Path) -> None:
-    """Measure and store a class, under whose caps this process was started; folder: where its
-    engine files and its checkpoint are."""
+    """Measure and store a class, under whose caps this process was started; folder: where
+    engine files and checkpoints are made, or are already."""
     (shown,) = (each for each in CLASSES if each.name == name)
     caps = shown_classes(cpu_flags())[name]
     where = environment() | {"cpu_class": name, "caps": dict(caps)}
     checkpoint = untrained(BACKBONE, SIDE, folder)
-    precisions = native_precisions("openvino")
+    engines = _engines(folder)
+    precisions = list(engines)
     base = "bf16" if "bf16" in precisions else "fp32"
     images = [image[None] for image in pictures(SIDE)]
     floats = [preprocess(image, ScoringSpec(input_size=SIDE)).numpy() for image in images]
     rates = [_rates(shown, bool(caps))]
     with ExitStack() as stack:
-        workers = {precision: stack.enter_context(
-            Worker("engine", engine_file(checkpoint, precision))) for precision in precisions}
+        workers = {precision: stack.enter_context(Worker("engine", path))
+                   for precision, path in engines.items()}
         workers |= {kind: stack.enter_context(Worker(kind, checkpoint))
                     for kind in {k: "" for p in precisions for k in _peers(p, base)}}
         batches = {kind: floats if kind.startswith("static") else images for kind in workers}
@@ -147,7 +158,7 @@ def measure(name: str, folder: Path) -> None:
     best = {kind: max(r[kind] or 0.0 for r in rates) or None for kind in rates[0]}
     rows = []
     for precision in precisions:
-        limit = limit_of(read_engine_file(engine_file(checkpoint, precision))[0], best)
+        limit = limit_of(read_engine_file(engines[precision])[0], best)
         for kind, peer in _peers(precision, base).items():
             row = {"of": "engine", "name": f"{name}[{precision}-{kind}]",
                    **noted(precision, peer, np.stack([times[precision], times[kind]], axis=1))}
@@ -190,9 +201,7 @@ def main() -> int:
     good = True
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        checkpoint = untrained(BACKBONE, SIDE, folder)
-        for precision in native_precisions("openvino"):  # the file is the same in every class
-            engine_file(checkpoint, precision)
+        _engines(folder)
         for name in names:
             print(f"{name}: {'stand-in' if shown[name] else 'natively'}", flush=True)
             with _set(shown[name]):

@@ -17,7 +17,8 @@ from scrd_fast.spec import ScoringSpec
 # allows, and no layers can be searched for: int8 leaves out what the search finds for one that was
 # trained for a short while on the demo's images, and for the demo's own, which is nothing but what
 # always is (tests/building/test_search.py).
-LIMITS = {"fp32": None, "bf16": Limits(rank_correlation=0.99), "int8": Limits()}
+# bf16 is held to the size of its scores, for which a few images do.
+LIMITS = {"fp32": None, "bf16": Limits(score_error=2e-2), "int8": Limits()}
 
 
 def pictures(side: int, count: int = 4) -> NDArray[np.uint8]:

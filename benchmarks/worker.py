@@ -40,8 +40,9 @@ def assert_equal(ours: Answer, theirs: Answer, precision: str, plain: bool = Fal
     """
     allowed = LARGEST_ERROR[precision]
     size = np.abs(theirs.maps).max() if plain and precision == "bf16" else np.ptp(theirs.maps)
-    assert np.abs(ours.maps - theirs.maps).max() <= allowed * size
-    assert np.abs(ours.scores - theirs.scores).max() <= allowed * np.abs(theirs.scores).max()
+    map_error = np.abs(ours.maps - theirs.maps).max() / size
+    score_error = np.abs(ours.scores - theirs.scores).max() / np.abs(theirs.scores).max()
+    assert max(map_error, score_error) <= allowed, (precision, map_error, score_error)
 
 
 def _scorer(kind: str, path: Path) -> Score:
