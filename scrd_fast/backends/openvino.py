@@ -1,6 +1,7 @@
 """OpenVINO on the CPU: the default where no GPU is."""
 
 import ctypes
+import warnings
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -14,8 +15,8 @@ from scrd_fast.backends.backend import Backend, CompileRequest
 from scrd_fast.backends.runner import Runner, native_runner
 from scrd_fast.errors import BackendUnavailable, EngineFileError, InputError
 from scrd_fast.graph.stored import find_weights, split_network
-from scrd_fast.machine import bf16_is_capped
-from scrd_fast.precisions import QUANTISED
+from scrd_fast.machine import bf16_is_capped, why_no_vnni
+from scrd_fast.precisions import QUANTISED, UNSATURATED
 
 # Members of an engine file: the graph that it compiles, without weights, and where those are.
 GRAPH, PLACES = "openvino.onnx", "openvino.json"
@@ -73,6 +74,12 @@ class _OpenVino(Backend):
 
         In throughput mode the streams take single images: batches would keep streams waiting.
         """
+        if request.precision == "int8" and request.source.int8_weight > UNSATURATED and (
+                reason := why_no_vnni()):
+            warnings.warn("precision 'int8': weights of 8 bits, whose sums may saturate here, as"
+                          f" {reason}: scores may differ from those of the build; `scrd-fast"
+                          " verify` tells by how much, a build on this machine gives them 7 bits",
+                          stacklevel=5)
         stored = request.compiled if set(self.members) <= set(request.compiled) else _store(request)
         bf16 = request.precision != "fp32" and "bf16" in self.precisions()
         throughput = request.mode == "throughput"

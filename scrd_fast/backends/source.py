@@ -1,11 +1,13 @@
 """What a backend compiles: the portable graph, parsed only where somebody needs to look into it."""
 
+import json
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from scrd_fast.errors import EngineFileError, InputError
 from scrd_fast.files import Contents
 from scrd_fast.graph.stored import QUANTISATION
+from scrd_fast.precisions import LARGEST
 
 if TYPE_CHECKING:
     import onnx
@@ -49,6 +51,16 @@ class Source:
         except (DecodeError, onnx.checker.ValidationError) as error:
             raise EngineFileError(str(error).strip().splitlines()[-1]) from error
         return proto
+
+    @property
+    def int8_weight(self) -> float:
+        """The greatest magnitude of a weight in int8, without ONNX and PyTorch."""
+        try:
+            return float(json.loads(bytes(self._quantisation or b"{}")).get(
+                "int8_weight", LARGEST["int8"]))
+        except (AttributeError, RecursionError, TypeError, ValueError) as error:
+            raise EngineFileError(f"{QUANTISATION}: expected JSON, got others ({error})"
+                                  ) from error
 
     @cached_property
     def quantisation(self) -> "Quantisation":

@@ -18,10 +18,10 @@ from scrd_fast.building.ranges import BiasCorrection, measure_ranges, range_pixe
 from scrd_fast.building.search import search
 from scrd_fast.engine.manifest import Attempt, SearchRecord
 from scrd_fast.errors import DeviceMemoryError, EngineBuildError, FidelityError, NotFiniteError
-from scrd_fast.graph.quantize import BASE, KEEP, LARGEST, UNSATURATED, Quantisation
+from scrd_fast.graph.quantize import BASE, KEEP, Quantisation
 from scrd_fast.machine import why_no_vnni
 from scrd_fast.metrics.agreement import LIMITS, Limits, Report, broken_limits
-from scrd_fast.precisions import QUANTISED
+from scrd_fast.precisions import LARGEST, QUANTISED, UNSATURATED
 from scrd_fast.progress import Progress
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.timing.measure import random_images, scoring, time_in_turn

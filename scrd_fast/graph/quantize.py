@@ -24,7 +24,7 @@ from scrd_fast.graph.portable import NETWORK_INPUT
 from scrd_fast.graph.precision import in_precision, is_network, replace_nodes
 from scrd_fast.graph.stored import QUANTISATION
 from scrd_fast.graph.tensors import DTYPES, to_proto, to_tensor
-from scrd_fast.precisions import QUANTISED
+from scrd_fast.precisions import LARGEST, QUANTISED
 
 BASE = "fp16"  # of what is not quantised
 # What stays in the base precision. The stem: runtimes with float8 convolutions have none of three
@@ -37,11 +37,6 @@ KEEP = (STEM, "network/teacher.layer1.")
 # says, to a rank correlation of 0.991.
 SHORTCUT = "network/bottleneck.blocks.0.shortcut"
 _TYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-LARGEST = {"int8": 127.0, "fp8": 448.0}
-# Of a weight, where two products with bytes up to 255 are added in 16 bits, as AVX2 and AVX-512
-# without VNNI do: beyond it sums saturate. On the tests' trained ResNet-18 1.6 % of the decisions
-# flip with weights up to 127 there, 0.3 % up to 63, and 0.5 % up to 127 with VNNI.
-UNSATURATED = 63.0
 _QDQ_OPSET = 19  # the first with float8 and with scales in half precision
 
 

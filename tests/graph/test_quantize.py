@@ -18,7 +18,6 @@ from scrd_fast.graph.precision import scoring_graph
 from scrd_fast.graph.quantize import (
     KEEP,
     SHORTCUT,
-    UNSATURATED,
     Quantisation,
     Ranges,
     convolution_names,
@@ -26,6 +25,7 @@ from scrd_fast.graph.quantize import (
 )
 from scrd_fast.metrics.agreement import LIMITS, broken_limits
 from scrd_fast.model.scrd import SCRD
+from scrd_fast.precisions import UNSATURATED
 from scrd_fast.reference.preprocess import normalise
 from scrd_fast.spec import ScoringSpec
 from tests.support import explicit
