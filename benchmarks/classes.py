@@ -118,7 +118,8 @@ def _engines(folder: Path) -> dict[str, Path]:
     other = folder / "without-vnni"
     other.mkdir(exist_ok=True)
     return {precision: engine_file(untrained(
-        BACKBONE, SIDE, other if precision == "int8" and why_no_vnni() else folder), precision)
+        BACKBONE, SIDE, other if precision == "int8" and why_no_vnni() else folder), precision,
+        buckets=(1,))
         for precision in native_precisions("openvino")}
 
 

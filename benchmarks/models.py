@@ -39,12 +39,14 @@ def untrained(backbone: str, side: int, folder: Path) -> Path:
     return path
 
 
-def engine_file(checkpoint: Path, precision: str, backend: str = "openvino") -> Path:
-    """An engine of it."""
+def engine_file(checkpoint: Path, precision: str, backend: str = "openvino",
+                buckets: tuple[int, ...] | None = None) -> Path:
+    """An engine of it; buckets: as in build_engine."""
     path = checkpoint.with_suffix(f".{backend}.{precision}.scrd")
     if not path.exists():
         side = load_checkpoint(checkpoint).spec.input_size
         scrd_fast.build_engine(
             checkpoint, path, backend=backend, precision=precision, limits=LIMITS[precision],
-            images=pictures(side) if precision == "int8" else None, keep=[STEM]).close()
+            images=pictures(side) if precision == "int8" else None, keep=[STEM],
+            buckets=buckets).close()
     return path
