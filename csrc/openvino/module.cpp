@@ -6,21 +6,10 @@
 #include <utility>
 #include <vector>
 
+#include "../python/owner.hpp"
 #include "openvino_runner.hpp"
 
 namespace py = pybind11;
-
-namespace {
-
-// Buffers for a network to keep, which is let go of on any thread.
-std::shared_ptr<void> owner_of(std::unique_ptr<std::vector<py::buffer_info>> buffers) {
-  return std::shared_ptr<void>(buffers.release(), [](void* p) {
-    py::gil_scoped_acquire gil;
-    delete static_cast<std::vector<py::buffer_info>*>(p);
-  });
-}
-
-}  // namespace
 
 PYBIND11_MODULE(_openvino, module) {
   module.doc() = "The runner that links OpenVINO, whose library must be loaded before this module.";
@@ -33,14 +22,13 @@ PYBIND11_MODULE(_openvino, module) {
                        const std::string& precision, std::vector<std::size_t> buckets,
                        bool throughput) {
              const std::string graph = onnx;
-             auto held = std::make_unique<std::vector<py::buffer_info>>();
+             std::vector<py::buffer_info> held;
              std::map<std::string, scrd::WeightView> views;
              for (const auto& [name, buffer] : weights) {
-               held->push_back(buffer.request());
-               const py::buffer_info& bytes = held->back();
+               const py::buffer_info& bytes = held.emplace_back(buffer.request());
                views[name] = {bytes.ptr, static_cast<std::size_t>(bytes.size * bytes.itemsize)};
              }
-             std::shared_ptr<void> owner = owner_of(std::move(held));
+             std::shared_ptr<void> owner = scrd::python::own(std::move(held));
              py::gil_scoped_release release;
              return std::make_shared<scrd::OpenVinoRunner>(
                  graph, views, std::move(owner), precision, std::move(buckets), throughput);

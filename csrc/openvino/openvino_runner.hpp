@@ -16,7 +16,7 @@ struct Layer {
   std::string name, type, precision;
 };
 
-// The bytes of a weight, in the order of the graph's input of that name.
+// The bytes of a weight, as the graph's input of that name has its type and shape.
 struct WeightView {
   const void* data = nullptr;
   std::size_t size = 0;

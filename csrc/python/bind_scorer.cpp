@@ -4,6 +4,7 @@
 
 #include "arrays.hpp"
 #include "module.hpp"
+#include "owner.hpp"
 #include "python_runner.hpp"
 #include "scrd/scorer.hpp"
 
@@ -25,14 +26,6 @@ py::tuple as_tuple(Scores scores) {
   }
   return py::make_tuple(take(std::move(scores.scores), {n}), maps,
                         take(std::move(scores.scale_weights), {n, kScales}), distances);
-}
-
-// Arrays for a scorer's thread to keep, and to let go of where nobody waits for the scores.
-std::shared_ptr<void> owner_of(std::vector<py::array> arrays) {
-  return std::shared_ptr<void>(new std::vector<py::array>(std::move(arrays)), [](void* p) {
-    py::gil_scoped_acquire gil;
-    delete static_cast<std::vector<py::array>*>(p);
-  });
 }
 
 // Called now and then while a thread waits for scores without the GIL, so that Ctrl-C is heard.
@@ -60,7 +53,8 @@ std::unique_ptr<PendingScores> submit(Scorer& scorer, const py::object& batch, b
   std::vector<py::array> arrays;
   std::vector<ImageView> images = image_views(batch, "batch", arrays);
   const bool is_batch = py::isinstance<py::array>(batch);
-  std::shared_ptr<void> owner = owner_of(std::move(arrays));
+  // A scorer's thread lets go of them where nobody waits for the scores.
+  std::shared_ptr<void> owner = own(std::move(arrays));
   py::gil_scoped_release release;
   return std::make_unique<PendingScores>(
       scorer.submit(std::move(images), is_batch, Wanted{maps, distances}, std::move(owner)));

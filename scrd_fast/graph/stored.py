@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 QUANTISATION = "quantisation.json"  # the member of an engine file that graph.quantize makes
 _SMALL = 256  # bytes; smaller weights stay in the graph
-_READ_LATER = 65536
+_READ_LATER = 65536  # bytes; see _keep
 
 # The operators of a network and how many inputs they have, None for any number: what compiles a
 # graph need not stand a node without its inputs.
@@ -79,9 +79,7 @@ class Weights(NamedTuple):
     values: dict[str, memoryview]
 
 
-def find_weights(
-    thin: Contents, places: Contents, portable: Contents
-) -> Weights:
+def find_weights(thin: Contents, places: Contents, portable: Contents) -> Weights:
     """The graph that was split, and where in both parts its weights are; small ones are all that is
     copied.
 
@@ -143,9 +141,7 @@ def _read_weight(tensor: memoryview) -> _Weight:
         raise EngineFileError("expected a name of a weight, got no text") from None
 
 
-def _encode(
-    number: int, value: Contents, kind: int = _LENGTH
-) -> tuple[bytes, Contents]:
+def _encode(number: int, value: Contents, kind: int = _LENGTH) -> tuple[bytes, Contents]:
     """A field in two pieces; of a number, `value` is as it was encoded."""
     return (bytes([number << 3]) if kind == _VARINT else _head(number, len(value))), value
 
