@@ -31,22 +31,10 @@ from scrd_fast.report.evaluation import (
     make_markdown,
     write_evaluation,
 )
+from tests.evaluation.data_sets import NAMES, SIDE, arrays, make_table, shrunk, spoiled, write
 from tests.support.models import organs
 
-nibabel = pytest.importorskip("nibabel", reason="nibabel reads NIfTI")
-pytest.importorskip("pydicom", reason="pydicom reads DICOM")
-
-from tests.data.decode.dicom_by_hand import dicom, save  # noqa: E402
-
-SIDE = 64  # of the engine's maps
-NAMES = ("Quetzalcoatl", "Rumpelstilz", "Scheherazade", "Tiresias", "Ulixes", "Vercingetorix")
 WITHOUT_PATIENTS = "no file tells its patient"
-
-
-@pytest.fixture(scope="module")
-def engine(small_file):
-    with scrd_fast.load_engine(small_file) as loaded:
-        yield loaded
 
 
 @pytest.fixture(scope="module")
@@ -57,21 +45,6 @@ def calibrated(small_file, tmp_path_factory):
     scrd_fast.calibrate(path, organs(19, SIDE, seed=2), fpr=0.05)
     with scrd_fast.load_engine(path) as loaded:
         yield loaded
-
-
-def write(path, pixels):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), pixels)
-
-
-def spoiled(count, seed):
-    """Organs with a bright square each, and masks of the squares."""
-    images, masks = organs(count, 72, seed), np.zeros((count, 72, 72), np.uint8)
-    rng = np.random.default_rng(seed)
-    for image, mask, (y, x) in zip(images, masks, rng.integers(10, 50, (count, 2)), strict=True):
-        image[y : y + 9, x : x + 9] = 255
-        mask[y : y + 9, x : x + 9] = 255
-    return images[:, :60], masks[:, :60]  # not square
 
 
 def make_mvtec(root, masked=True):
@@ -86,19 +59,6 @@ def make_mvtec(root, masked=True):
     return root
 
 
-def make_table(path, rows):
-    """rows: (name, pixels, label, patient, split, group, mask or None)."""
-    lines = ["path,label,patient,split,group,mask"]
-    for name, pixels, label, patient, split, group, mask in rows:
-        write(path.parent / f"{name}.png", pixels)
-        if mask is not None:
-            write(path.parent / f"{name}_mask.png", mask)
-        lines.append(f"{name}.png,{label},{patient},{split},{group},"
-                     + (f"{name}_mask.png" if mask is not None else ""))
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
 @pytest.fixture(scope="module")
 def mvtec(tmp_path_factory):
     return make_mvtec(tmp_path_factory.mktemp("mvtec"))
@@ -110,30 +70,8 @@ def judged(engine, mvtec):
 
 
 @pytest.fixture(scope="module")
-def patients(tmp_path_factory):
-    """A table of six patients with four test images each, of whom three have a lesion, and
-    labelled validation images of two others."""
-    normal, (sick, masks) = organs(24, 72, 5)[:, :60], spoiled(16, 6)
-    rows = []
-    for i in range(24):
-        lesion = i % 4 > 1 and i < 12
-        rows.append((f"t{i:02}", sick[i] if lesion else normal[i], int(lesion), NAMES[i // 4],
-                     "test", "left" if i % 2 else "right", masks[i] if lesion else None))
-    for i in range(8):
-        label = int(i > 4)
-        rows.append((f"v{i}", organs(8, 72, 7)[i] if not label else spoiled(8, 8)[0][i], label,
-                     f"Wotan{i % 2}", "validation", "", None))
-    return make_table(tmp_path_factory.mktemp("table") / "set.csv", rows)
-
-
-@pytest.fixture(scope="module")
 def by_patient(engine, patients):
     return evaluate(engine, patients)
-
-
-def arrays(evaluation):
-    return (np.array([each.label for each in evaluation.images]),
-            np.array([each.score for each in evaluation.images], np.float32))
 
 
 def values(part):
@@ -145,13 +83,6 @@ def best_of(labels, scores):
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     accuracy = [accuracy_score(labels, scores > at) for at in (-np.inf, *scores)]
     return f1.max(), max(accuracy)
-
-
-def shrunk(mask):
-    """The value of the pixel at the centre of each of the map's pixels."""
-    rows, columns = (np.floor((np.arange(SIDE) + 0.5) * side / SIDE).astype(int)
-                     for side in mask.shape)
-    return mask[np.ix_(rows, columns)] > 0
 
 
 def test_figures_of_images_are_scikit_learns(engine, judged):
@@ -371,114 +302,6 @@ def test_masks_that_do_not_fit_are_named_and_the_rest_is_judged(engine, tmp_path
     assert remark.startswith("1 anomalous images have no anomalous pixel left in their mask at the"
                              " maps' 64 x 64 pixels")
     assert "a2.png" in remark
-
-
-def make_volumes(root, sick=3):
-    """Six volumes of 5 slices, some of whose slices 1 and 2 have a lesion with a mask: a table."""
-    rng, lines = np.random.default_rng(0), ["path,label,mask,patient,split,group"]
-    for i in range(6):
-        voxels = rng.normal(100, 20, (20, 24, 5)).astype(np.float32)
-        mask = np.zeros(voxels.shape, np.uint8)
-        if i < sick:
-            voxels[5:12, 6:15, 1:3] += 200
-            mask[5:12, 6:15, 1:3] = 4  # as labels of parts of a tumour are
-            nibabel.Nifti1Image(mask, np.eye(4)).to_filename(root / f"m{i}.nii.gz")
-        nibabel.Nifti1Image(voxels, np.eye(4)).to_filename(root / f"v{i}.nii.gz")
-        lines.append(f"v{i}.nii.gz,{int(i < sick)},{f'm{i}.nii.gz' if i < sick else ''},"
-                     f"{NAMES[i]},test,{'tumour' if i < sick else ''}")
-    (root / "volumes.csv").write_text("\n".join(lines) + "\n")
-    return root / "volumes.csv"
-
-
-def test_slices_have_the_labels_of_their_masks(engine, tmp_path):
-    found = evaluate(engine, make_volumes(tmp_path))
-    labels, scores = arrays(found)
-    assert [each.frame for each in found.images] == 6 * [0, 1, 2, 3, 4]
-    assert labels.tolist() == 3 * [0, 1, 1, 0, 0] + 15 * [0]
-    result = engine.score([tmp_path / f"v{i}.nii.gz" for i in range(6)])
-    np.testing.assert_array_equal(scores, result.scores)
-    overall, patients = found.parts  # the one kind of anomaly is all of them
-    assert (overall.normal, overall.anomalous, overall.patients) == (24, 6, 6)
-    assert (patients.normal, patients.anomalous) == (3, 3)
-    assert {each.group for each in found.images if each.label} == {"tumour"}
-    # In a picture row 0 is the front and column 0 the patient's right: both axes are turned.
-    mask = np.zeros((24, 20), bool)
-    mask[24 - 15 : 24 - 6, 20 - 12 : 20 - 5] = True
-    masks = np.zeros((30, SIDE, SIDE), bool)
-    masks[labels == 1] = shrunk(mask)
-    assert found.pixels["auroc"].value == pytest.approx(
-        roc_auc_score(masks.ravel(), result.maps.ravel()))
-    assert not any("mask" in remark for remark in found.remarks)
-
-
-def test_volumes_of_ill_people_alone_have_normal_slices(engine, tmp_path):
-    found = evaluate(engine, make_volumes(tmp_path, sick=6))
-    assert (found.parts[0].normal, found.parts[0].anomalous) == (18, 12)
-    assert [part.level for part in found.parts] == ["image"]  # nobody is well
-
-
-def test_masks_of_volumes_that_do_not_fit(engine, tmp_path):
-    table = make_volumes(tmp_path, sick=4)
-    shapes = {0: (20, 24, 4), 1: (24, 20, 5)}
-    for i, shape in shapes.items():
-        nibabel.Nifti1Image(np.ones(shape, np.uint8), np.eye(4)).to_filename(
-            tmp_path / f"m{i}.nii.gz")
-    mask = nibabel.load(tmp_path / "m2.nii.gz")
-    nibabel.Nifti1Image(np.asarray(mask.dataobj), np.diag([-1, 1, 1, 1])).to_filename(
-        tmp_path / "m2.nii.gz")
-    found = evaluate(engine, table)
-    assert {path.name: reason.partition(": ")[2] for path, reason in found.failed.items()} == {
-        "v0.nii.gz": "expected a mask for each of the file's 5 images, got 4",
-        "v1.nii.gz": "expected a mask of the image's shape (24, 20), got (20, 24)",
-        "v2.nii.gz": "expected a mask on the image's grid, got one that lies up to 19 of its pixels"
-                     " away in the patient"}
-    assert {each.path.name for each in found.images} == {f"v{i}.nii.gz" for i in (3, 4, 5)}
-    nibabel.Nifti1Image(np.zeros((20, 24, 5), np.uint8), np.eye(4)).to_filename(
-        tmp_path / "m0.nii.gz")
-    (remark,) = [each for each in evaluate(engine, table).remarks if "anomalous pixel" in each]
-    assert remark.startswith("1 anomalous files have a mask without an anomalous pixel: all of")
-    assert "v0.nii.gz" in remark
-
-
-def test_a_volume_without_mask_is_anomalous_as_a_whole(engine, tmp_path):
-    table = make_volumes(tmp_path)
-    table.write_text(re.sub(r"m\d\.nii\.gz", "", table.read_text()))
-    found = evaluate(engine, table)
-    assert arrays(found)[0].tolist() == 15 * [1] + 15 * [0]
-    assert found.pixels is None
-    (remark,) = [each for each in found.remarks if "count as anomalous" in each]
-    assert remark.startswith("3 anomalous files of several images have no mask")
-
-
-def test_dicom_series_of_patients_whom_only_headers_name(engine, tmp_path):
-    """A table without a column of patients; files have a mask each, a picture."""
-    rng, lines = np.random.default_rng(1), ["path,label,mask,split"]
-    for number, name in enumerate(NAMES[:4]):
-        for k in range(4):
-            stored = rng.normal(100, 20, (40, 48)).astype(np.int16)
-            lesion = number < 2 and k < 2
-            if lesion:
-                stored[8:20, 10:24] += 150
-                mask = np.zeros((40, 48), np.uint8)
-                mask[8:20, 10:24] = 1
-                write(tmp_path / f"{number}{k}_mask.png", mask)
-            save(dicom(stored, PatientID=name, PatientName=name, SeriesInstanceUID=f"1.2.{number}",
-                       SOPInstanceUID=f"1.2.{number}.{k}", ImagePositionPatient=[0, 0, 3.0 * k],
-                       ImageOrientationPatient=[1, 0, 0, 0, 1, 0], WindowCenter=150,
-                       WindowWidth=300), tmp_path / f"{number}{k}.dcm")
-            lines.append(f"{number}{k}.dcm,{int(lesion)},"
-                         f"{f'{number}{k}_mask.png' if lesion else ''},test")
-    save(dicom(stored, PatientID=NAMES[3], SeriesInstanceUID="1.2.3", SOPInstanceUID="1.2.3.3"),
-         tmp_path / "again.dcm")
-    lines.append("again.dcm,0,,test")
-    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
-    found = evaluate(engine, tmp_path / "t.csv")
-    assert [part.level for part in found.parts] == ["image", "patient"]
-    assert (found.parts[0].normal, found.parts[0].anomalous, found.parts[0].patients) == (12, 4, 4)
-    assert found.pixels is not None
-    assert list(found.failed) == [tmp_path / "again.dcm"]
-    shown = "\n".join([repr(found), json.dumps(found.to_dict()), *list_lines(found)])
-    assert not any(name in shown for name in NAMES)
 
 
 @pytest.mark.parametrize(("rows", "message"), [

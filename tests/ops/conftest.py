@@ -1,13 +1,16 @@
 """Fixtures of the operations' tests."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from scrd_fast import _native
+from scrd_fast.ops.preprocess import preprocess
 from tests.ops.each_impl import IMPLS
+from tests.ops.preprocessing import on_gpu
 
 HERE = Path(__file__).parent
 
@@ -58,3 +61,10 @@ def keep_threads() -> Iterator[None]:
     before = _native.threads()
     yield
     _native.set_threads(before)
+
+
+@pytest.fixture
+def run(impl: str) -> Callable[..., torch.Tensor]:
+    """preprocess by each implementation. For "triton" arrays become tensors, and all tensors go to
+    the GPU where there is one."""
+    return partial(on_gpu if impl == "triton" else preprocess, impl=impl)
