@@ -131,8 +131,8 @@ def train(
     images are looked at (files: decoded) before the first step; skip_bad: leave those out, with a
     warning, that cannot be used, instead of raising an error that lists them.
 
-    resume: continue from the state beside `out`, bit for bit on the same number of CPU threads,
-    with the same images and configuration; where nothing is there, from the beginning. More steps
+    resume: continue from the state beside `out`, bit for bit on the same number of CPU threads (in
+    bf16: with the same settings of OpenMP), with the same images and configuration; where nothing is there, from the beginning. More steps
     extend a run with a constant schedule as if it had been started with them, finished or not; a
     finished run with the same steps is returned as it is.
 

@@ -91,6 +91,9 @@ def test_the_threads_end_with_the_model():
 
 
 def test_only_where_threads_would_wait(monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "3000")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+
     def is_shared(precision, amx, threads):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
         conv = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False))
@@ -107,10 +110,19 @@ def test_only_where_threads_would_wait(monkeypatch):
     assert not is_shared("bf16", True, 2)
     assert not is_shared("bf16", False, 1)
     assert not is_shared("bf16", False, 8)
+    for turns in ("300000", "infinity"):
+        monkeypatch.setenv("GOMP_SPINCOUNT", turns)
+        assert not is_shared("bf16", False, 2)
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    assert not is_shared("bf16", False, 2)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert is_shared("bf16", False, 2)
 
 
-def test_a_training_is_the_same_each_time_and_near_that_without():
+def test_a_training_is_the_same_each_time_and_near_that_without(monkeypatch):
     """Three steps in bf16, whose loss another order of sums moves by its last bits only."""
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):  # else a trainer shares by itself
+        monkeypatch.delenv(name, raising=False)
     generator = torch.Generator().manual_seed(0)
     clean, change = torch.randn(2, 4, 3, 64, 64, generator=generator)
 
