@@ -132,9 +132,9 @@ def train(
     warning, that cannot be used, instead of raising an error that lists them.
 
     resume: continue from the state beside `out`, bit for bit on the same number of CPU threads (in
-    bf16: with the same settings of OpenMP), with the same images and configuration; where nothing is there, from the beginning. More steps
-    extend a run with a constant schedule as if it had been started with them, finished or not; a
-    finished run with the same steps is returned as it is.
+    bf16: with the same settings of OpenMP), with the same images and configuration; where nothing
+    is there, from the beginning. More steps extend a run with a constant schedule as if it had been
+    started with them, finished or not; a finished run with the same steps is returned as it is.
 
     tensorboard: folder for scalars. config: fields of TrainConfig. Under torchrun every process
     calls this alike; process 0 writes. Returns the best checkpoint. Raises InputError, DataError,
