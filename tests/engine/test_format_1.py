@@ -10,6 +10,7 @@ import torch
 import scrd_fast
 from scrd_fast.engine.engine_file import read_engine_file
 from scrd_fast.engine.manifest import FORMAT
+from scrd_fast.machine import why_no_vnni
 from tests.support.models import organs
 from tests.support.without_training import base_only
 
@@ -48,8 +49,9 @@ def test_it_scores_as_it_did(old):
     # What the version that wrote them gave for the same images, on a CPU with AVX-512 and VNNI.
     recorded = {"fp32": [0.5335374, 0.5395444, 0.51359993, 0.5316437],
                 "int8": [0.5349307, 0.5373093, 0.5125344, 0.53104067]}[old.stem]
-    # Eight bits are other bits on CPUs without VNNI.
-    np.testing.assert_allclose(result.scores, recorded, rtol=1e-4 if whole else 2e-2)
+    # Eight bits are other bits on CPUs without VNNI, where sums of 8-bit weights saturate, too.
+    np.testing.assert_allclose(result.scores, recorded,
+                               rtol=1e-4 if whole else 4e-2 if why_no_vnni() else 2e-2)
 
 
 def test_compiled_again_it_scores_without_onnx(old, tmp_path):

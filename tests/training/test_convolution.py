@@ -21,7 +21,8 @@ CONVOLUTIONS = {
     "transposed": (lambda: nn.ConvTranspose2d(8, 19, 2, stride=2, bias=False), (3, 8, 5, 6)),
     "one channel": (lambda: nn.Conv2d(4, 1, 3, padding=1, bias=False), (1, 4, 3, 3)),
 }
-# Of the largest gradient: sums of up to 600 products, rounded once in bf16.
+# Of the largest gradient: sums of up to 600 products, rounded once in bf16. PyTorch itself may be
+# off by more: where the CPU has no bf16, it imitates it in parts that are each rounded.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2 ** -7}
 
 
@@ -33,20 +34,21 @@ def test_gradients_are_those_of_pytorch(name, dtype, threads):
     torch.manual_seed(0)
     conv, x = make(), torch.randn(shape)
     conv.weight.data, x = conv.weight.data.to(dtype), x.to(dtype)
-    double = make().double()
-    double.weight.data = conv.weight.data.double()
+    plain, double = make(), make().double()
+    plain.weight.data, double.weight.data = conv.weight.data, conv.weight.data.double()
     share_weight_gradients(conv, threads)
     found = []
-    for module, images in ((conv, x), (double, x.double())):
+    for module, images in ((conv, x), (plain, x.clone()), (double, x.double())):
         images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
         y = module(images)
         weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
         y.backward(weights.to(y.dtype))
         found.append((y.detach(), images.grad, module.weight.grad))
-    for got, expected in zip(*found, strict=True):
+    for got, theirs, expected in zip(*found, strict=True):
         assert got.dtype == dtype
-        error = float((got.double() - expected).abs().max() / expected.abs().max())
-        assert error <= TOLERANCE[dtype]
+        error, their_error = (float((each.double() - expected).abs().max() / expected.abs().max())
+                              for each in (got, theirs))
+        assert error <= max(TOLERANCE[dtype], 1.25 * their_error)
 
 
 def test_autocast_rounds_as_ever():
