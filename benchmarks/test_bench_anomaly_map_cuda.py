@@ -81,7 +81,7 @@ def test_against_the_memory(benchmark: Any, copied: float) -> None:
 
 def test_against_the_published_post_processing(benchmark: Any) -> None:
     from benchmarks.cuda_timing import captured, time_in_turn
-    from scrd_fast.backends.cuda import exact_convolutions
+    from scrd_fast.torch_state import exact_convolutions
 
     teacher, student = features(64, 1, torch.float16), features(64, 2, torch.float16)
     ours, tail = Ours(teacher, student), PublishedTail(SPEC, torch.device("cuda"))
@@ -90,7 +90,7 @@ def test_against_the_published_post_processing(benchmark: Any) -> None:
         maps = tail(teacher, student)
         return maps, maps.mean(dim=(1, 2))
 
-    with exact_convolutions():  # they are timed as PyTorch has them by default, in TF32
+    with exact_convolutions:  # they are timed as PyTorch has them by default, in TF32
         (our_maps, our_scores, _), (maps, scores) = ours(), theirs()
     assert our_maps is not None
     assert float((our_maps - maps).abs().max()) <= LARGEST_ERROR

@@ -20,12 +20,12 @@ from torch import Tensor
 from benchmarks.judge import judge
 from benchmarks.peers import PublishedStep
 from benchmarks.timing import record
-from scrd_fast.backends.cuda import exact_convolutions
 from scrd_fast.data.anomalies import draw_patches, synthesise
 from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.ops.add_noise import add_noise
 from scrd_fast.reference.preprocess import normalise
+from scrd_fast.torch_state import exact_convolutions
 from scrd_fast.training.config import TrainConfig
 from scrd_fast.training.loop import using_device
 from scrd_fast.training.trainer import Figures, Trainer
@@ -113,7 +113,7 @@ def test_against_the_published_step(benchmark: Any) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     generator = torch.Generator().manual_seed(1)
     pixels = torch.rand(BATCH, 3, SIDE, SIDE, generator=generator)
-    with exact_convolutions():
+    with exact_convolutions:
         theirs = TheirStep(pixels, device)
         expected = theirs(0)
         assert OurStep(pixels, "fp32", device)(0)["loss"] == pytest.approx(expected, rel=1e-4)

@@ -53,6 +53,10 @@ class DeviceMemoryError(ScrdError):
     """A GPU's memory is too small for what was asked of it; what was loaded stays usable."""
 
 
+class DeviceFaultError(ScrdError):
+    """A GPU stopped in the middle of its work: what this process had loaded on it is lost."""
+
+
 class FidelityError(ScrdError):
     """An engine does not reproduce the reference scores within the limits."""
 

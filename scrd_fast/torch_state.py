@@ -1,14 +1,15 @@
 """PyTorch as this package's code expects it, whatever the caller has set; and the caller's again.
 
 What belongs to the calling thread (inference and grad mode, autocast, default device, NumPy's
-handling of underflow and the like) is seen by nobody else meanwhile. The default dtype and the
-random generators are the process's: the one is changed only where it is not float32, and given back
-by the last of the threads that need it; the others are lent for as long as weights are drawn or a
-library is imported. A thread of the caller's that relies on them at the very same time is not safe.
+handling of underflow and the like) is seen by nobody else meanwhile. The default dtype, cuDNN's
+settings and the random generators are the process's: the first is changed only where it is not
+float32, and given back by the last of the threads that need it, as cuDNN's settings are; the
+generators are lent for as long as weights are drawn or a library is imported. A thread of the
+caller's that relies on them at the very same time is not safe.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from threading import Lock, RLock
 
 import numpy as np
@@ -17,30 +18,50 @@ import torch
 _drawing = RLock()
 
 
-class _Float32:
-    """The default dtype is float32 while anybody is inside."""
+class _Shared:
+    """A setting of the whole process, made by the first of the threads that need it and undone by
+    the last."""
 
-    def __init__(self) -> None:
+    def __init__(self, setting: Callable[[], AbstractContextManager[None]]) -> None:
+        self._setting = setting
         self._lock = Lock()
         self._inside = 0
-        self._before = torch.float32
+        self._made: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> None:
         with self._lock:
             if self._inside == 0:
-                self._before = torch.get_default_dtype()
-                if self._before != torch.float32:
-                    torch.set_default_dtype(torch.float32)
+                self._made = self._setting()
+                self._made.__enter__()
             self._inside += 1
 
     def __exit__(self, *exception: object) -> None:
         with self._lock:
             self._inside -= 1
-            if self._inside == 0 and self._before != torch.float32:
-                torch.set_default_dtype(self._before)
+            if self._inside == 0:
+                assert self._made is not None
+                self._made.__exit__(None, None, None)
 
 
-_float32 = _Float32()
+@contextmanager
+def _default_float32() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    if before == torch.float32:
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+_float32 = _Shared(_default_float32)
+
+#: cuDNN with float32 products of float32 (TF32 keeps 11 bits), and with the algorithms that its
+#: heuristics choose, which are the same each time. Its settings are the process's.
+exact_convolutions = _Shared(lambda: torch.backends.cudnn.flags(
+    enabled=True, benchmark=False, deterministic=True, allow_tf32=False, fp32_precision="ieee"))
 
 
 @contextmanager

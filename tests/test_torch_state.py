@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.metrics.agreement import Limits
 from scrd_fast.model.checkpoint import load_checkpoint, read_tensors
 from scrd_fast.model.scrd import SCRD, model_without_weights, new_model
-from scrd_fast.torch_state import own_state, seeded
+from scrd_fast.torch_state import exact_convolutions, own_state, seeded
 
 ROOT = Path(__file__).parents[1]
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 40, 40), dtype=np.uint8)
@@ -188,3 +189,45 @@ def test_threads_make_the_models_of_their_seeds_and_leave_the_dtype():
         assert all(is_same(expected[seed], model) for seed, model in found)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_cudnn_settings_of_threads_that_overlap():
+    """The last to leave gives back what the first found; each of them sees exact ones inside."""
+    cudnn = torch.backends.cudnn
+    first_in, second_in, first_out = (Event() for _ in range(3))
+
+    def seen() -> tuple[bool, bool, bool]:
+        return cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+
+    def first() -> tuple[bool, bool, bool]:
+        with exact_convolutions:
+            first_in.set()
+            assert second_in.wait(10)
+            inside = seen()
+        first_out.set()
+        return inside
+
+    def second() -> tuple[bool, bool, bool]:
+        assert first_in.wait(10)
+        with exact_convolutions:
+            second_in.set()
+            assert first_out.wait(10)
+            return seen()
+
+    with cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
+        before = seen()
+        with ThreadPoolExecutor(2) as pool:
+            found = [each.result() for each in [pool.submit(first), pool.submit(second)]]
+        assert found == [(False, True, False)] * 2
+        assert seen() == before == (True, False, True)
+
+
+def test_many_threads_leave_cudnn_as_it_was():
+    def use(_: int) -> bool:
+        with exact_convolutions:
+            return torch.backends.cudnn.deterministic
+
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False):
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(use, range(400)))
+        assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (True, False)

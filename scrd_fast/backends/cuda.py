@@ -14,7 +14,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -23,13 +23,20 @@ import torch
 from torch import Tensor
 
 from scrd_fast.backends.runner import Runner, Scores
-from scrd_fast.errors import ClosedError, DeviceMemoryError, NotFiniteError, expect
+from scrd_fast.errors import (
+    ClosedError,
+    DeviceFaultError,
+    DeviceMemoryError,
+    NotFiniteError,
+    expect,
+)
 from scrd_fast.kernels.anomaly_map import combine_distances, cosine_distances, tail
 from scrd_fast.kernels.preprocess import preprocess_into
 from scrd_fast.ops.implementations import check_device
 from scrd_fast.ops.preprocess import check_images
 from scrd_fast.reference.preprocess import FULL_SCALE
 from scrd_fast.spec import STRIDES, ScoringSpec
+from scrd_fast.torch_state import exact_convolutions
 
 # Enqueues the network and its tail on the current stream: normalised pixels (n, 3, S, S) -> float32
 # scores (n,), NaN where something is not finite, maps (n, S, S) and scale weights (n, 3).
@@ -44,15 +51,28 @@ def no_room(device: torch.device) -> DeviceMemoryError:
                              " one image, got less; end other programs on it or use another GPU")
 
 
+@contextmanager
+def explain_faults() -> Iterator[None]:
+    """Raise DeviceFaultError for what CUDA reports of work that went wrong, at whatever call."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except torch.AcceleratorError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DeviceFaultError(
+            f"the GPU stopped ({reason}), and with it all that this process had loaded on it; load"
+            " the engine again in a new process") from error
+
+
 @dataclass(frozen=True)
 class _Bucket:
     """A captured graph with the buffers that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
     pixels: Tensor  # (n, 3, S, S)
-    scores: Tensor  # (n,)
+    numbers: Tensor  # (n, 4): score and scale weights, side by side to be copied at once
     maps: Tensor  # (n, S, S)
-    scale_weights: Tensor  # (n, 3)
 
 
 class CapturedNetwork:
@@ -65,6 +85,8 @@ class CapturedNetwork:
         a single image fits."""
         self.spec, self.device = spec, device
         self.stream = torch.cuda.Stream(device)
+        # The weights may still be on their way there, on the stream of whoever made them.
+        self.stream.wait_stream(torch.cuda.current_stream(device))
         self.buckets: dict[int, _Bucket] = {}
         self._scoring, self._dtype, self._channels_last = scoring, dtype, channels_last
         # One pool: graphs of one stream never run at a time, and their results stay allocated.
@@ -92,7 +114,7 @@ class CapturedNetwork:
         """The graph for a batch of n; None where the memory is too small."""
         side = self.spec.input_size
         try:
-            with torch.no_grad(), torch.cuda.device(self.device), exact_convolutions():
+            with torch.no_grad(), torch.cuda.device(self.device), exact_convolutions:
                 with torch.cuda.stream(self.stream):
                     pixels = torch.zeros((n, 3, side, side), dtype=self._dtype,
                                          device=self.device)
@@ -106,6 +128,7 @@ class CapturedNetwork:
                 with torch.cuda.graph(graph, pool=self._pool, stream=self.stream,
                                       capture_error_mode="thread_local"):
                     scores, maps, weights = self._scoring(pixels)
+                    numbers = torch.cat([scores[:, None], weights], dim=1)
         except torch.cuda.OutOfMemoryError:
             return None
         except RuntimeError as error:
@@ -113,7 +136,7 @@ class CapturedNetwork:
             if "unable to find an engine" not in str(error):
                 raise
             return None
-        return _Bucket(graph, pixels, scores, maps, weights)
+        return _Bucket(graph, pixels, numbers, maps)
 
 
 def with_tail(
@@ -138,13 +161,6 @@ def with_tail(
     return run
 
 
-def exact_convolutions() -> AbstractContextManager[None]:
-    """cuDNN with float32 products of float32 (TF32 keeps 11 bits), and with the algorithms that its
-    heuristics choose, which are the same each time."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True,
-                                      allow_tf32=False, fp32_precision="ieee")
-
-
 def pieces(count: int, buckets: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """How `count` images are scored: (first, how many, bucket), each bucket at least as large.
 
@@ -158,9 +174,9 @@ def pieces(count: int, buckets: Sequence[int]) -> Iterator[tuple[int, int, int]]
 class PendingCuda:
     """Scores on their way from the GPU into page-locked memory."""
 
-    def __init__(self, scores: Tensor, maps: Tensor | None, weights: Tensor,
-                 finished: torch.cuda.Event) -> None:
-        self._results, self._finished = (scores, maps, weights), finished
+    def __init__(self, numbers: Tensor, maps: Tensor | None, finished: torch.cuda.Event) -> None:
+        """numbers: as of a bucket."""
+        self._results, self._finished = (numbers, maps), finished
         self._process = os.getpid()
 
     def _check_process(self) -> None:
@@ -171,7 +187,8 @@ class PendingCuda:
     def done(self) -> bool:
         """Whether `get` would not wait."""
         self._check_process()
-        return self._finished.query()
+        with explain_faults():
+            return self._finished.query()
 
     def wait(self, seconds: float) -> bool:
         """Wait this long at most; whether it is done."""
@@ -186,11 +203,14 @@ class PendingCuda:
     def get(self) -> Scores:
         """(scores (N,), maps (N, S, S) or None, scale weights (N, 3), None); waits for them.
 
-        Raises NotFiniteError naming the first image on which the network overflows.
+        Raises NotFiniteError naming the first image on which the network overflows, and
+        DeviceFaultError.
         """
         self._check_process()
-        self._finished.synchronize()
-        scores, maps, weights = self._results
+        with explain_faults():
+            self._finished.synchronize()
+        numbers, maps = self._results
+        scores, weights = numbers[:, 0].contiguous(), numbers[:, 1:].contiguous()
         bad = (~scores.isfinite()).nonzero()
         if len(bad):
             raise NotFiniteError(f"batch: the network's output for image {int(bad[0])} is not"
@@ -220,7 +240,8 @@ class CudaScorer:
         or a list of images of different sizes. Images on the CPU are copied before it returns.
         Distances stay in the captured graph: they are not given.
 
-        Raises InputError, ClosedError, and DeviceMemoryError, after which it can still be used.
+        Raises InputError, ClosedError, DeviceFaultError, and DeviceMemoryError, after which it can
+        still be used.
         """
         if self._process != os.getpid():
             raise ClosedError("scorer: expected the process that made it, got a fork of it; load"
@@ -233,7 +254,8 @@ class CudaScorer:
                 raise ClosedError("scorer: expected an open one, got one after close()")
             _check_devices(images, network.device)
             try:
-                return _enqueue(network, images, maps)
+                with explain_faults():
+                    return _enqueue(network, images, maps)
             except torch.cuda.OutOfMemoryError as error:
                 raise DeviceMemoryError(
                     f"batch: expected images that fit into the free memory of {network.device},"
@@ -271,20 +293,19 @@ def _enqueue(network: CapturedNetwork, images: Tensor | list[Tensor], maps: bool
         if (images if isinstance(images, Tensor) else images[0]).is_cuda:
             network.stream.wait_stream(caller)  # what makes the images may still be under way
         with torch.cuda.stream(network.stream):
-            scores, weights = _page_locked(n), _page_locked(n, 3)
+            numbers = _page_locked(n, 4)
             all_maps = _page_locked(n, side, side) if maps else None
             for first, size, chosen in pieces(n, list(network.buckets)):
                 bucket, part = network.buckets[chosen], slice(first, first + size)
                 # What lies behind `size` is left from another batch, and never read.
                 _load(network, images[part], bucket.pixels[:size])
                 bucket.graph.replay()
-                scores[part].copy_(bucket.scores[:size], non_blocking=True)
-                weights[part].copy_(bucket.scale_weights[:size], non_blocking=True)
+                numbers[part].copy_(bucket.numbers[:size], non_blocking=True)
                 if all_maps is not None:
                     all_maps[part].copy_(bucket.maps[:size], non_blocking=True)
             finished = torch.cuda.Event()
             finished.record()
-    return PendingCuda(scores, all_maps, weights, finished)
+    return PendingCuda(numbers, all_maps, finished)
 
 
 def _page_locked(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -303,4 +324,5 @@ def _load(network: CapturedNetwork, images: Tensor | list[Tensor], pixels: Tenso
             staged = _page_locked(*batch.shape, dtype=batch.dtype).copy_(batch)
             batch = staged.to(network.device, non_blocking=True)
         spec = network.spec
-        preprocess_into(batch, rows, spec.mean, spec.std, FULL_SCALE[batch.dtype])
+        preprocess_into(batch, rows, spec.mean, spec.std, FULL_SCALE[batch.dtype],
+                        traceable=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -81,29 +82,42 @@ def _preprocess_into(
     column_fractions: Tensor, scale: Sequence[float], offset: Sequence[float],
 ) -> None:
     """scale, offset: of the three channels; see `_taps` for rows and columns."""
+    _launch(wrap_triton(preprocess_kernel), images, out, rows, row_fractions, columns,
+            column_fractions, scale, offset)
+
+
+def _launch(
+    kernel: Any, images: Tensor, out: Tensor, rows: Tensor, row_fractions: Tensor,
+    columns: Tensor, column_fractions: Tensor, scale: Sequence[float], offset: Sequence[float],
+) -> None:
     size = out.shape[2]
     blocks = triton.cdiv(size * size, BLOCK)
     colour = images.ndim == 4
     image_c = images.stride(3) if colour else 0
-    wrap_triton(preprocess_kernel)[(len(images) * blocks,)](
+    kernel[(len(images) * blocks,)](
         images, out, rows, row_fractions, columns, column_fractions,
         *images.stride()[:3], image_c, *out.stride(), size, blocks, *scale, *offset,
         COLOUR=colour, BLOCK=BLOCK)
 
 
 def preprocess_into(
-    images: Tensor, out: Tensor, mean: Sequence[float], std: Sequence[float], full_scale: float
+    images: Tensor, out: Tensor, mean: Sequence[float], std: Sequence[float], full_scale: float,
+    *, traceable: bool = True,
 ) -> None:
     """out = (resize(images) / full_scale - mean) / std, in one launch, written where `out` lies.
 
     images: (N, H, W) or (N, H, W, 3) of uint8, uint16, float32 or float64, in any strides; out:
     (N, 3, S, S) of float32, float16 or bfloat16 on the same device, in any strides. Resized
     bilinearly in float32 with half-pixel centres, no antialias (see ops.preprocess); whether the
-    values are finite is not checked.
+    values are finite is not checked. traceable: as an operator that torch.export and torch.compile
+    see, whose dispatch takes 80 us of the host's time; else the kernel alone.
     """
     size = out.shape[2]
     rows, columns = (_taps(length, size, images.device) for length in images.shape[1:3])
     scale = [1 / (full_scale * s) for s in std]
     offset = [-m / s for m, s in zip(mean, std, strict=True)]
     with torch.cuda.device_of(images):  # Triton launches on the current device
-        _preprocess_into(images, out, *rows, *columns, scale, offset)
+        if traceable:
+            _preprocess_into(images, out, *rows, *columns, scale, offset)
+        else:
+            _launch(preprocess_kernel, images, out, *rows, *columns, scale, offset)

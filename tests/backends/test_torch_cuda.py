@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast.errors import BackendUnavailable, DeviceMemoryError, InputError
+from scrd_fast.errors import BackendUnavailable, DeviceMemoryError, InputError, NotFiniteError
 from scrd_fast.metrics.agreement import Limits
 from scrd_fast.model.reference import score_images
 from tests.support.gpu import ON_GPU
@@ -222,3 +222,20 @@ def test_the_engine_survives_images_that_do_not_fit(engine, little_memory):
     with pytest.raises(DeviceMemoryError, match=r"^batch: expected images that fit .*got 96 MB"):
         engine.score(np.zeros((2, 4096, 4096, 3), np.uint8))
     np.testing.assert_array_equal(engine.score(images).scores, expected)
+
+
+def test_an_overflow_does_not_reach_later_batches_of_its_bucket(small_path, tmp_path):
+    """A fused convolution is handed its own, uninitialised output as a residual with factor 0: NaN
+    that an earlier batch left there must not come through."""
+    images = torch.rand(8, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    bad = images.clone()
+    bad[:] = float("nan")
+    with scrd_fast.build_engine(small_path, tmp_path / "m.scrd", device="cuda", precision="fp16",
+                                buckets=(1, 8), limits=Limits()) as engine:
+        expected = engine.score(images)
+        for _ in range(3):
+            with pytest.raises(NotFiniteError):
+                engine.score(bad.cuda())
+            again = engine.score(images)
+            np.testing.assert_array_equal(again.scores, expected.scores)
+            np.testing.assert_array_equal(again.maps, expected.maps)

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast.backends.cuda import exact_convolutions
 from scrd_fast.data.dataset import ImageSet
 from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.errors import ScrdError
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
+from scrd_fast.torch_state import exact_convolutions
 from scrd_fast.training.batches import Batches
 from scrd_fast.training.config import TrainConfig
 from scrd_fast.training.trainer import Trainer
@@ -29,7 +29,7 @@ SMALL = {"backbone": "resnet18", "teacher": "random", "input_size": 64, "batch_s
 @pytest.fixture
 def no_tf32() -> Iterator[None]:
     """Convolutions in float32, as on the CPU."""
-    with exact_convolutions():
+    with exact_convolutions:
         yield
 
 
