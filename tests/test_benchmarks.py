@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import report, results
 from benchmarks.classes import shown_classes
+from benchmarks.gpu_lab import run_apart
 from scrd_fast.machine import cpu_flags
 
 ROOT = Path(__file__).parent.parent
@@ -68,3 +70,18 @@ def test_every_benchmark_runs_and_every_peer_agrees(tmp_path):
     assert "published loop" in text
     assert "images that arrive at random" in text
     assert "mode, best precision" in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_experiments_need_a_gpu():
+    """One line says so, and a process that fails or hangs costs its own time alone."""
+    command = [sys.executable, "-m", "benchmarks.gpu_lab"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("gpu-lab: PyTorch ")
+    assert done.stderr.count("\n") == 1
+    assert run_apart("baseline", 60)["failed"].startswith("gpu-lab: PyTorch ")
+    assert run_apart("baseline", 0.01) == {"failed": "no result within 0 s"}
+    unknown = subprocess.run([*command, "magic"], cwd=ROOT, capture_output=True, text=True,
+                             check=False)
+    assert "expected experiments of baseline, nan, " in unknown.stderr

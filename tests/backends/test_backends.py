@@ -8,7 +8,7 @@ import torch
 
 import scrd_fast
 from scrd_fast.backends.registry import choose_backend, cuda_missing, native_precisions
-from scrd_fast.backends.torch_network import TorchNetwork
+from scrd_fast.backends.torch_network import REWRITES, TorchNetwork
 from scrd_fast.errors import BackendUnavailable, InputError
 from scrd_fast.graph.portable import build_graph, network_graph
 from scrd_fast.model.scrd import SCRD
@@ -82,8 +82,35 @@ def test_the_fused_network_is_the_network(backbone, features):
         assert float((ours - theirs).abs().max()) <= 1e-5 * float(theirs.abs().max())
     steps = [name for name, _, _ in fused.values(pixels)]
     assert len(steps) < 0.75 * len([name for name, _, _ in plain.values(pixels)])
-    assert fused.precision_used() == plain.precision_used()
+    ours, theirs = fused.precision_used(), plain.precision_used()
+    assert ours["convolutions"] == theirs["convolutions"]
+    assert ours["tail"].keys() == theirs["tail"].keys()
     assert all(not name.endswith(".add") for name in steps if name.startswith("network/"))
+
+
+def test_what_is_rewritten(small):
+    """The colours become 8 channels, no shortcut adds a bias in a pass of its own, and the scale
+    head is one node."""
+    graph = network_graph(build_graph(small.model, small.spec), small.spec, features=True)
+    plain, rewritten = (TorchNetwork(graph, "fp32", fuse=True, rewrites=chosen)
+                        for chosen in ((), REWRITES))
+    def stems(network: TorchNetwork) -> set[int]:
+        return {network._weights[node.inputs[1]].shape[1] for node in network._nodes
+                if node.operator == "ConvRelu" and node.inputs[0] == "network_input"}
+
+    def with_bias(network: TorchNetwork) -> int:
+        return sum(node.operator == "Conv" and len(node.inputs) == 3 for node in network._nodes)
+
+    assert (stems(plain), stems(rewritten)) == ({3}, {8})
+    # Of a ResNet-18: two shortcuts of the teacher, one of the bottleneck, three of the student.
+    assert with_bias(plain) - with_bias(rewritten) == 6
+    heads = [sum(node.name.startswith("tail/scale_head.") for node in network._nodes)
+             for network in (plain, rewritten)]
+    assert heads == [10, 1]
+    one = plain.run(torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+    other = rewritten.run(torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+    for ours, theirs in zip(other, one, strict=True):
+        assert float((ours - theirs).abs().max()) <= 1e-5 * float(theirs.abs().max())
 
 
 def test_a_fused_network_is_tried_before_it_is_taken(small):
