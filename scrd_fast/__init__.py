@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scrd_fast.backends.tensorrt.plan import TensorRtOptions
     from scrd_fast.building.build import build_engine, export_onnx
+    from scrd_fast.building.cross_build import cross_build
     from scrd_fast.building.rebuild import rebuild_engine
     from scrd_fast.data.decode.find import read_images
     from scrd_fast.data.decode.image import DecodedImage
@@ -37,6 +38,7 @@ _HOMES = {
     "score": "engine.current",
     "build_engine": "building.build",
     "export_onnx": "building.build",
+    "cross_build": "building.cross_build",
     "TensorRtOptions": "backends.tensorrt.plan",
     "Bench": "timing.bench",
     "bench": "timing.bench",
@@ -67,7 +69,8 @@ _HOMES = {
 __all__ = [
     "Bench", "DecodedImage", "DecodingRule", "Engine", "Evaluation", "Limits", "NoiseConfig",
     "PretrainConfig", "Result", "Scored", "ScoringSpec", "ScrdError", "TensorRtOptions",
-    "TrainConfig", "bench", "build_engine", "calibrate", "convert_published", "evaluate",
+    "TrainConfig", "bench", "build_engine", "calibrate", "convert_published", "cross_build",
+    "evaluate",
     "export_onnx", "load_engine", "monitor", "pretrain_teacher", "read_images",
     "rebuild_engine", "score", "train", "verify_engine",
 ]

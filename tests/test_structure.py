@@ -14,7 +14,8 @@ PACKAGE = ROOT / "scrd_fast"
 
 # From the ground up. A name is a folder of scrd_fast, or a module beside them.
 FLOORS = (
-    ("errors", "spec", "records", "precisions", "files", "progress", "torch_state", "machine"),
+    ("errors", "spec", "records", "precisions", "files", "progress", "torch_state", "machine",
+     "user_records"),
     ("reference",),
     ("kernels",),
     ("ops",),

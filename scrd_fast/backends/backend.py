@@ -1,7 +1,7 @@
 """What a backend is, and what it is asked to compile. Loads no runtime."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +39,20 @@ class CompileRequest:
     options: "TensorRtOptions | None" = None
     compiled: Mapping[str, Contents] = field(default_factory=dict)
     progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class CrossCompiled:
+    """What was compiled for machines other than this one.
+
+    version: of the library; members: of an engine file, by name; precision_used: as of a Runner;
+    ties: what they are tied to.
+    """
+
+    version: str
+    members: Mapping[str, Contents]
+    precision_used: Mapping[str, Mapping[str, int]]
+    ties: "PlanTies"
 
 
 def build_again(path: str | Path) -> str:
@@ -80,9 +94,30 @@ class Backend(ABC):
         user did not build.
         """
 
-    def ties(self, version: str, options: "TensorRtOptions | None") -> "PlanTies | None":
-        """What a compiled network is tied to besides the machine, for the manifest."""
+    def ties(self, version: str, options: "TensorRtOptions | None",
+             device: "torch.device | None") -> "PlanTies | None":
+        """What a network compiled for `device` is tied to besides the machine, for the manifest."""
         return None
 
     def remember(self, compiled: Mapping[str, Contents]) -> None:  # noqa: B027 - as above
         """Note members as built by this user; raises OutputError."""
+
+
+class CrossCompiler(Backend):
+    """A backend that may also compile for GPUs that are not here.
+
+    targets: their names; none where it does not.
+    """
+
+    targets: tuple[str, ...]
+
+    @abstractmethod
+    def check_targets(self, targets: Sequence[str], precision: str,
+                      options: "TensorRtOptions") -> None:
+        """Raise InputError or BackendUnavailable unless it can be used here to compile for these
+        GPUs, by name, in a precision ("auto": in some)."""
+
+    @abstractmethod
+    def cross_compile(self, request: CompileRequest, targets: Sequence[str]) -> CrossCompiled:
+        """Compile for these GPUs; the request's device and mode say nothing. Raises
+        BackendUnavailable, EngineBuildError."""

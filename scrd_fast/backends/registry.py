@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from scrd_fast.backends.backend import Backend, CompileRequest
+from scrd_fast.backends.backend import Backend, CompileRequest, CrossCompiler
 from scrd_fast.errors import PYTORCH_MISSING, BackendUnavailable, expect
 from scrd_fast.precisions import PRECISIONS
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from scrd_fast.backends.runner import Runner
 
-# "auto" takes the first that can run.
-BACKENDS = ("tensorrt", "torch_cuda", "openvino", "torch_eager")
+# "auto" takes the first that can run; TensorRT for RTX, which has not yet run on a GPU, by name.
+BACKENDS = ("tensorrt", "torch_cuda", "tensorrt_rtx", "openvino", "torch_eager")
 MODES = ("latency", "throughput")
 
 
@@ -70,6 +70,18 @@ def choose_backend(backend: str, device: str | None) -> str:
     return backend
 
 
+def choose_cross_compiler(backend: str) -> CrossCompiler:
+    """The backend that compiles for GPUs which are not here, for "auto", or the forced one."""
+    expect(backend in ("auto", *BACKENDS), "backend", f"one of {('auto', *BACKENDS)}",
+           repr(backend))
+    able = {each.name: each for each in map(backend_of, BACKENDS)
+            if isinstance(each, CrossCompiler) and each.targets}
+    if backend != "auto" and backend not in able:
+        raise BackendUnavailable(f"backend {backend!r}: it compiles for the machine at hand alone;"
+                                 f" for others: {', '.join(able)}")
+    return next(iter(able.values())) if backend == "auto" else able[backend]
+
+
 def _of_kind(on_gpu: bool) -> list[Backend]:
     return [each for each in map(backend_of, BACKENDS) if each.on_gpu == on_gpu]
 
@@ -86,11 +98,23 @@ def cuda_missing(device: str | None) -> str | None:
         return (f"PyTorch {torch.__version__} was built without CUDA; install a CUDA build from"
                 " pytorch.org")
     if not torch.cuda.is_available():
-        return "PyTorch finds no NVIDIA GPU; `nvidia-smi` shows whether the driver does"
+        return why_no_gpu()
     index = int(device.partition(":")[2] or 0) if device else 0
     if index >= torch.cuda.device_count():
         return f"expected an index below {torch.cuda.device_count()}, the number of GPUs"
     return no_triton()
+
+
+def why_no_gpu() -> str:
+    """Why PyTorch, built for CUDA or not, reaches no GPU: none, a driver too old, or a fork."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError) as error:  # the first from a build without CUDA
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        return f"PyTorch finds no NVIDIA GPU ({reason}); `nvidia-smi` shows whether the driver does"
+    return "PyTorch finds no NVIDIA GPU; `nvidia-smi` shows whether the driver does"
 
 
 def gpu_of(backend: str, device: str | None) -> "torch.device | None":

@@ -12,14 +12,11 @@ import torch
 
 from scrd_fast.backends.registry import backend_of, check_precision, choose_backend, gpu_of
 from scrd_fast.backends.runner import Runner
-from scrd_fast.backends.tensorrt.plan import TensorRtOptions
-from scrd_fast.building.candidates import Candidates, list_precisions
+from scrd_fast.backends.tensorrt.plan import PlanTies, TensorRtOptions
+from scrd_fast.building.candidates import Candidate, Candidates, list_precisions
 from scrd_fast.building.golden_member import make_golden
-from scrd_fast.building.judge import Judge
+from scrd_fast.building.inputs import Inputs, read_inputs
 from scrd_fast.building.work import count_work
-from scrd_fast.data.decode.find import read_some
-from scrd_fast.data.listing import is_paths
-from scrd_fast.data.normals import find_normals
 from scrd_fast.engine import current as _current
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.engine_file import GOLDEN, NETWORK, open_checked, write_listed
@@ -37,11 +34,10 @@ from scrd_fast.errors import EngineFileError, FidelityError, expect
 from scrd_fast.files import Contents, as_path, atomic_write, check_writable
 from scrd_fast.graph.portable import build_graph
 from scrd_fast.graph.stored import QUANTISATION
-from scrd_fast.machine import this_machine
+from scrd_fast.machine import Machine, this_machine
 from scrd_fast.metrics.agreement import Limits
 from scrd_fast.metrics.decisions import Decisions
 from scrd_fast.model.checkpoint import Checkpoint, load_checkpoint
-from scrd_fast.precisions import QUANTISED
 from scrd_fast.progress import Progress, silent
 from scrd_fast.torch_state import own_state
 
@@ -89,53 +85,56 @@ def build_engine(
            f"at most {MOST_BUCKETS} integers that rise from 1 to {LARGEST_BATCH} at most", buckets)
     name = choose_backend(backend, device)
     check_precision(name, precision, device)
-    path = as_path(checkpoint, "checkpoint")
-    target = path.with_suffix(".scrd") if out is None else as_path(out, "out")
-    check_writable(target, "out", inputs=[path])
-    loaded = load_checkpoint(path)
-    probe_images = images
-    if is_paths(images):
-        files = find_normals(images, trained_on=True, progress=progress, stacklevel=3)
-        probe_images = read_some(list(files), loaded.spec.decoding)
-    proto = build_graph(loaded.model, loaded.spec)
-
-    expect(probe_images is not None or precision not in QUANTISED, "images",
-           f"normal images to calibrate {precision} on", "none")
+    inputs = read_inputs(checkpoint, out, images, precision, progress)
     expect(budget > 0, "budget", "seconds above 0", budget)
-    judge = Judge(loaded, probe_images, progress)
     builder = Candidates(
-        proto, name, device, buckets, probe_images, limits, tensorrt,
+        inputs.proto, name, device, buckets, inputs.images, limits, tensorrt,
         None if keep is None else tuple(keep), budget, progress,
-        judge, time.monotonic() + budget)
+        inputs.judge, time.monotonic() + budget)
     try:
         best, attempts = builder.fastest(
-            [precision] if precision != "auto" else list_precisions(name, device, probe_images))
+            [precision] if precision != "auto" else list_precisions(name, device, inputs.images))
     except FidelityError as error:
-        raise FidelityError(f"{path}: {error}") from error
-    golden = make_golden(loaded, best.runner, judge.golden, progress)
+        raise FidelityError(f"{inputs.path}: {error}") from error
+    place = gpu_of(name, device)
+    written = write_engine(
+        inputs, best, Fidelity(inputs.probe, best.report, builder.allowed(best.precision),
+                               tuple(attempts), best.search),
+        machine=this_machine(place), progress=progress,
+        plan=backend_of(name).ties(best.runner.version, tensorrt, place))
+    return _current.use(Engine(written, best.runner, inputs.target, device=device))
+
+
+def write_engine(
+    inputs: Inputs, best: Candidate, fidelity: Fidelity, *, machine: Machine,
+    plan: PlanTies | None, progress: Progress,
+) -> Manifest:
+    """Write the engine file of a runner, for a public function that own_state decorates; returns
+    its manifest.
+
+    machine, plan: what was compiled is tied to. Raises OutputError.
+    """
+    loaded, runner = inputs.checkpoint, best.runner
+    golden = make_golden(loaded, runner, inputs.judge.golden, progress)
     manifest = Manifest(
         spec=loaded.spec,
         model=Model(loaded.config.backbone, loaded.config.teacher),
-        backend=name,
+        backend=runner.name,
         precision=best.precision,
-        precision_used=best.runner.precision_used(),
-        buckets=best.runner.buckets,
-        machine=this_machine(gpu_of(name, device)),
-        versions=library_versions(name, best.runner),
-        fidelity=Fidelity(
-            probe="golden" if images is None else "images", report=best.report,
-            limits=builder.allowed(best.precision), candidates=tuple(attempts),
-            search=best.search),
-        work=count_work(proto, loaded.spec, best.quantisation),
+        precision_used=runner.precision_used(),
+        buckets=runner.buckets,
+        machine=machine,
+        versions=library_versions(runner.name, runner),
+        fidelity=fidelity,
+        work=count_work(inputs.proto, loaded.spec, best.quantisation),
         training=_describe_training(loaded),
-        plan=backend_of(name).ties(best.runner.version, tensorrt),
-        calibration=_calibration_of(target, golden, best.precision),
+        plan=plan,
+        calibration=_calibration_of(inputs.target, golden, best.precision),
     )
-    members = {NETWORK: proto.SerializeToString(), GOLDEN: golden}
+    members = {NETWORK: inputs.proto.SerializeToString(), GOLDEN: golden}
     if best.quantisation is not None:
         members[QUANTISATION] = best.quantisation.to_bytes()
-    written = write_built(target, manifest, members, best.runner)
-    return _current.use(Engine(written, best.runner, target, device=device))
+    return write_built(inputs.target, manifest, members, runner)
 
 
 def _describe_training(checkpoint: Checkpoint) -> Training | None:
@@ -180,7 +179,8 @@ def _calibration_of(path: Path, golden: bytes, precision: str) -> Decisions | No
         check_same_scores(members.get(GOLDEN, b""), golden, (old.precision, precision))
     except (EngineFileError, FidelityError) as error:
         warnings.warn(f"{path}: the calibration of the engine that was there is dropped: {error};"
-                      f" calibrate again with: scrd-fast calibrate {path} NORMALS", stacklevel=4)
+                      f" calibrate again with: scrd-fast calibrate {path} NORMALS",
+                      stacklevel=5)
         return None
     return old.calibration
 

@@ -14,11 +14,11 @@ from scrd_fast.backends.runner import Runner
 from scrd_fast.backends.source import Source
 from scrd_fast.backends.tensorrt.plan import TensorRtOptions
 from scrd_fast.building.judge import Judge
-from scrd_fast.building.ranges import BiasCorrection, measure_ranges, range_pixels
+from scrd_fast.building.ranges import measure_quantisation
 from scrd_fast.building.search import search
 from scrd_fast.engine.manifest import Attempt, SearchRecord
 from scrd_fast.errors import DeviceMemoryError, EngineBuildError, FidelityError, NotFiniteError
-from scrd_fast.graph.quantize import BASE, KEEP, Quantisation
+from scrd_fast.graph.quantize import BASE, Quantisation
 from scrd_fast.machine import why_no_vnni
 from scrd_fast.metrics.agreement import LIMITS, Limits, Report, broken_limits
 from scrd_fast.precisions import LARGEST, QUANTISED, UNSATURATED
@@ -79,12 +79,10 @@ class Candidates:
         """A runner with its figures; raises FidelityError where there is none that has any."""
         quantisation, found = None, None
         if precision in QUANTISED:
-            pixels = range_pixels(self.judge.spec, self.images)
-            ranges = measure_ranges(self.proto, self.judge.spec, pixels, progress=self.progress)
-            quantisation = Quantisation(ranges, KEEP if self.keep is None else self.keep,
-                                        int8_weight=UNSATURATED if self._without_vnni() else
-                                        LARGEST["int8"])
-            correction = BiasCorrection(self.proto, self.judge.spec, pixels)
+            quantisation, correction = measure_quantisation(
+                self.proto, self.judge.spec, self.images, keep=self.keep,
+                int8_weight=UNSATURATED if self._without_vnni() else LARGEST["int8"],
+                progress=self.progress)
             if precision == "int8" and backend_of(self.backend).searches_layers and (
                     self.keep is None):
                 quantisation, found = search(
@@ -94,7 +92,7 @@ class Candidates:
                 quantisation = correction.correct(quantisation, precision)
         self.progress(0, 1, f"compiling {self.backend} {precision}")
         runner = self._compiled(precision, quantisation)
-        report = self._report(runner, precision)
+        report = report_runner(self.judge, runner, self.proto, precision, self.allowed(precision))
         return Candidate(precision, runner, report, quantisation, found)
 
     def _compiled(self, precision: str, quantisation: Quantisation | None) -> Runner:
@@ -112,21 +110,6 @@ class Candidates:
                 runner, self.judge.spec):
             runner = make((1,))
         return runner
-
-    def _report(self, runner: Runner, precision: str) -> Report:
-        """Raises FidelityError on values that are not finite, naming the layer."""
-        from scrd_fast.backends.torch_network import first_nonfinite
-
-        few = not self.allowed(precision).need_ranks()
-        with closing(runner.scorer()) as scorer:
-            try:
-                return self.judge.report(scorer, few=few)
-            except NotFiniteError as error:
-                base = BASE if precision in QUANTISED else precision
-                pixels = self.judge.probe(few).pixels
-                layer = first_nonfinite(self.proto, self.judge.spec, pixels, base)
-                where = f", first in layer {layer!r}" if layer else ""
-                raise FidelityError(f"{precision}: values that are not finite{where}") from error
 
     def fastest(self, precisions: Sequence[str]) -> tuple[Candidate, list[Attempt]]:
         """Of those that keep the limits, and what became of each precision.
@@ -182,6 +165,23 @@ class Candidates:
             calls = {each.precision: scoring(stack.enter_context(closing(each.runner.scorer())))
                      for each in candidates}
             return time_in_turn(calls, random_images(self.judge.spec.input_size))
+
+
+def report_runner(judge: Judge, runner: Runner, proto: onnx.ModelProto, precision: str,
+                  limits: Limits) -> Report:
+    """A runner's figures, on as many images as the limits need; proto: its portable graph. Raises
+    FidelityError on values that are not finite, naming the layer."""
+    from scrd_fast.backends.torch_network import first_nonfinite
+
+    few = not limits.need_ranks()
+    with closing(runner.scorer()) as scorer:
+        try:
+            return judge.report(scorer, few=few)
+        except NotFiniteError as error:
+            base = BASE if precision in QUANTISED else precision
+            layer = first_nonfinite(proto, judge.spec, judge.probe(few).pixels, base)
+            where = f", first in layer {layer!r}" if layer else ""
+            raise FidelityError(f"{precision}: values that are not finite{where}") from error
 
 
 def explain_slower(attempt: Attempt, taken: Attempt, reason: str | None) -> Attempt:

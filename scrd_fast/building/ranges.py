@@ -1,6 +1,6 @@
 """What 8 bits are made from, found on normal images: ranges of activations, shifts of biases."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from scrd_fast.building.judge import make_probe
 from scrd_fast.errors import NotFiniteError, expect
 from scrd_fast.graph.portable import NETWORK_INPUT, network_graph
 from scrd_fast.graph.quantize import (
+    KEEP,
     LARGEST,
     Quantisation,
     Ranges,
@@ -157,3 +158,17 @@ class BiasCorrection:
                 value += shift[:, None, None]
                 shifts[name] = [float(f"{each:.6g}") for each in shift]
         return replace(quantisation, shifts=shifts)
+
+
+def measure_quantisation(
+    proto: onnx.ModelProto, spec: ScoringSpec, images: Any, *, keep: Sequence[str] | None,
+    int8_weight: float, progress: Progress,
+) -> tuple[Quantisation, BiasCorrection]:
+    """How to quantise a network, its biases as they are, and what shifts them.
+
+    images: as in `range_pixels`; keep, int8_weight: as in Quantisation, None: graph.quantize.KEEP.
+    """
+    pixels = range_pixels(spec, images)
+    ranges = measure_ranges(proto, spec, pixels, progress=progress)
+    return (Quantisation(ranges, KEEP if keep is None else tuple(keep), int8_weight=int8_weight),
+            BiasCorrection(proto, spec, pixels))

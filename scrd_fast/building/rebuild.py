@@ -47,8 +47,9 @@ def rebuild_engine(
     runner = compile_file(path, manifest, members, device=place, progress=progress)
     manifest = replace(
         manifest, buckets=runner.buckets, precision_used=runner.precision_used(),
-        machine=this_machine(place), plan=backend.ties(runner.version, options),
+        machine=this_machine(place), plan=backend.ties(runner.version, options, place),
         versions=library_versions(manifest.backend, runner),
+        fidelity=replace(manifest.fidelity, emulated=False),  # the replay below judges it here
         work=manifest.work or _work_of(manifest, members))
     engine = Engine(manifest, runner, target, device=device,
                     mapped=None if backend.on_gpu else file)

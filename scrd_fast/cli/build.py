@@ -1,7 +1,7 @@
 """From a checkpoint to an engine file, and what an engine file is."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,7 +10,10 @@ from scrd_fast.backends.tensorrt.plan import TensorRtOptions
 from scrd_fast.cli.app import Precision, Quiet, Trust, app, example
 from scrd_fast.cli.options import options_of
 from scrd_fast.errors import expect
-from scrd_fast.progress import show_progress
+from scrd_fast.progress import Progress, show_progress
+
+if TYPE_CHECKING:
+    from scrd_fast.engine.manifest import Manifest
 
 
 @app.command(epilog=example("scrd-fast build model.safetensors --images normals/"))
@@ -21,6 +24,10 @@ def build(
     again: Annotated[Path | None, typer.Option(
         "--from", help="Instead of a checkpoint: compile this engine file again, for this machine,"
                        " with its own backend and precision.")] = None,
+    targets: Annotated[str | None, typer.Option(
+        "--for", metavar="GPUS",
+        help="Compile for these generations of GPUs, which need not be here, such as"
+             " sm86,sm89,sm120 (TensorRT for RTX).")] = None,
     backend: Annotated[str, typer.Option(
         help=f"auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}.")] = "auto",
     precision: Precision = "auto",
@@ -37,49 +44,75 @@ def build(
         help="HTML page to write: what was tried, with score error against latency.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Compile a checkpoint into one engine file for this machine."""
-    from scrd_fast.building.build import build_engine
-    from scrd_fast.building.rebuild import rebuild_engine
+    """Compile a checkpoint into one engine file, for this machine or for GPUs (--for)."""
     from scrd_fast.files import check_writable
     from scrd_fast.report.build_report import write_build_report
     from scrd_fast.report.templates import check_jinja2
 
     if (checkpoint is None) == (again is None):
         raise typer.BadParameter("expected a checkpoint or --from ENGINE, and not both")
-    if again is not None and report is not None:
-        raise typer.BadParameter("--report: expected a build, got --from, which judges nothing new")
+    if again is not None:
+        for name, given in (("--report", report), ("--for", targets)):
+            if given is not None:
+                raise typer.BadParameter(f"{name}: expected a checkpoint, got --from, which judges"
+                                         " nothing new and compiles for this machine")
+        with show_progress("loading", enabled=not quiet) as shown:
+            _rebuild(again, out, device, shown)
+        return
+    assert checkpoint is not None
+    target = out or checkpoint.with_suffix(".scrd")
     if report is not None:
-        assert checkpoint is not None
         check_jinja2()
         check_writable(report, "--report", inputs=[checkpoint])
-        expect(report.resolve() != (out or checkpoint.with_suffix(".scrd")).resolve(), "--report",
-               "another file than the engine's", report)
+        expect(report.resolve() != target.resolve(), "--report", "another file than the engine's",
+               report)
+    normals = None if images is None else str(images)
     with show_progress("loading", enabled=not quiet) as shown:
-        if again is not None:
-            engine = rebuild_engine(again, out, device=device, progress=shown)
-        else:
-            assert checkpoint is not None
-            engine = build_engine(
+        if targets is None:
+            from scrd_fast.building.build import build_engine
+
+            manifest = build_engine(
                 checkpoint, out, backend=backend, precision=precision, device=device,
-                images=None if images is None else str(images), budget=budget, progress=shown,
-                tensorrt=tensorrt)
-    if again is not None:
-        typer.echo(f"{engine.path}: compiled again for this machine, and gives its golden images'"
-                   " scores")
-        return
-    fidelity, report_of = engine.manifest.fidelity, engine.manifest.fidelity.report
-    typer.echo(f"{engine.path}: {engine.manifest.backend} {engine.manifest.precision},"
+                images=normals, budget=budget, tensorrt=tensorrt, progress=shown).manifest
+        else:
+            from scrd_fast.building.cross_build import cross_build
+            from scrd_fast.engine.engine_file import EngineFile
+
+            expect(device is None, "--device", "none with --for", device)
+            manifest = EngineFile(cross_build(
+                checkpoint, out, targets=[each.strip() for each in targets.split(",")],
+                backend=backend, precision=precision, images=normals, tensorrt=tensorrt,
+                progress=shown)).manifest
+    _tell_built(target.absolute(), manifest)
+    if report is not None:
+        write_build_report(target, report)
+        typer.echo(f"{report}: what was tried")
+
+
+def _rebuild(engine: Path, out: Path | None, device: str | None, shown: Progress) -> None:
+    from scrd_fast.building.rebuild import rebuild_engine
+
+    path = rebuild_engine(engine, out, device=device, progress=shown).path
+    typer.echo(f"{path}: compiled again for this machine, and gives its golden images' scores")
+
+
+def _tell_built(path: Path, manifest: "Manifest") -> None:
+    """What was built, and what was tried."""
+    fidelity, report_of = manifest.fidelity, manifest.fidelity.report
+    typer.echo(f"{path}: {manifest.backend} {manifest.precision},"
                f" score error {report_of.score_error:.1e}, map error"
                f" {report_of.map_error:.1e} against the reference")
     for row in fidelity.candidates:
         ms = "" if row.ms is None else f"{row.ms:.2f} ms"
         kept = "" if row.report is None else f", score error {row.report.score_error:.1e}"
         typer.echo(f"  {row.precision:<5} {ms:>10}  {row.why_not or f'keeps the limits{kept}'}")
-    if engine.decisions is not None:
+    if fidelity.emulated:
+        assert manifest.plan is not None
+        typer.echo(f"  for {', '.join(manifest.plan.targets)}; judged by its arithmetic on the CPU,"
+                   " not on a GPU: the first time that it is loaded on one it has to give its"
+                   " golden images' scores")
+    if manifest.calibration is not None:
         typer.echo("  calibration kept: the model is the same, and so are the scores")
-    if report is not None:
-        write_build_report(engine.path, report)
-        typer.echo(f"{report}: what was tried")
 
 
 @app.command(epilog=example("scrd-fast export model.safetensors model.onnx"))

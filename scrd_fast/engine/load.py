@@ -1,8 +1,10 @@
 """load_engine, verify_engine: from an engine file to an engine."""
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +17,20 @@ from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.engine_file import GOLDEN, NETWORK, EngineFile, manifest_digest
 from scrd_fast.engine.golden import replay
 from scrd_fast.engine.manifest import Manifest, are_buckets
-from scrd_fast.errors import EngineFileError, ScrdError, expect, explain_missing
+from scrd_fast.errors import (
+    BackendUnavailable,
+    EngineFileError,
+    OutputError,
+    ScrdError,
+    expect,
+    explain_missing,
+)
 from scrd_fast.files import Contents, as_path
 from scrd_fast.graph.stored import QUANTISATION
 from scrd_fast.machine import this_machine
 from scrd_fast.precisions import PRECISIONS
 from scrd_fast.progress import Progress, silent
+from scrd_fast.user_records import JUDGED_ENGINES, is_recorded, record_line
 
 if TYPE_CHECKING:
     import torch
@@ -36,28 +46,44 @@ def load_engine(
     streams that share out the cores: the most images per second of many batches; CPUs only).
     device: "cuda:<index>" for an engine that runs on a GPU, by default the current one. verify:
     replay the golden images first and raise FidelityError where this machine does not keep the
-    limits. trust: also run a TensorRT plan that this user did not build; a plan is code.
+    limits, as an engine that was built without a GPU does by itself the first time that it is
+    loaded on one. trust: also run a TensorRT plan that this user did not build; a plan is code.
     Raises EngineFileError, BackendUnavailable, DeviceMemoryError.
     """
     engine, golden = open_engine(path, mode, device, trust)
     if verify:
-        try:
-            replay(engine, golden, alike=_alike(engine, device), whole=False)
-        except BaseException:
-            engine.close()
-            raise
+        _replay_first(engine, golden, device)
     return _current.use(engine)
+
+
+def _replay_first(engine: Engine, golden: Contents, device: str | None) -> None:
+    """Close an engine that does not reproduce its golden images, and raise FidelityError."""
+    try:
+        replay(engine, golden, alike=_alike(engine, device), whole=False)
+    except BaseException:
+        engine.close()
+        raise
 
 
 def open_engine(
     path: str | os.PathLike[str], mode: str = "latency", device: str | None = None,
     trust: bool = False,
 ) -> tuple[Engine, Contents]:
-    """The compiled engine of a file, and its golden images."""
+    """The compiled engine of a file, and its golden images.
+
+    What was built without a GPU has to reproduce those first, once for each kind of GPU.
+    """
     path = as_path(path, "path")
     file = read_runnable(path)
     manifest, members = file.manifest, file.members
-    backend = backend_of(choose_backend(manifest.backend, device))
+    targets = manifest.plan.targets if manifest.plan else ()
+    try:
+        backend = backend_of(choose_backend(manifest.backend, device))
+    except BackendUnavailable as error:
+        if not targets:
+            raise
+        raise BackendUnavailable(f"{path}: it runs on GPUs of {', '.join(targets)}, and here none"
+                                 f" can be used: {error}") from error
     place = gpu_of(manifest.backend, device)
     backend.check_compiled(path, manifest.machine, manifest.plan, manifest.members, place,
                            trust=trust)
@@ -68,7 +94,25 @@ def open_engine(
             name: members[name] for name in backend.members if name in members})
     engine = Engine(manifest, runner, path, mode=mode, device=device,
                     mapped=None if backend.on_gpu else file)
-    return engine, members[GOLDEN]
+    golden = members[GOLDEN]
+    if manifest.fidelity.emulated:
+        _judge_once(engine, golden, device)
+    return engine, golden
+
+
+def _judge_once(engine: Engine, golden: Contents, device: str | None) -> None:
+    """Replay the golden images of an engine that was built without a GPU, unless this user has seen
+    it reproduce them on such a one."""
+    gpu = this_machine(gpu_of(engine.manifest.backend, device)).gpu
+    line = sha256(f"{manifest_digest(engine.manifest)} {gpu}".encode()).hexdigest()
+    if is_recorded(JUDGED_ENGINES, line):
+        return
+    _replay_first(engine, golden, device)
+    try:
+        record_line(JUDGED_ENGINES, line)
+    except OutputError as error:
+        warnings.warn(f"{engine.path}: will be judged again the next time it is loaded: {error}",
+                      stacklevel=4)
 
 
 def reopen_engine(path: str, digest: str, mode: str, device: str | None) -> Engine:

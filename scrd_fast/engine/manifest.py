@@ -12,8 +12,8 @@ from scrd_fast.metrics.decisions import Decisions
 from scrd_fast.records import read_record
 from scrd_fast.spec import DecodingRule, ScoringSpec
 
-FORMAT = 5
-READABLE = (1, 2, 3, 4, FORMAT)
+FORMAT = 6
+READABLE = (1, 2, 3, 4, 5, FORMAT)
 LARGEST_BATCH = 1024
 MOST_BUCKETS = 16  # each is compiled on its own
 
@@ -81,7 +81,9 @@ class Fidelity:
     """How well the engine gave the reference's scores when it was built.
 
     probe: what it was judged on, "images" (the user's) or "golden" (generated); report: its
-    figures; limits: that they kept; candidates: all precisions that were tried; search: of int8.
+    figures; limits: that they kept; candidates: all precisions that were tried; search: of int8;
+    emulated: not the engine was judged, which needs a GPU that was not there, but its precision's
+    arithmetic on a CPU.
     """
 
     probe: str
@@ -89,6 +91,7 @@ class Fidelity:
     limits: Limits
     candidates: tuple[Attempt, ...] = ()
     search: SearchRecord | None = None
+    emulated: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,10 @@ def read_manifest(values: Any) -> Manifest:
         if isinstance(calibration, dict):
             calibration = {**calibration, "maps": None}
         values = values | {"training": None, "calibration": calibration}
+    if found < 6:
+        values = values | {name: {**values[name], **new} for name, new in (
+            ("plan", {"targets": []}), ("fidelity", {"emulated": False}))
+            if isinstance(values.get(name), dict)}
     values = values | {"format": FORMAT}  # of 4 only the digest at the file's end was another
     return read_record(Manifest, values, "manifest")
 

@@ -27,4 +27,7 @@ def to_tensor(weight: onnx.TensorProto) -> Tensor:
     value = np.array(numpy_helper.to_array(weight))
     if weight.data_type == TensorProto.FLOAT8E4M3FN:
         return torch.from_numpy(value.view(np.uint8)).view(torch.float8_e4m3fn)
+    if weight.data_type == TensorProto.BFLOAT16:  # which older releases of ONNX give as float32
+        return (torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
+                if value.itemsize == 2 else torch.from_numpy(value).bfloat16())
     return torch.from_numpy(value)

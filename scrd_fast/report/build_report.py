@@ -34,9 +34,13 @@ def summarise(manifest: Manifest) -> str:
     fidelity = manifest.fidelity
     limits = ", ".join(f"{name.replace('_', ' ')} {value:g}"
                        for name, value in asdict(fidelity.limits).items() if value is not None)
+    plan, emulated = manifest.plan, ""
+    if fidelity.emulated and plan is not None:
+        emulated = (f" for {', '.join(plan.targets)}, judged by the precision's arithmetic and not"
+                    " on a GPU")
     return (f"{manifest.model.backbone}, {manifest.backend} {manifest.precision}; limits:"
             f" {limits or 'none'}; probe set: {fidelity.probe}, {fidelity.report.images} images;"
-            f" built on {manifest.machine.cpu}")
+            f" built on {manifest.machine.cpu}{emulated}")
 
 
 def list_tables(manifest: Manifest) -> list[Table]:

@@ -84,6 +84,9 @@ def _list_limits(manifest: Manifest) -> Iterator[str]:
     yield (f"The engine computes in {manifest.precision}. On {found.images} probe images its scores"
            f" differ from the reference’s by at most {found.score_error:.2g} of the largest score,"
            f" and {found.flipped:.2%} of decisions were others.")
+    if fidelity.emulated:
+        yield ("The engine was built without a GPU: these figures are of the precision’s arithmetic"
+               " on a CPU. On a GPU it has to reproduce its golden images before it scores.")
     yield ("In this page pictures and maps are small and have 8 bits; scores were computed from the"
            " images themselves.")
 

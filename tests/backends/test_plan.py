@@ -14,14 +14,16 @@ from scrd_fast.backends.tensorrt.plan import (
     PLAN,
     PlanTies,
     TensorRtOptions,
+    capability_of,
     check_plan,
-    is_own_plan,
     plan_differences,
-    remember_plan,
+    target_of,
 )
+from scrd_fast.backends.tensorrt.rtx import read_own
 from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
 from scrd_fast.errors import BackendUnavailable, EngineFileError, InputError
 from scrd_fast.machine import Gpu
+from scrd_fast.user_records import BUILT_PLANS, is_recorded, record_line
 
 BYTES = b"a plan"
 DIGEST = hashlib.sha256(BYTES).hexdigest()
@@ -50,11 +52,11 @@ def planned(small_file, tmp_path):
 
 
 def test_a_plan_is_this_users_once_it_was_built(own_record):
-    assert not is_own_plan(DIGEST)
-    remember_plan("0" * 64)
-    remember_plan(DIGEST)
-    assert is_own_plan(DIGEST)
-    assert not is_own_plan(DIGEST[:-1])
+    assert not is_recorded(BUILT_PLANS, DIGEST)
+    record_line(BUILT_PLANS, "0" * 64)
+    record_line(BUILT_PLANS, DIGEST)
+    assert is_recorded(BUILT_PLANS, DIGEST)
+    assert not is_recorded(BUILT_PLANS, DIGEST[:-1])
     assert stat.S_IMODE(own_record.stat().st_mode) == 0o600
 
 
@@ -64,7 +66,7 @@ def test_a_plan_of_somebody_else_is_refused(planned):
     with pytest.raises(EngineFileError, match=r"refused: its TensorRT plan is code .*trust=True"):
         check_plan(path, GPU, PLAN_TIES, manifest.members, *here, trust=False)
     check_plan(path, GPU, PLAN_TIES, manifest.members, *here, trust=True)
-    remember_plan(DIGEST)
+    record_line(BUILT_PLANS, DIGEST)
     check_plan(path, GPU, PLAN_TIES, manifest.members, *here, trust=False)
 
 
@@ -92,6 +94,47 @@ def test_what_a_plan_is_tied_to(version, capability, options, difference, planne
         check_plan(path, GPU, plan, manifest.members, version, capability, trust=True)
     assert "scrd-fast build --from" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("capability", "differences"), [
+    ((8, 6), []), ((12, 0), []),
+    ((8, 9), ["it was built for sm86, sm120, this GPU is sm89"])])
+def test_a_plan_for_several_targets(planned, capability, differences):
+    """Built without a GPU, it is tied to none."""
+    ties = PlanTies.here("1.7.1.116", TensorRtOptions(), ("sm86", "sm120"))
+    assert plan_differences(None, ties, "1.7.1.116", capability) == differences
+    path, manifest = planned
+    arguments = path, None, ties, manifest.members, "1.7.1.116", capability
+    if differences:
+        with pytest.raises(EngineFileError, match=differences[0]):
+            check_plan(*arguments, trust=True)
+    else:
+        check_plan(*arguments, trust=True)
+
+
+def test_names_of_targets():
+    for capability, name in (((8, 6), "sm86"), ((12, 0), "sm120"), ((12, 1), "sm121")):
+        assert (target_of(capability), capability_of(name)) == (name, capability)
+
+
+def test_a_cache_of_code_that_others_can_write_is_not_read(tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o700)
+    file = folder / "kernels"
+    assert read_own(file) == b""
+    file.write_bytes(b"code")
+    file.chmod(0o600)
+    assert read_own(file) == b"code"
+    for place, mode in ((file, 0o620), (folder, 0o777)):
+        before = stat.S_IMODE(place.stat().st_mode)
+        place.chmod(mode)
+        with pytest.warns(UserWarning, match=f"{place}: not read, as others than this user"):
+            assert read_own(file) == b""
+        place.chmod(before)
+    link = folder / "link"
+    link.symlink_to(file)
+    with pytest.warns(UserWarning, match="not read"):
+        assert read_own(link) == b""
 
 
 @pytest.mark.parametrize(("gpu", "plan", "message"), [

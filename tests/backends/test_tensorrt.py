@@ -12,10 +12,9 @@ from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
 from scrd_fast.errors import EngineBuildError, EngineFileError, InputError, NotFiniteError
 from scrd_fast.metrics.agreement import Limits
 from scrd_fast.model.reference import score_images
-from tests.support.gpu import ON_GPU
-from tests.support.models import needs_tensorrt, pictures
+from tests.support.models import needs, pictures
 
-pytestmark = [*ON_GPU, needs_tensorrt]
+pytestmark = needs("tensorrt")
 UNJUDGED = Limits()  # untrained weights rank images by chance
 
 

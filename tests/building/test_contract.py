@@ -20,8 +20,7 @@ from scrd_fast.model.checkpoint import save_checkpoint
 from scrd_fast.model.reference import score_images
 from scrd_fast.precisions import QUANTISED
 from tests.cli.commands import main
-from tests.support.gpu import ON_GPU
-from tests.support.models import needs_tensorrt
+from tests.support.models import needs
 
 # Keeps the limits of int8 without a search, on CPUs without VNNI, too, where sums of products
 # saturate: 0.4 % of the decisions flip there, 0.2 % elsewhere; with the teacher alone 1.4 %.
@@ -65,9 +64,9 @@ def judged(probe, reference):
 CASES = [
     *(("openvino", p) for p in ("fp32", "bf16", "int8")), ("torch_eager", "fp32"),
     pytest.param(("torch_eager", "bf16"), marks=pytest.mark.slow),
-    *(pytest.param(("torch_cuda", p), marks=ON_GPU) for p in ("fp32", "bf16", "fp16")),
-    *(pytest.param(("tensorrt", p), marks=[*ON_GPU, needs_tensorrt])
-      for p in ("fp32", "bf16", "fp16", "int8"))]
+    *(pytest.param((name, p), marks=needs(name))
+      for name in ("torch_cuda", "tensorrt", "tensorrt_rtx")
+      for p in ("fp32", "bf16", "fp16", "int8") if (name, p) != ("torch_cuda", "int8"))]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)

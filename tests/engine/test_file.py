@@ -207,6 +207,20 @@ def test_format_3_tells_neither_of_training_nor_of_maps(tmp_path):
     refused(newer, r"manifest.calibration: expected all the fields .* none for \['maps'\]")
 
 
+def test_format_5_knew_no_targets(tmp_path):
+    plan = PlanTies("10.16.1.11", None, TensorRtOptions())
+    values = listed(asdict(replace(MANIFEST, plan=plan))) | {"format": 5}
+    del values["plan"]["targets"], values["fidelity"]["emulated"]
+    path = craft(tmp_path / "x.scrd", [*with_digest(values), *MEMBERS.items()], format_=5)
+    manifest = read_engine_file(path)[0]
+    assert manifest.format == FORMAT
+    assert manifest.plan == plan
+    assert not manifest.fidelity.emulated
+    newer = craft(tmp_path / "y.scrd", [
+        *with_digest(values | {"format": FORMAT}), *MEMBERS.items()])
+    refused(newer, "expected all the fields .* none for")
+
+
 @pytest.mark.parametrize("version", [None, "1", [1], True, 1.0])
 def test_a_format_that_is_no_number(tmp_path, version):
     values = listed(asdict(MANIFEST)) | {"format": version}

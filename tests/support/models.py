@@ -21,10 +21,16 @@ from tests.support.gpu import ON_GPU
 from tests.support.once import made_once
 from tests.support.published import published_model
 
-_MISSING = backend_of("tensorrt").missing()
-needs_tensorrt = pytest.mark.skipif(_MISSING is not None, reason=f"TensorRT: {_MISSING}")
-EACH_BACKEND = ("openvino", "torch_eager", pytest.param("torch_cuda", marks=ON_GPU),
-                pytest.param("tensorrt", marks=(*ON_GPU, needs_tensorrt)))
+
+def needs(backend: str) -> list[pytest.MarkDecorator]:
+    """Marks of a test on a GPU and this backend."""
+    # Where there is no GPU its library, which may be large, is not loaded to hear that.
+    missing = backend_of(backend).missing() if torch.cuda.is_available() else None
+    return [*ON_GPU, pytest.mark.skipif(missing is not None, reason=f"{backend}: {missing}")]
+
+
+EACH_BACKEND = ("openvino", "torch_eager", *(
+    pytest.param(name, marks=needs(name)) for name in ("torch_cuda", "tensorrt", "tensorrt_rtx")))
 
 
 @pytest.fixture(autouse=True, scope="session")

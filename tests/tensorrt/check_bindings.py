@@ -9,17 +9,17 @@ import ctypes
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.tensorrt.uses import OBJECTS
+from tests.tensorrt.uses import OBJECTS, TENSORRT_OBJECTS
 
 # Not from tests.conftest, which turns on Triton's interpreter.
 ROOT = Path(__file__).parents[2]
-# Two of the folder need no TensorRT: a test would not see what they used.
+# Some of the folder need no TensorRT: a test would not see what they used.
 SOURCES = [path for path in sorted((ROOT / "scrd_fast/backends/tensorrt").glob("*.py"))
-           if path.name not in ("__init__.py", "plan.py")]
+           if path.name not in ("__init__.py", "backend.py", "flavour.py", "plan.py")]
 assert len(SOURCES) >= 5
 
 
@@ -51,13 +51,16 @@ def chain(node: ast.AST) -> list[str]:
 
 
 def chains(source: str) -> Iterator[tuple[str, ...]]:
-    """("tensorrt", "X", "Y") for each use of TensorRT in the source of a module."""
+    """("tensorrt", "X", "Y") for each use of TensorRT in the source of a module. What is called
+    `trt` there is the module of a flavour, wherever it comes from."""
     tree = ast.parse(source)
     modules = aliases(tree)
     for node in ast.walk(tree):
         names = chain(node) if isinstance(node, ast.Attribute) else []
         if names and names[0] in modules:
             yield (*modules[names[0]].split("."), *names[1:])
+        elif "trt" in names[:-1]:
+            yield ("tensorrt", *names[names.index("trt") + 1 :])
 
 
 def missing(trt: Any, names: tuple[str, ...]) -> bool:
@@ -70,17 +73,28 @@ def missing(trt: Any, names: tuple[str, ...]) -> bool:
     return False
 
 
-def check_names(trt: Any) -> Iterator[str]:
-    """Names that the sources and the table in uses.py take from TensorRT, and that it has not."""
-    importlib.import_module("tensorrt.plugin")
+def missing_names(
+    trt: Any, leave_out: Collection[str], *objects: Mapping[str, Collection[str]]
+) -> Iterator[str]:
+    """Names that the sources, without those left out, and the tables in uses.py take from a
+    flavour, and that it has not."""
     for source in SOURCES:
+        if source.name in leave_out:
+            continue
         used = sorted(set(chains(source.read_text())))
         if not used:
             yield f"{source.name}: no use of TensorRT was found"
         yield from (f"{source.name}: {'.'.join(n)}" for n in used if missing(trt, n))
-    for name, members in OBJECTS.items():
-        yield from (f"{name}.{member}" for member in members
-                    if missing(trt, ("tensorrt", name, member)))
+    for table in objects:
+        for name, members in table.items():
+            yield from (f"{name}.{member}" for member in members
+                        if missing(trt, ("tensorrt", name, member)))
+
+
+def check_names(trt: Any) -> Iterator[str]:
+    """Names that are not TensorRT's."""
+    importlib.import_module("tensorrt.plugin")
+    yield from missing_names(trt, ("rtx.py",), OBJECTS, TENSORRT_OBJECTS)
 
 
 def _descriptor(trt: Any, dtype: Any, shape: tuple[int, ...], layout: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Builds with TensorRT for RTX in the place of TensorRT: the same parser and builder, no GPU.
+"""Builds with TensorRT for RTX, which needs no GPU for it.
 
 In a process of its own, which a mistake may end: python -m tests.tensorrt.check_rtx <check>
 Prints what came of the check, as JSON.
@@ -8,29 +8,31 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import onnx
-import tensorrt_rtx_bindings as trt
 import torch
 
-sys.modules["tensorrt"] = trt  # before anything imports it
+from scrd_fast.backends.tensorrt.build import compile_plan
+from scrd_fast.backends.tensorrt.flavour import TENSORRT_RTX
+from scrd_fast.backends.tensorrt.library import library
+from scrd_fast.backends.tensorrt.plan import TensorRtOptions
+from scrd_fast.backends.tensorrt.rtx import why_invalid
+from scrd_fast.building.ranges import measure_ranges
+from scrd_fast.errors import EngineBuildError
+from scrd_fast.graph.portable import build_graph
+from scrd_fast.graph.precision import explicit_graph, scoring_graph
+from scrd_fast.graph.quantize import Quantisation, quantise
+from scrd_fast.model.scrd import SCRD
+from scrd_fast.progress import Progress, silent
+from scrd_fast.spec import ScoringSpec
+from tests.tensorrt.check_bindings import missing_names
+from tests.tensorrt.uses import OBJECTS, RTX_OBJECTS
 
-from scrd_fast.backends.tensorrt.build import compile_plan  # noqa: E402
-from scrd_fast.backends.tensorrt.log import LOG  # noqa: E402
-from scrd_fast.backends.tensorrt.plan import TensorRtOptions  # noqa: E402
-from scrd_fast.building.ranges import measure_ranges  # noqa: E402
-from scrd_fast.errors import EngineBuildError  # noqa: E402
-from scrd_fast.graph.portable import build_graph  # noqa: E402
-from scrd_fast.graph.precision import explicit_graph, scoring_graph  # noqa: E402
-from scrd_fast.graph.quantize import Quantisation, quantise  # noqa: E402
-from scrd_fast.model.scrd import SCRD  # noqa: E402
-from scrd_fast.progress import Progress, silent  # noqa: E402
-from scrd_fast.spec import ScoringSpec  # noqa: E402
-
+RTX = library(TENSORRT_RTX)
+TARGETS = ("sm86", "sm89", "sm120")
 SPEC = ScoringSpec(input_size=64, weighting="scale", blur_sigma=1.5)
 
 
@@ -44,20 +46,31 @@ def portable() -> onnx.ModelProto:
 
 
 def compiled(graph: onnx.ModelProto, progress: Progress = silent, *,
-             spec: ScoringSpec = SPEC) -> int:
+             spec: ScoringSpec = SPEC, targets: Sequence[str] = TARGETS) -> int:
     """Bytes of the plan."""
-    with tempfile.TemporaryDirectory() as folder:
-        return len(compile_plan(graph, spec, (1, 4), TensorRtOptions(), 86,
-                                Path(folder) / "kernels.timing", progress))
+    return len(compile_plan(RTX, graph, spec, (1, 4), TensorRtOptions(), targets, None, progress))
+
+
+def check_names() -> list[str]:
+    """Names that it has not."""
+    return list(missing_names(RTX.trt, ("plugin.py",), OBJECTS, RTX_OBJECTS))
 
 
 def check_plans() -> dict[str, int]:
-    """Precisions that are explicit in the graph."""
+    """Every precision, for the targets that compute in it."""
     proto = portable()
-    plans = {p: compiled(explicit_graph(proto, SPEC, p)) for p in ("fp32", "bf16")}
-    ranges = measure_ranges(proto, SPEC, torch.rand(4, 3, 64, 64))
-    int8 = quantise(scoring_graph(proto, SPEC), "int8", Quantisation(ranges))
-    return plans | {"int8": compiled(int8)}
+    plans = {p: compiled(explicit_graph(proto, SPEC, p)) for p in ("fp32", "fp16", "bf16")}
+    chosen = Quantisation(measure_ranges(proto, SPEC, torch.rand(4, 3, 64, 64)))
+    for precision, targets in (("int8", TARGETS), ("fp8", ("sm89", "sm120"))):
+        graph = quantise(scoring_graph(proto, SPEC), precision, chosen)
+        plans[precision] = compiled(graph, targets=targets)
+    return plans
+
+
+def check_invalid() -> list[str | None]:
+    """What is said of bytes that are no plan, without a GPU."""
+    runtime = RTX.make(RTX.trt.Runtime, RTX.log)
+    return [why_invalid(RTX.trt, runtime, data) for data in (b"no plan at all" * 100,)]
 
 
 def check_failures() -> dict[str, str]:
@@ -108,9 +121,10 @@ def check_interrupt() -> dict[str, bool]:
 
 def check_export() -> dict[str, list[str]]:
     """The portable graph, any batch of any size, as its ONNX file has it."""
-    builder = trt.Builder(LOG)
+    trt = RTX.trt
+    builder = trt.Builder(RTX.log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, LOG)
+    parser = trt.OnnxParser(network, RTX.log)
     parser.parse(portable().SerializeToString())
     errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
@@ -119,11 +133,11 @@ def check_export() -> dict[str, list[str]]:
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     return {"errors": errors, "outputs": [f"{o.name} {tuple(o.shape)}" for o in outputs],
-            "said": LOG.errors() if plan is None else []}
+            "said": RTX.log.errors() if plan is None else []}
 
 
-CHECKS = {"plans": check_plans, "failures": check_failures, "interrupt": check_interrupt,
-          "export": check_export}
+CHECKS = {"names": check_names, "invalid": check_invalid, "plans": check_plans,
+          "failures": check_failures, "interrupt": check_interrupt, "export": check_export}
 
 if __name__ == "__main__":
     print(json.dumps(CHECKS[sys.argv[1]]()))

@@ -30,4 +30,4 @@ class Log(trt.ILogger):
 """
     assert set(chains(source)) == {
         ("tensorrt", "ILogger"), ("tensorrt", "ILogger", "ERROR"),
-        ("tensorrt", "plugin", "op"), ("tensorrt", "plugin", "op", "x")}
+        ("tensorrt", "plugin", "op"), ("tensorrt", "plugin", "op", "x"), ("tensorrt", "y")}

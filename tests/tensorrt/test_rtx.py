@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
     reason="TensorRT for RTX is not installed: pip install -e '.[tensorrt-rtx]'")
 
 
-def run(check: str) -> dict[str, Any]:
+def run(check: str) -> Any:
     done = subprocess.run([sys.executable, "-m", "tests.tensorrt.check_rtx", check], cwd=ROOT,
                           capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, f"ended with {done.returncode}: {done.stdout}{done.stderr}"
@@ -26,11 +26,20 @@ def run(check: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def test_plans_of_each_kind_of_graph():
+def test_it_has_what_is_used():
+    assert run("names") == []
+
+
+def test_plans_of_every_precision():
     """With an error recorder on the builder the process ended in SIGSEGV."""
     plans = run("plans")
-    assert set(plans) == {"fp32", "bf16", "int8"}
-    assert plans["fp32"] > plans["bf16"] > plans["int8"] > 2**20
+    assert set(plans) == {"fp32", "fp16", "bf16", "int8", "fp8"}
+    assert plans["fp32"] > plans["fp16"] > plans["int8"] > 2**20
+    assert plans["fp32"] > plans["bf16"] > plans["fp8"] > 2**20
+
+
+def test_bytes_that_are_no_plan():
+    assert run("invalid") == ["it is damaged"]
 
 
 def test_builds_that_fail():

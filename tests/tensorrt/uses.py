@@ -3,10 +3,11 @@
 A member that is set rather than called is listed too.
 """
 
+# Of both flavours.
 OBJECTS = {
     "Builder": ("build_serialized_network", "create_builder_config", "create_network",
                 "create_optimization_profile"),
-    "INetworkDefinition": ("add_plugin", "get_layer", "num_layers"),
+    "INetworkDefinition": ("get_layer", "num_layers"),
     "ILayer": ("get_input", "get_output", "num_inputs", "num_outputs", "set_input"),
     "ITensor": ("dtype", "name", "shape"),
     "OnnxParser": ("parse", "num_errors", "get_error"),
@@ -32,4 +33,18 @@ OBJECTS = {
                        "num_errors", "report_error"),
     "IProgressMonitor": ("phase_finish", "phase_start", "step_complete"),
     "IProfiler": ("report_layer_time",),
+}
+
+# Of TensorRT alone.
+TENSORRT_OBJECTS = {"INetworkDefinition": ("add_plugin",)}
+
+# Of TensorRT for RTX alone.
+RTX_OBJECTS = {
+    "IBuilderConfig": ("num_compute_capabilities", "set_compute_capability"),
+    "Runtime": ("get_engine_validity",),
+    "ICudaEngine": ("create_runtime_config",),
+    "IRuntimeConfig": ("create_runtime_cache", "dynamic_shapes_kernel_specialization_strategy",
+                       "set_execution_context_allocation_strategy", "set_runtime_cache"),
+    "IRuntimeCache": ("deserialize", "serialize"),
+    "IExecutionContext": ("is_stream_capturable",),
 }

@@ -1,6 +1,5 @@
 """From a graph with explicit precisions to a TensorRT plan."""
 
-import os
 import signal
 import threading
 import warnings
@@ -11,11 +10,11 @@ from types import FrameType
 from typing import Any
 
 import onnx
-import tensorrt as trt
 import torch
 
-from scrd_fast.backends.tensorrt.log import LOG, hear_errors, make_object
-from scrd_fast.backends.tensorrt.plan import TensorRtOptions
+from scrd_fast.backends.tensorrt.library import Library, cache_file, derive
+from scrd_fast.backends.tensorrt.plan import TensorRtOptions, capability_of, target_of
+from scrd_fast.backends.tensorrt.rtx import set_targets
 from scrd_fast.errors import EngineBuildError, OutputError
 from scrd_fast.files import atomic_write
 from scrd_fast.graph.portable import NETWORK_INPUT
@@ -23,11 +22,11 @@ from scrd_fast.progress import Progress
 from scrd_fast.spec import ScoringSpec
 
 
-class _Monitor(trt.IProgressMonitor):
-    """Passes the steps of the phases on; what is raised meanwhile ends the build."""
+class _Monitor:
+    """An IProgressMonitor that passes the steps of the phases on; what is raised meanwhile ends the
+    build."""
 
     def __init__(self, progress: Progress) -> None:
-        trt.IProgressMonitor.__init__(self)
         self._progress = progress
         self._steps: dict[str, int] = {}
         self.error: BaseException | None = None
@@ -69,19 +68,8 @@ def _interrupts(monitor: _Monitor) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _cache_path(device: torch.device) -> Path | None:
-    """The user's timing cache for this TensorRT and kind of GPU; None where there is no home."""
-    try:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:
-        warnings.warn(f"TensorRT's timing cache is not kept: {error}", stacklevel=2)
-        return None
-    gpu = "".join(c if c.isalnum() else "-" for c in torch.cuda.get_device_name(device))
-    return root / "scrd_fast" / f"tensorrt-{trt.__version__}-{gpu}.timing"
-
-
 @contextmanager
-def _timing_cache(config: Any, path: Path | None) -> Iterator[None]:
+def _timing_cache(library: Library, config: Any, path: Path | None) -> Iterator[None]:
     """Measurements of earlier builds; those of this one are kept for the next. They only save time:
     a cache that cannot be read or written is a warning."""
     if path is None:
@@ -96,7 +84,7 @@ def _timing_cache(config: Any, path: Path | None) -> Iterator[None]:
     cache = config.create_timing_cache(data)
     if cache is None or not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
-    LOG.clear()  # what it said of the old cache is no reason of what may fail later
+    library.log.clear()  # what it said of the old cache is no reason of what may fail later
     yield
     if (kept := config.get_timing_cache()) is None:
         return
@@ -107,20 +95,19 @@ def _timing_cache(config: Any, path: Path | None) -> Iterator[None]:
         warnings.warn(f"TensorRT's timing cache is not kept: {error}", stacklevel=2)
 
 
-def _parse(network: Any, graph: onnx.ModelProto) -> None:
+def _parse(library: Library, network: Any, graph: onnx.ModelProto) -> None:
     """Raise EngineBuildError with one line per node that TensorRT cannot take."""
-    parser = trt.OnnxParser(network, LOG)
+    parser = library.trt.OnnxParser(network, library.log)
     if parser.parse(graph.SerializeToString()):
         return
     lines = []
     for i in range(parser.num_errors):
         error = parser.get_error(i)
         lines.append(f"{error.node_name()} ({error.node_operator()}): {error.desc()}")
-    raise EngineBuildError(f"TensorRT {trt.__version__} cannot take this network:\n"
-                           + "\n".join(lines))
+    raise EngineBuildError(f"{library.name} cannot take this network:\n" + "\n".join(lines))
 
 
-def _configure(config: Any, options: TensorRtOptions) -> None:
+def _configure(trt: Any, config: Any, options: TensorRtOptions) -> None:
     config.clear_flag(trt.BuilderFlag.TF32)
     config.set_flag(trt.BuilderFlag.STRICT_NANS)
     if options.workspace_gb is not None:
@@ -138,62 +125,66 @@ def _configure(config: Any, options: TensorRtOptions) -> None:
 
 
 def _built(
-    graph: onnx.ModelProto, side: int, buckets: Sequence[int], options: TensorRtOptions,
-    capability: int, cache: Path | None, monitor: _Monitor,
+    library: Library, graph: onnx.ModelProto, side: int, buckets: Sequence[int],
+    options: TensorRtOptions, targets: Sequence[str], cache: Path | None, monitor: Any,
 ) -> bytes | None:
     """The plan; None where TensorRT gives none. Raises EngineBuildError, BackendUnavailable."""
     # No error recorder: the log hears all that one would. And where the network has one as its
     # parser is made, the parser puts it back when it is let go, into a network that Python has let
     # go before: the process ends in SIGSEGV.
-    builder = make_object(trt.Builder, LOG)
+    trt = library.trt
+    builder = library.make(trt.Builder, library.log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(network, graph)
+    _parse(library, network, graph)
     if options.tail == "plugin":
         from scrd_fast.backends.tensorrt.plugin import insert
 
-        insert(network, graph, capability)
+        major, minor = capability_of(targets[0])
+        insert(network, graph, 10 * major + minor)
     config = builder.create_builder_config()
-    _configure(config, options)
+    _configure(trt, config, options)
+    if library.flavour.targets:
+        set_targets(trt, config, targets)
     config.progress_monitor = monitor
     for n in buckets:
         profile = builder.create_optimization_profile()
         profile.set_shape(NETWORK_INPUT, *[(n, 3, side, side)] * 3)
         config.add_optimization_profile(profile)
-    with _timing_cache(config, cache):
+    with _timing_cache(library, config, cache):
         plan = builder.build_serialized_network(network, config)
     return None if plan is None else bytes(plan)
 
 
 def compile_plan(
-    graph: onnx.ModelProto, spec: ScoringSpec, buckets: Sequence[int], options: TensorRtOptions,
-    capability: int, cache: Path | None, progress: Progress,
+    library: Library, graph: onnx.ModelProto, spec: ScoringSpec, buckets: Sequence[int],
+    options: TensorRtOptions, targets: Sequence[str], cache: Path | None, progress: Progress,
 ) -> bytes:
-    """Compile an explicit-precision graph for the current GPU, through TensorRT alone.
+    """Compile an explicit-precision graph, through TensorRT alone.
 
-    buckets: batch sizes, an optimisation profile each; capability: of the GPU, 90 for 9.0, for the
-    plugin; cache: file of the timing cache. Raises EngineBuildError, BackendUnavailable and what
-    `progress` raises, which ends the build, as Ctrl-C does.
+    buckets: batch sizes, an optimisation profile each; targets: the GPUs to compile for, by name,
+    where the library does that for others than the one at hand, else that one's name; cache: file
+    of the timing cache. Raises EngineBuildError, BackendUnavailable and what `progress` raises,
+    which ends the build, as Ctrl-C does.
     """
-    monitor = _Monitor(progress)
-    with hear_errors() as why, _interrupts(monitor):
-        plan = _built(graph, spec.input_size, buckets, options, capability, cache, monitor)
+    monitor = derive(_Monitor, library.trt.IProgressMonitor)(progress)
+    with library.hear_errors() as why, _interrupts(monitor):
+        plan = _built(library, graph, spec.input_size, buckets, options, targets, cache, monitor)
     if monitor.error is not None:
         raise monitor.error
     if plan is None:
         hint = "" if options.workspace_gb is None else (
             f" (workspace_gb is {options.workspace_gb:g}; a larger one may be needed)")
-        raise EngineBuildError(f"TensorRT {trt.__version__} could not build the network:"
-                               f" {why()}{hint}")
+        raise EngineBuildError(f"{library.name} could not build the network: {why()}{hint}")
     return plan
 
 
 def build_plan(
-    graph: onnx.ModelProto, spec: ScoringSpec, buckets: Sequence[int], options: TensorRtOptions,
-    device: torch.device, progress: Progress,
+    library: Library, graph: onnx.ModelProto, spec: ScoringSpec, buckets: Sequence[int],
+    options: TensorRtOptions, device: torch.device, progress: Progress,
 ) -> bytes:
     """`compile_plan` for this GPU, with the user's timing cache."""
-    major, minor = torch.cuda.get_device_capability(device)
+    target = target_of(torch.cuda.get_device_capability(device))
     with torch.cuda.device(device):
         torch.cuda.empty_cache()  # TensorRT cannot use what PyTorch keeps
-        return compile_plan(graph, spec, buckets, options, 10 * major + minor,
-                            _cache_path(device), progress)
+        cache = cache_file(library, device, "timing") if library.flavour.timing_cache else None
+        return compile_plan(library, graph, spec, buckets, options, [target], cache, progress)

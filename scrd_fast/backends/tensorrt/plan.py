@@ -6,15 +6,15 @@ builds are kept, and another one is refused unless the caller says that it can b
 """
 
 import math
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from scrd_fast.backends.backend import build_again
-from scrd_fast.errors import EngineFileError, OutputError, expect
+from scrd_fast.errors import EngineFileError, expect
 from scrd_fast.machine import Gpu
+from scrd_fast.user_records import BUILT_PLANS, is_recorded
 
 PLAN = "tensorrt.plan"
 
@@ -52,27 +52,42 @@ class TensorRtOptions:
                "'onnx' with hardware_compatible", self.tail)
 
 
+def capability_of(target: str) -> tuple[int, int]:
+    """The compute capability that a name such as "sm86" stands for."""
+    major, minor = divmod(int(target.removeprefix("sm")), 10)
+    return major, minor
+
+
+def target_of(capability: tuple[int, int]) -> str:
+    """The other way round."""
+    return f"sm{capability[0]}{capability[1]}"
+
+
 @dataclass(frozen=True)
 class PlanTies:
-    """What a plan is tied to besides the GPU: TensorRT's version, and how it was built; driver: its
-    version there, for whoever reads the manifest."""
+    """What a plan is tied to besides the GPU: TensorRT's version, and how it was built; targets:
+    the GPUs that it was compiled for, by name, where it is not the one at hand; driver: its version
+    there, for whoever reads the manifest."""
 
     tensorrt: str
     driver: str | None
     options: TensorRtOptions
+    targets: tuple[str, ...] = ()
 
     @staticmethod
-    def here(version: str, options: TensorRtOptions) -> "PlanTies":
+    def here(
+        version: str, options: TensorRtOptions, targets: Sequence[str] = ()
+    ) -> "PlanTies":
         """Of a plan that TensorRT of that version builds on this machine."""
         driver = Path("/proc/driver/nvidia/version")
         found = re.search(r"\d+\.\d+(\.\d+)?", driver.read_text()) if driver.exists() else None
-        return PlanTies(version, found.group() if found else None, options)
+        return PlanTies(version, found.group() if found else None, options, tuple(targets))
 
 
 def plan_differences(
-    gpu: Gpu, plan: PlanTies, version: str, capability: tuple[int, int]
+    gpu: Gpu | None, plan: PlanTies, version: str, capability: tuple[int, int]
 ) -> list[str]:
-    """How this machine differs from the one that a plan was built on, as far as it matters.
+    """How this machine differs from the one that a plan was built for, as far as it matters.
 
     gpu, plan: of the engine file; version: of the TensorRT here; capability: of the GPU here.
     """
@@ -82,6 +97,12 @@ def plan_differences(
     later = options.version_compatible and ours[0] == theirs[0] and ours >= theirs
     if version != built and not later:
         differences.append(f"it was built by TensorRT {built}, this is {version}")
+    if plan.targets:
+        if target_of(capability) not in plan.targets:
+            differences.append(f"it was built for {', '.join(plan.targets)}, this GPU is"
+                               f" {target_of(capability)}")
+        return differences
+    assert gpu is not None, "check_plan asked for it"
     major, minor = gpu.compute_capability
     anywhere = options.hardware_compatible and min(capability, (major, minor)) >= (8, 0)
     if capability != (major, minor) and not anywhere:
@@ -102,7 +123,7 @@ def check_plan(
     again = build_again(path)
     if PLAN not in digests:
         raise EngineFileError(f"{path}: expected a member {PLAN}, got none{again}")
-    if gpu is None or plan is None:
+    if plan is None or (gpu is None and not plan.targets):
         raise EngineFileError(f"{path}: its manifest does not tell what its plan was built for;"
                               " build it again from its checkpoint")
     try:
@@ -113,34 +134,7 @@ def check_plan(
     if differences:
         raise EngineFileError(f"{path}: its TensorRT plan does not fit this machine:"
                               f" {'; '.join(differences)}{again}")
-    if not (trust or is_own_plan(digests[PLAN])):
+    if not (trust or is_recorded(BUILT_PLANS, digests[PLAN])):
         raise EngineFileError(f"{path}: refused: its TensorRT plan is code that this user did not"
                               " build; load it with trust=True (--trust) only if you trust where it"
                               f" comes from{again}")
-
-
-def _record() -> Path:
-    root = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return root / "scrd_fast" / "built-plans"
-
-
-def remember_plan(digest: str) -> None:
-    """Add the SHA-256 (hexadecimal) of a plan that was built here; only this user may read it.
-    Raises OutputError."""
-    try:
-        path = _record()
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(handle, "a") as file:  # one short write: lines of two processes do not mix
-            file.write(f"{digest}\n")
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        raise OutputError(f"the record of the plans that this user built cannot be written"
-                          f" ({error}); set XDG_STATE_HOME to a folder that can") from error
-
-
-def is_own_plan(digest: str) -> bool:
-    """Whether this user built the plan with this SHA-256."""
-    try:
-        return digest in _record().read_text().split()
-    except (OSError, RuntimeError):  # no record that can be read: no plan of this user's
-        return False
