@@ -81,10 +81,10 @@ class Flavour:
         good = (not isinstance(targets, str) and 0 < len(set(targets)) == len(targets)
                 and set(targets) <= set(known))
         expect(good, "targets", f"one or more of {known}, each once", targets)
-        least = {"fp8": FLOAT8_FROM, "bf16": BF16_FROM}.get(precision, (0, 0))
-        if old := [name for name in targets if self.targets[name] < least]:
+        old = [name for name in targets if self.targets[name] < FLOAT8_FROM]
+        if precision == "fp8" and old:
             raise BackendUnavailable(
-                f"precision {precision!r}: compute capability {least[0]}.{least[1]} or later is"
+                f"precision 'fp8': compute capability {FLOAT8_FROM[0]}.{FLOAT8_FROM[1]} or later is"
                 f" needed, target {old[0]} is below; leave it out, or choose another precision"
                 " (fp16 and int8 run on all targets)")
 

@@ -144,7 +144,8 @@ def cache_file(library: Library, device: "torch.device", kind: str) -> Path | No
     import torch
 
     try:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scrd_fast"
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        root = caches / "scrd_fast" / "tensorrt"
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         warnings.warn(f"{library.flavour.title}'s {kind} cache is not kept: {error}", stacklevel=2)
