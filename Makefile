@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 
 # Processes of one thread each: on 2 cores a third quicker than one process of two.
 test: check csrc-test
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=40
 
 test-all: check csrc-test csrc-tsan csrc-neon
 	$(BIN)/python -m pytest -m ""
