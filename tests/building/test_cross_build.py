@@ -23,10 +23,12 @@ from scrd_fast.graph.portable import build_graph, network_graph
 from scrd_fast.graph.precision import in_precision
 from scrd_fast.graph.quantize import quantise
 from scrd_fast.metrics.agreement import Limits
-from scrd_fast.model.checkpoint import load_checkpoint
+from scrd_fast.model.checkpoint import Checkpoint, ModelConfig, load_checkpoint, save_checkpoint
+from scrd_fast.model.scrd import SCRD
 from scrd_fast.ops.preprocess import to_pixels
 from scrd_fast.progress import silent
 from scrd_fast.reference.preprocess import normalise
+from scrd_fast.spec import ScoringSpec
 from tests.cli.commands import run
 from tests.support.models import pictures
 
@@ -184,18 +186,36 @@ def test_where_nothing_can_be_recorded_it_is_judged_each_time(small_file, tmp_pa
         scrd_fast.load_engine(emulated_file(small_file, tmp_path / "m.scrd")).close()
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> Path:
+    """Random weights of the usual size. (The recorded ones overflow in fp16.)"""
+    torch.manual_seed(0)
+    return save_checkpoint(
+        Checkpoint(SCRD("wide_resnet50_2").eval(), ScoringSpec(input_size=64),
+                   ModelConfig("wide_resnet50_2", "random")),
+        tmp_path_factory.mktemp("wide") / "model.safetensors")
+
+
 @needs_rtx
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
-def test_wide_resnet(large_path, tmp_path, precision):
-    """Seconds and megabytes of these are in docs/performance.md."""
+def test_wide_resnet(wide, tmp_path, precision):
+    """Seconds and megabytes of plans for 256 px are in docs/performance.md."""
     targets = ("sm89", "sm120") if precision == "fp8" else TARGETS
-    images = pictures(8, 256)
-    out = scrd_fast.cross_build(large_path, tmp_path / "m.scrd", targets=targets, buckets=(1, 8),
-                                precision=precision, images=images, limits=UNJUDGED)
+    out = scrd_fast.cross_build(wide, tmp_path / "m.scrd", targets=targets, buckets=(1, 8, 32),
+                                precision=precision, images=pictures(8, 64), limits=UNJUDGED)
     manifest, members = read_engine_file(out)
     assert manifest.plan.targets == targets
     assert len(members[PLAN]) > 100 * 2**20
+
+
+@needs_rtx
+@pytest.mark.slow
+def test_an_overflow_is_named_before_anything_is_compiled(large_path, tmp_path):
+    """These weights are too large for fp16; the emulation overflows where a GPU would."""
+    with pytest.raises(FidelityError, match="fp16: values that are not finite, first in layer"):
+        scrd_fast.cross_build(large_path, tmp_path / "m.scrd", targets=("sm86",), precision="fp16",
+                              limits=UNJUDGED)
 
 
 @needs_rtx
