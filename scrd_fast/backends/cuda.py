@@ -56,8 +56,6 @@ def explain_faults() -> Iterator[None]:
     """Raise DeviceFaultError for what CUDA reports of work that went wrong, at whatever call."""
     try:
         yield
-    except torch.cuda.OutOfMemoryError:
-        raise
     except torch.AcceleratorError as error:
         reason = str(error).strip().splitlines()[0]
         raise DeviceFaultError(
