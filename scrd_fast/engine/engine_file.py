@@ -38,7 +38,6 @@ _DIGEST_OF_ALL = 4  # the last format whose comment is the digest of the whole f
 _LET_GO = 0.005  # seconds; what is read in that time stays in memory beside what is made of it
 
 
-
 def _sha256(data: Contents) -> str:
     return hashlib.sha256(data).hexdigest()
 

@@ -107,5 +107,5 @@ TENSORRT_RTX = Flavour(
     cannot={
         "sm75": "TensorRT for RTX multiplies no float32 matrices on Turing, by which the anomaly"
                 " map is resized; an engine with backend 'torch_cuda' can be built on such a GPU",
-        "sm90": "TensorRT for RTX does not compile for GPUs of data centres; an engine with backend"
-                " 'tensorrt' or 'torch_cuda' can be built on such a GPU"})
+        "sm90": "TensorRT for RTX does not compile for Hopper; an engine with backend 'tensorrt' or"
+                " 'torch_cuda' can be built on such a GPU"})
