@@ -10,12 +10,33 @@ _Features = Sequence[NDArray[np.generic]]
 # Map, mean and max; None where it was not asked for.
 _Scores = tuple[_Float32 | None, _Float32, _Float32 | None]
 
+class Prior:
+    def __init__(
+        self,
+        size: int,
+        sides: Sequence[int],
+        projection: _Float32,
+        shift: _Float32,
+        maps: _Float32,
+        level: Sequence[float],
+        offset: float,
+        foreground: tuple[float, float] | None,
+    ) -> None: ...
+
 class Tail:
-    def __init__(self, size: int, sides: Sequence[int], sigma: float, weighted: bool) -> None: ...
+    def __init__(
+        self,
+        size: int,
+        sides: Sequence[int],
+        sigma: float,
+        weighted: bool,
+        prior: Prior | None = None,
+    ) -> None: ...
     def anomaly_map(
         self,
         teacher: _Features,
         student: _Features,
+        thumbnails: NDArray[np.generic] | None,  # float32, with a prior
         scale_weights: NDArray[np.generic],  # float32
         maps: bool,
         maximum: bool,

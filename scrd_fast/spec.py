@@ -4,6 +4,8 @@ The reference model, the exported graph and every engine are built from it; noth
 package knows a default for any of these values.
 """
 
+import base64
+import binascii
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -129,6 +131,90 @@ def _rises(pair: object) -> bool:
             and all(map(is_number, pair)) and pair[0] < pair[1])
 
 
+THUMBNAIL = 16  # side of the thumbnail of the network input that a prior reads, and of its maps
+FEWEST_PEOPLE = 20  # whose average may enter a file
+_MOST_COMPONENTS = 64
+_MOST_PEOPLE = 10**9
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is known of normal images besides the network; the maths is in reference.prior.
+
+    The normal map says what distances normal images have at each place, by what the thumbnail
+    shows; the foreground says where there is anything to be judged.
+
+    people, images: of how many the normal map is made, 0 without one.
+    components: how many numbers describe the thumbnail; 0: the normal map is one for all images.
+    offset: added to the spread, in units of the usual spread, before anything is divided by it.
+    foreground: (low, high) in units of the [0, 1] pixel range: places that are darker than the
+        first, and whose neighbours are, do not count, those brighter than the second do fully;
+        None: all do.
+    values: the normal map's numbers, as `encode_values` makes them; "" without one.
+
+    Raises InputError that names the field.
+    """
+
+    people: int = 0
+    images: int = 0
+    components: int = 0
+    offset: float = 0.5
+    foreground: tuple[float, float] | None = None
+    values: str = ""
+
+    def __post_init__(self) -> None:
+        for name, most in (("people", _MOST_PEOPLE), ("images", _MOST_PEOPLE),
+                           ("components", _MOST_COMPONENTS)):
+            value = getattr(self, name)
+            expect(is_whole(value, 0) and value <= most, f"prior.{name}",
+                   f"an integer from 0 to {most}", value)
+        expect(is_number(self.offset) and 0.01 <= self.offset <= 100, "prior.offset",
+               "a number from 0.01 to 100", self.offset)
+        pair = self.foreground
+        expect(pair is None or _rises(pair), "prior.foreground",
+               "None or (low, high) with low < high", pair)
+        expect(isinstance(self.values, str), "prior.values", "a text", self.values)
+        if not self.values:
+            expect(pair is not None, "prior", "a normal map or a foreground", "neither")
+            expect((self.people, self.images, self.components) == (0, 0, 0), "prior.people",
+                   "0, as images and components, without a normal map", self.people)
+            return
+        expect(self.people >= FEWEST_PEOPLE and self.images >= self.people, "prior.people",
+               f"at least {FEWEST_PEOPLE}, and no more than there are images", self.people)
+        wanted, found = 2 * self.count(), len(decode_values(self.values))
+        expect(found == wanted, "prior.values",
+               f"{wanted} bytes of a normal map of {self.components} components", found)
+
+    def describe(self) -> str:
+        """What it is, in words."""
+        parts = []
+        if self.values:
+            by = f" by {self.components} components of a thumbnail" if self.components else ""
+            parts.append(f"normal map of {self.people} people and {self.images} images{by}")
+        if self.foreground is not None:
+            parts.append("foreground from {:g} to {:g}".format(*self.foreground))
+        return ", ".join(parts)
+
+    def count(self) -> int:
+        """How many numbers the normal map has: see reference.prior.NormalMap."""
+        terms = 1 + 2 * self.components
+        return (self.components * (THUMBNAIL**2 + 1) + terms * 2 * len(STRIDES) * THUMBNAIL**2
+                + len(STRIDES))
+
+
+def encode_values(values: bytes) -> str:
+    """The bytes of little-endian float16 numbers as the text that Prior.values is."""
+    return base64.b64encode(values).decode("ascii")
+
+
+def decode_values(text: str) -> bytes:
+    """The inverse of `encode_values`; raises InputError."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"prior.values: expected base64, got others ({error})") from error
+
+
 @dataclass(frozen=True)
 class ScoringSpec:
     """How a file becomes a score.
@@ -144,6 +230,8 @@ class ScoringSpec:
         int(4 sigma + 0.5), border mode "reflect"); 0 means no blur.
     reduction: image score = "mean" or "max" of the map.
     decoding: how files become pixels; images in memory are pixels already.
+    prior: what is known of normal images besides the network, which the distances are judged by;
+        None: nothing.
     """
 
     input_size: int = 256
@@ -155,6 +243,7 @@ class ScoringSpec:
     blur_sigma: float = 4.0
     reduction: str = "mean"
     decoding: DecodingRule = field(default_factory=DecodingRule)
+    prior: Prior | None = None
 
     def __post_init__(self) -> None:
         size = self.input_size
@@ -175,6 +264,8 @@ class ScoringSpec:
                    repr(getattr(self, name)))
         expect(isinstance(self.decoding, DecodingRule), "spec.decoding", "a DecodingRule",
                type(self.decoding).__name__)
+        expect(self.prior is None or isinstance(self.prior, Prior), "spec.prior", "None or a Prior",
+               type(self.prior).__name__)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values."""

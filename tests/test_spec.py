@@ -2,13 +2,16 @@
 
 import json
 import math
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import FrozenInstanceError, dataclass, replace
 
+import numpy as np
 import pytest
 
 from scrd_fast.errors import InputError, ScrdError
 from scrd_fast.records import from_mapping
-from scrd_fast.spec import ScoringSpec
+from scrd_fast.reference.normal_map import NormalMap
+from scrd_fast.spec import ScoringSpec, decode_values, encode_values
+from tests.support.priors import random_prior
 
 OTHER = ScoringSpec(input_size=96, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 0.5), weighting="scale",
                     blur_sigma=0, reduction="max")
@@ -29,6 +32,7 @@ def test_the_defaults_are_the_published_method():
         "decoding": {"intensity": "voi", "window": None, "voi_index": 0,
                      "percentiles": (0.5, 99.5), "plane": "axial", "slices": None, "volume": None,
                      "exif": True, "most_megapixels": 100},
+        "prior": None,
     }
 
 
@@ -110,3 +114,42 @@ def test_from_mapping_names_the_place():
     assert from_mapping(Pair, {"a": 1, "b": [2, 3]}, "pair") == Pair(1, (2, 3))
     with pytest.raises(InputError, match=r"^pair: "):
         from_mapping(Pair, {"a": 1}, "pair")
+
+
+PRIOR = random_prior(2, (0.1, 0.2))
+
+
+def test_prior_travels_as_json():
+    spec = ScoringSpec(prior=PRIOR)
+    assert ScoringSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert PRIOR.describe() == ("normal map of 20 people and 40 images by 2 components of a"
+                                " thumbnail, foreground from 0.1 to 0.2")
+
+
+@pytest.mark.parametrize(("changed", "match"), [
+    ({"people": 19}, "prior.people: expected at least 20, and no more than there are images"),
+    ({"images": 19}, "prior.people: expected at least 20"),
+    ({"people": True}, "prior.people: expected an integer from 0"),
+    ({"components": 3}, "prior.values: expected .* bytes of a normal map of 3 components, got"),
+    ({"components": 65}, "prior.components: expected an integer from 0 to 64"),
+    ({"offset": 0.0}, "prior.offset: expected a number from 0.01"),
+    ({"offset": math.nan}, "prior.offset: expected a number from 0.01"),
+    ({"foreground": (0.2, 0.1)}, "prior.foreground: expected None or"),
+    ({"foreground": 0.1}, "prior.foreground: expected None or"),
+    ({"values": "?"}, "prior.values: expected base64"),
+    ({"values": "é"}, "prior.values: expected base64"),
+    ({"values": 3}, "prior.values: expected a text"),
+    ({"values": "", "foreground": None}, "prior: expected a normal map or a foreground"),
+    ({"values": ""}, "prior.people: expected 0, as images and components"),
+])
+def test_prior_that_does_not_fit_is_refused(changed, match):
+    with pytest.raises(InputError, match=match):
+        replace(PRIOR, **changed)
+
+
+def test_prior_with_numbers_that_are_not_finite_is_refused():
+    values = bytearray(decode_values(PRIOR.values))
+    values[:2] = np.array([np.nan], "<f2").tobytes()
+    broken = replace(PRIOR, values=encode_values(bytes(values)))
+    with pytest.raises(InputError, match=r"prior\.values: expected finite numbers"):
+        NormalMap.of(broken)

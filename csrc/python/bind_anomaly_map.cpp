@@ -1,6 +1,8 @@
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "arrays.hpp"
 #include "module.hpp"
@@ -42,8 +44,27 @@ struct Outputs {
   }
 };
 
+std::vector<float> as_floats(const py::array& array, const char* name) {
+  const py::array values = as_array(array, name);
+  const float* data = contiguous<float>(values, name, {-1}, "(count,)");
+  return std::vector<float>(data, data + values.size());
+}
+
+std::shared_ptr<Prior> make_prior(std::size_t size, std::array<std::size_t, kScales> sides,
+                                  const py::array& projection, const py::array& shift,
+                                  const py::array& maps, std::array<float, kScales> level,
+                                  float offset, std::optional<std::array<float, 2>> foreground) {
+  Prior::Numbers numbers{as_floats(projection, "projection"), as_floats(shift, "shift"),
+                         as_floats(maps, "maps"), level, offset};
+  if (foreground) {
+    numbers.masked = true, numbers.dark = (*foreground)[0], numbers.bright = (*foreground)[1];
+  }
+  return std::make_shared<Prior>(size, sides, std::move(numbers));
+}
+
 py::tuple anomaly_map(const Tail& tail, const py::sequence& teacher, const py::sequence& student,
-                      const py::array& scale_weights, bool maps, bool maximum) {
+                      const std::optional<py::array>& thumbnails, const py::array& scale_weights,
+                      bool maps, bool maximum) {
   const FeatureArrays teacher_arrays = three(teacher, "teacher"),
                       student_arrays = three(student, "student");
   const auto t = feature_views(teacher_arrays, "teacher");
@@ -52,10 +73,18 @@ py::tuple anomaly_map(const Tail& tail, const py::sequence& teacher, const py::s
   const float* weights =
       contiguous<float>(as_array(scale_weights, "scale_weights"), "scale_weights", {n, kScales},
                         "(" + std::to_string(n) + ", 3)");
+  const float* thumbs = nullptr;
+  if (tail.prior() != nullptr) {
+    if (!thumbnails) fail("thumbnails", "those of the images, with a prior", "None");
+    const auto grid = static_cast<py::ssize_t>(Prior::kGrid);
+    thumbs = contiguous<float>(as_array(*thumbnails, "thumbnails"), "thumbnails", {n, grid, grid},
+                               "(" + std::to_string(n) + ", 16, 16)");
+  }
   Outputs outputs(tail, t[0].n, maps, maximum);
   {
     py::gil_scoped_release release;
-    anomaly_map(tail, t, s, weights, outputs.map.get(), outputs.mean.get(), outputs.max.get());
+    anomaly_map(tail, t, s, thumbs, weights, outputs.map.get(), outputs.mean.get(),
+                outputs.max.get());
   }
   return outputs.as_tuple();
 }
@@ -63,12 +92,19 @@ py::tuple anomaly_map(const Tail& tail, const py::sequence& teacher, const py::s
 }  // namespace
 
 void bind_anomaly_map(py::module_& module) {
+  py::class_<Prior, std::shared_ptr<Prior>>(
+      module, "Prior", "What is known of normal images, by which distances are judged.")
+      .def(py::init(&make_prior), py::arg("size"), py::arg("sides"), py::arg("projection"),
+           py::arg("shift"), py::arg("maps"), py::arg("level"), py::arg("offset"),
+           py::arg("foreground"));
   py::class_<Tail, std::shared_ptr<Tail>>(
       module, "Tail", "Turns three distances into the map and the scores of an image.")
-      .def(py::init<std::size_t, std::array<std::size_t, kScales>, double, bool>(), py::arg("size"),
-           py::arg("sides"), py::arg("sigma"), py::arg("weighted"))
+      .def(py::init<std::size_t, std::array<std::size_t, kScales>, double, bool,
+                    std::shared_ptr<Prior>>(),
+           py::arg("size"), py::arg("sides"), py::arg("sigma"), py::arg("weighted"),
+           py::arg("prior") = nullptr)
       .def("anomaly_map", &anomaly_map, py::arg("teacher"), py::arg("student"),
-           py::arg("scale_weights"), py::arg("maps"), py::arg("maximum"),
+           py::arg("thumbnails"), py::arg("scale_weights"), py::arg("maps"), py::arg("maximum"),
            "Features of three scales, float32 or uint16 with the bits of bfloat16, -> (map or "
            "None, mean, max or None).");
 }

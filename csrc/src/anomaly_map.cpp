@@ -165,10 +165,15 @@ BandMatrix upsample_blur_band(std::size_t size, std::size_t side, double sigma) 
   return band;
 }
 
-Tail::Tail(std::size_t size, std::array<std::size_t, kScales> sides, double sigma, bool weighted)
-    : size_(size), sides_(sides), weighted_(weighted) {
+Tail::Tail(std::size_t size, std::array<std::size_t, kScales> sides, double sigma, bool weighted,
+           std::shared_ptr<const Prior> prior)
+    : size_(size), sides_(sides), weighted_(weighted), prior_(std::move(prior)) {
   if (size == 0 || size % kTile != 0) {
     fail("size", "a multiple of " + std::to_string(kTile), std::to_string(size));
+  }
+  if (prior_ && (prior_->size() != size || prior_->sides() != sides)) {
+    fail("prior", "one for an input of " + std::to_string(size) + " and these sides",
+         "one for " + std::to_string(prior_->size()));
   }
   for (int k = 0; k < kScales; ++k) bands_[k] = upsample_blur_band(size, sides[k], sigma);
   for (std::size_t start = 0; start < size; start += kTile) {
@@ -200,10 +205,32 @@ std::size_t Tail::map_values(std::size_t n) const {
   return n * pixels;
 }
 
-void Tail::operator()(const std::array<const float*, kScales>& distances,
+void Tail::operator()(const std::array<const float*, kScales>& given, const float* thumbnails,
                       const float* scale_weights, std::size_t n, float* map, float* mean,
                       float* max) const {
   if (weighted_) check_weights(scale_weights, n);
+  std::array<const float*, kScales> distances = given;
+  std::vector<float> judged;
+  if (prior_) {
+    std::size_t values = 0;
+    for (std::size_t side : sides_) values += side * side;
+    judged.resize(n * values);
+    std::array<float*, kScales> out;
+    float* next = judged.data();
+    for (int k = 0; k < kScales; ++k) {
+      distances[k] = out[k] = next;
+      next += n * sides_[k] * sides_[k];
+    }
+    for (std::size_t i = 0; i < n; ++i) {
+      std::array<const float*, kScales> of_image;
+      std::array<float*, kScales> out_image;
+      for (int k = 0; k < kScales; ++k) {
+        of_image[k] = given[k] + i * sides_[k] * sides_[k];
+        out_image[k] = out[k] + i * sides_[k] * sides_[k];
+      }
+      (*prior_)(thumbnails + i * Prior::kCells, of_image, out_image);
+    }
+  }
   const auto weight = [&](std::size_t image, int k) {
     return weighted_ ? scale_weights[image * kScales + k] : 1.0f;
   };
@@ -328,8 +355,8 @@ void cosine_distances(const std::array<FeatureView, kScales>& teacher,
 }
 
 void anomaly_map(const Tail& tail, const std::array<FeatureView, kScales>& teacher,
-                 const std::array<FeatureView, kScales>& student, const float* scale_weights,
-                 float* map, float* mean, float* max) {
+                 const std::array<FeatureView, kScales>& student, const float* thumbnails,
+                 const float* scale_weights, float* map, float* mean, float* max) {
   std::array<std::vector<float>, kScales> memory;
   std::array<float*, kScales> distances;
   std::array<const float*, kScales> inputs;
@@ -344,7 +371,7 @@ void anomaly_map(const Tail& tail, const std::array<FeatureView, kScales>& teach
     inputs[k] = distances[k] = memory[k].data();
   }
   cosine_distances(teacher, student, distances);
-  tail(inputs, scale_weights, teacher[0].n, map, mean, max);
+  tail(inputs, thumbnails, scale_weights, teacher[0].n, map, mean, max);
 }
 
 }  // namespace scrd

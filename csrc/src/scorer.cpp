@@ -62,11 +62,12 @@ struct Piece {
 };
 
 // What one stream works with. `pixels` has two halves, so that one can be filled while the network
-// reads the other; `distances` and `scale_weights` keep what the network gave while the next piece
-// is under way.
+// reads the other, and so have the thumbnails that a prior reads; `distances` and `scale_weights`
+// keep what the network gave while the next piece is under way.
 struct Stream {
   std::size_t index, half;
   std::unique_ptr<float[]> pixels;
+  std::vector<float> thumbnails;
   std::array<std::vector<float>, kScales> distances;
   std::vector<float> scale_weights;
 };
@@ -87,11 +88,11 @@ class Scorer::Service : public std::enable_shared_from_this<Service> {
 
  private:
   bool take(Piece& piece, bool wait);
-  bool prepare(const Piece& piece, float* pixels) const;
+  bool prepare(const Piece& piece, float* pixels, float* thumbnails) const;
   bool start(const Piece& piece, const Stream& stream, const float* pixels) const;
   bool wait(const Piece& piece, Stream& stream) const;
   void distances_of(const NetworkOutputs& outputs, const Piece& piece, Stream& stream) const;
-  void finish(const Piece& piece, const Stream& stream) const;
+  void finish(const Piece& piece, const Stream& stream, const float* thumbnails) const;
   void serve(Stream& stream);
 
   std::shared_ptr<Runner> runner_;
@@ -159,6 +160,7 @@ Scorer::Service::Service(std::shared_ptr<Runner> runner, PixelSpec pixels, Tail 
     stream->index = index;
     stream->half = half;
     stream->pixels.reset(new float[2 * half]);
+    if (tail_.prior()) stream->thumbnails.resize(2 * largest * Prior::kCells);
     for (int k = 0; k < kScales; ++k) {
       stream->distances[k].resize(largest * tail_.sides()[k] * tail_.sides()[k]);
     }
@@ -264,9 +266,13 @@ bool Scorer::Service::take(Piece& piece, bool wait) {
   return true;
 }
 
-bool Scorer::Service::prepare(const Piece& piece, float* pixels) const {
+bool Scorer::Service::prepare(const Piece& piece, float* pixels, float* thumbnails) const {
   try {
     preprocess(piece.job->images.data() + piece.first, piece.count, pixels_, pixels);
+    for (std::size_t i = 0; tail_.prior() && i < piece.count; ++i) {
+      tail_.prior()->thumbnail(pixels + i * input_values(1, pixels_),
+                               thumbnails + i * Prior::kCells);
+    }
     return true;
   } catch (...) {
     piece.job->piece_finished(std::current_exception());
@@ -325,7 +331,8 @@ bool Scorer::Service::wait(const Piece& piece, Stream& stream) const {
 }
 
 // From what `wait` kept to scores and maps.
-void Scorer::Service::finish(const Piece& piece, const Stream& stream) const {
+void Scorer::Service::finish(const Piece& piece, const Stream& stream,
+                             const float* thumbnails) const {
   const Scores& scores = *piece.job->scores;
   const std::size_t pixels = tail_.size() * tail_.size();
   std::exception_ptr error;
@@ -344,8 +351,9 @@ void Scorer::Service::finish(const Piece& piece, const Stream& stream) const {
     std::memcpy(scores.scale_weights.get() + image * kScales, weights, kScales * sizeof(float));
     float mean, *score = scores.scores.get() + image;
     try {
-      tail_(distances, weights, 1, scores.maps ? scores.maps.get() + image * pixels : nullptr,
-            maximum_ ? &mean : score, maximum_ ? score : nullptr);
+      tail_(distances, thumbnails + i * Prior::kCells, weights, 1,
+            scores.maps ? scores.maps.get() + image * pixels : nullptr, maximum_ ? &mean : score,
+            maximum_ ? score : nullptr);
     } catch (const NotFiniteError&) {  // the image was good: the network is to blame
       error = std::make_exception_ptr(NotFiniteError("batch: the network's output for image " +
                                                      std::to_string(image) +
@@ -367,10 +375,12 @@ void Scorer::Service::serve(Stream& stream) {
     const bool is_next = take(next, !is_running);
     if (!is_next && !is_running) return;
     float* pixels = stream.pixels.get() + turn * stream.half;
-    const bool is_ready = is_next && prepare(next, pixels);
+    const std::size_t thumbnails = stream.thumbnails.size() / 2;
+    const bool is_ready =
+        is_next && prepare(next, pixels, stream.thumbnails.data() + turn * thumbnails);
     const bool is_done = is_running && wait(running, stream);
     const bool is_started = is_ready && start(next, stream, pixels);
-    if (is_done) finish(running, stream);
+    if (is_done) finish(running, stream, stream.thumbnails.data() + (turn ^ 1) * thumbnails);
     running = std::move(next);
     next = Piece();
     is_running = is_started;

@@ -118,7 +118,7 @@ struct Result {
 Result run(const Tail& tail, const Three& teacher, const Three& student,
            const std::vector<float>& weights) {
   Result result(teacher[0]->view.n, tail.size());
-  anomaly_map(tail, views(teacher), views(student), weights.data(), result.map.data(),
+  anomaly_map(tail, views(teacher), views(student), nullptr, weights.data(), result.map.data(),
               result.mean.data(), result.max.data());
   return result;
 }
@@ -226,11 +226,11 @@ TEST(what_is_not_asked_for_changes_nothing) {
   const Tail tail(64, {16, 8, 4}, 2, true);
   const Result full = run(tail, teacher, student, weights);
   Result lean(2, 64);
-  anomaly_map(tail, views(teacher), views(student), weights.data(), nullptr, lean.mean.data(),
+  anomaly_map(tail, views(teacher), views(student), nullptr, weights.data(), nullptr, lean.mean.data(),
               lean.max.data());
   CHECK(lean.mean == full.mean && lean.max == full.max);
   std::fill(lean.mean.begin(), lean.mean.end(), 0.0f);
-  anomaly_map(tail, views(teacher), views(student), weights.data(), nullptr, lean.mean.data(),
+  anomaly_map(tail, views(teacher), views(student), nullptr, weights.data(), nullptr, lean.mean.data(),
               nullptr);
   CHECK(lean.mean == full.mean);
 }
@@ -248,7 +248,7 @@ TEST(the_distances_and_the_tail_are_the_whole) {
   }
   cosine_distances(views(teacher), views(student), out);
   Result parts(3, 64);
-  tail({out[0], out[1], out[2]}, soft_weights(3).data(), 3, parts.map.data(), parts.mean.data(),
+  tail({out[0], out[1], out[2]}, nullptr, soft_weights(3).data(), 3, parts.map.data(), parts.mean.data(),
        parts.max.data());
   CHECK(parts == run(tail, teacher, student, soft_weights(3)));
 }
@@ -349,7 +349,7 @@ TEST(features_that_do_not_fit) {
   Result result(2, 32);
   const auto call = [&](const std::array<FeatureView, kScales>& t,
                         const std::array<FeatureView, kScales>& s) {
-    anomaly_map(tail, t, s, weights.data(), result.map.data(), result.mean.data(),
+    anomaly_map(tail, t, s, nullptr, weights.data(), result.map.data(), result.mean.data(),
                 result.max.data());
   };
   auto bad = good;
@@ -414,7 +414,7 @@ TEST(distances_that_are_not_finite) {
   float mean[2];
   CHECK_THROWS(NotFiniteError,
                "distances[2]: expected finite values, got one that is not, in image 1",
-               tail({m[0].data(), m[1].data(), m[2].data()}, nullptr, 2, nullptr, mean, nullptr));
+               tail({m[0].data(), m[1].data(), m[2].data()}, nullptr, nullptr, 2, nullptr, mean, nullptr));
 }
 
 TEST(weights_of_the_scales) {

@@ -32,6 +32,7 @@ from scrd_fast.errors import (
 )
 from scrd_fast.kernels.anomaly_map import combine_distances, cosine_distances, tail
 from scrd_fast.kernels.preprocess import preprocess_into
+from scrd_fast.kernels.prior import apply_prior, device_prior, thumbnails
 from scrd_fast.ops.implementations import check_device
 from scrd_fast.ops.preprocess import check_images
 from scrd_fast.reference.preprocess import FULL_SCALE
@@ -143,11 +144,14 @@ def with_tail(
     """A network that gives three teacher maps, three student maps and float32 scale weights, with
     the kernels for distances and map behind it."""
     side = spec.input_size
+    prior = None if spec.prior is None else device_prior(spec, device)
     of_map = tail(spec, (side // STRIDES[0], side // STRIDES[1], side // STRIDES[2]), device)
 
     def run(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         *features, weights = network(pixels)
         distances = cosine_distances(features[:3], features[3:])
+        if prior is not None:
+            distances = apply_prior(distances, thumbnails(pixels), prior)
         maps, mean, largest = combine_distances(distances, weights, of_map)
         assert maps is not None
         assert largest is not None

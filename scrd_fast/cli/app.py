@@ -71,6 +71,7 @@ def tell_engine(engine: "Engine") -> None:
             f" {m.precision}, batches of {', '.join(map(str, m.buckets))}; digest"
             f" {manifest_digest(m)}",
             f"files are read by: {rule}",
+            *([] if m.spec.prior is None else [f"judged by a prior: {m.spec.prior.describe()}"]),
             "not calibrated: there are no p-values and no decisions" if decisions is None else
             f"anomalous above {decisions.threshold:.6g} ({decisions.rule}), from"
             f" {len(decisions.normal_scores)} normal images"):

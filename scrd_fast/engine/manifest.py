@@ -12,8 +12,8 @@ from scrd_fast.metrics.decisions import Decisions
 from scrd_fast.records import read_record
 from scrd_fast.spec import DecodingRule, ScoringSpec
 
-FORMAT = 6
-READABLE = (1, 2, 3, 4, 5, FORMAT)
+FORMAT = 7
+READABLE = (1, 2, 3, 4, 5, 6, FORMAT)
 LARGEST_BATCH = 1024
 MOST_BUCKETS = 16  # each is compiled on its own
 
@@ -174,6 +174,8 @@ def read_manifest(values: Any) -> Manifest:
         values = values | {name: {**values[name], **new} for name, new in (
             ("plan", {"targets": []}), ("fidelity", {"emulated": False}))
             if isinstance(values.get(name), dict)}
+    if found < 7 and isinstance(values.get("spec"), dict):
+        values = values | {"spec": values["spec"] | {"prior": None}}
     values = values | {"format": FORMAT}  # of 4 only the digest at the file's end was another
     return read_record(Manifest, values, "manifest")
 

@@ -21,8 +21,15 @@ from torch import nn
 from scrd_fast.model.resnet import BasicBlock, BottleneckBlock
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.reference.anomaly_map import COSINE_EPS, upsample_blur_matrix
+from scrd_fast.reference.normal_map import (
+    FARTHEST,
+    NormalMap,
+    foreground_limits,
+    thumbnail_rows,
+)
 from scrd_fast.reference.preprocess import FULL_SCALE
-from scrd_fast.spec import STRIDES, ScoringSpec
+from scrd_fast.reference.prior import interpolation_matrix
+from scrd_fast.spec import STRIDES, THUMBNAIL, Prior, ScoringSpec
 
 OPSET = 18
 NETWORK_INPUT = "network_input"
@@ -178,12 +185,116 @@ def _distance(g: _Graph, teacher: str, student: str, k: int) -> str:
     return g.add("Sub", [one, cosine], f"distance{k}", f"distance{k}")
 
 
+def _thumbnails(g: _Graph, spec: ScoringSpec) -> str:
+    """(N, 1, 16, 16)."""
+    first, step, cell = thumbnail_rows(spec.input_size)
+    bounds = [g.constant(f"prior.rows_{name}", np.array([value], np.int64)) for name, value in (
+        ("start", first), ("end", spec.input_size), ("axis", 2), ("step", step))]
+    rows = g.add("Slice", [NETWORK_INPUT, *bounds], "prior.rows")
+    channels = g.constant("axes_1", np.array([1], np.int64))
+    grey = g.add("ReduceMean", [rows, channels], "prior.grey", keepdims=1)
+    return g.add("AveragePool", [grey], "prior.thumbnail", kernel_shape=[2, cell],
+                 strides=[2, cell])
+
+
+def _clip(g: _Graph, x: str, low: float, high: float, name: str) -> str:
+    bounds = [g.constant(f"{name}.{which}", np.float32(value))
+              for which, value in (("low", low), ("high", high))]
+    return g.add("Min", [g.add("Max", [x, bounds[0]], f"{name}.above"), bounds[1]], name)
+
+
+def _foreground(g: _Graph, spec: ScoringSpec, thumbnail: str) -> str:
+    """(N, 1, 16, 16)."""
+    low, high = foreground_limits(spec)
+    x = g.add("MaxPool", [thumbnail], "prior.brightest", kernel_shape=[3, 3], strides=[1, 1],
+              pads=[1] * 4)
+    x = g.add("Sub", [x, g.constant("prior.dark", np.float32(low))], "prior.above_dark")
+    x = g.add("Mul", [x, g.constant("prior.slope", np.float32(1 / (high - low)))], "prior.ramp")
+    return _clip(g, x, 0, 1, "prior.foreground")
+
+
+def _normal_map(g: _Graph, prior: Prior, thumbnail: str) -> tuple[str, str]:
+    """What is expected and the gain, without a foreground: (N, 3, 16, 16) each."""
+    normal = NormalMap.of(prior)
+    maps = normal.maps()
+    flat = g.constant("prior.flat", np.array([-1, THUMBNAIL**2], np.int64))
+    grids = g.constant("prior.grids", np.array([-1, 2 * len(STRIDES), THUMBNAIL, THUMBNAIL],
+                                               np.int64))
+    x = g.add("Reshape", [thumbnail, flat], "prior.pixels")
+    x = g.add("MatMul", [x, g.constant("prior.projection", normal.projection.T)],
+              "prior.projected")
+    x = g.add("Add", [x, g.constant("prior.shift", normal.shift)], "prior.components")
+    z = _clip(g, x, -FARTHEST, FARTHEST, "prior.z")
+    squares = g.add("Sub", [g.add("Mul", [z, z], "prior.squared"),
+                            g.constant("one", np.float32(1))], "prior.squares")
+    terms = g.add("Concat", [z, squares], "prior.terms", axis=1)
+    x = g.add("MatMul", [terms, g.constant("prior.maps", maps[1:])], "prior.changes")
+    x = g.add("Add", [x, g.constant("prior.base", maps[0])], "prior.predicted")
+    x = g.add("Reshape", [x, grids], "prior.predicted_grids")
+    halves = g.constant("prior.halves", np.array([len(STRIDES)] * 2, np.int64))
+    expected, log_spread = f"{g.part}/prior.expected", f"{g.part}/prior.log_spread"
+    g.nodes.append(helper.make_node("Split", [x, halves], [expected, log_spread],
+                                    name=f"{g.part}/prior.split", axis=1))
+    offset = g.constant("prior.offset", np.float32(prior.offset))
+    spread = g.add("Add", [g.add("Exp", [log_spread], "prior.spread"), offset], "prior.divisor")
+    return expected, g.add("Div", [g.constant("prior.scale", np.float32(1 + prior.offset)), spread],
+                           "prior.relative")
+
+
+def _gain_and_shift(g: _Graph, spec: ScoringSpec) -> tuple[str, str | None]:
+    """Gain (N, 1 or 3, 16, 16) and shift (N, 3, 16, 16), None where it is zero; `spec` has a
+    prior."""
+    prior = spec.prior
+    assert prior is not None
+    thumbnail = _thumbnails(g, spec)
+    seen = None if prior.foreground is None else _foreground(g, spec, thumbnail)
+    if not prior.values:
+        assert seen is not None
+        return seen, None
+    expected, gain = _normal_map(g, prior, thumbnail)
+    level = g.constant("prior.level", NormalMap.of(prior).level[:, None, None])
+    if seen is not None:
+        gain = g.add("Mul", [gain, seen], "prior.gain")
+        level = g.add("Mul", [seen, level], "prior.seen_level")
+    product = g.add("Mul", [gain, expected], "prior.product")
+    return gain, g.add("Sub", [level, product], "prior.shift_of_places")
+
+
+def _judge(g: _Graph, spec: ScoringSpec, distances: list[str]) -> list[str]:
+    """The distances as the spec's prior judges them; see reference.prior."""
+    gain, shift = _gain_and_shift(g, spec)
+    judged = []
+    for k, distance in enumerate(distances):
+        b = interpolation_matrix(spec.input_size // STRIDES[k]).astype(np.float32)
+        names = g.constant(f"prior.B{k}", b), g.constant(f"prior.B{k}.T", b.T)
+
+        def at_scale(grids: str, name: str, k: int = k, names: tuple[str, str] = names) -> str:
+            # One map of three, or the only one.
+            only = grids == gain and not (spec.prior and spec.prior.values)
+            index = g.constant(f"scale{0 if only else k}", np.array([0 if only else k], np.int64))
+            one = g.add("Gather", [grids, index], f"prior.{name}{k}.grid", axis=1)
+            axis = g.constant("axes_1", np.array([1], np.int64))
+            one = g.add("Squeeze", [one, axis], f"prior.{name}{k}.plane")
+            rows = g.add("MatMul", [names[0], one], f"prior.{name}{k}.rows")
+            return g.add("MatMul", [rows, names[1]], f"prior.{name}{k}")
+
+        x = g.add("Mul", [at_scale(gain, "gain"), distance], f"prior.stretched{k}")
+        if shift is not None:
+            x = g.add("Add", [x, at_scale(shift, "shift")], f"prior.judged{k}")
+        judged.append(x)
+    return judged
+
+
 def _tail(g: _Graph, spec: ScoringSpec, teacher: list[str], student: list[str],
           weights: str) -> None:
     g.part = "tail"
     maps, means = [], []
+    judged = None
+    if spec.prior is not None:
+        judged = _judge(g, spec, [
+            _distance(g, teacher[k], student[k], k) for k in range(len(STRIDES))])
     for k, stride in enumerate(STRIDES):
-        distance = _distance(g, teacher[k], student[k], k)
+        distance = judged[k] if judged else _distance(g, teacher[k], student[k], k)
         if spec.weighting == "scale":
             index = g.constant(f"scale{k}", np.array([k], np.int64))
             column = g.add("Gather", [weights, index], f"weight{k}", axis=1)

@@ -23,8 +23,9 @@ from scrd_fast.model.scrd import SCRD, model_without_weights
 from scrd_fast.records import from_mapping
 from scrd_fast.spec import DecodingRule, ScoringSpec
 
-FORMAT = 2
-_READABLE = (1, FORMAT)  # 1 had no rule for decoding: pictures were read as by default
+FORMAT = 3
+# 1 had no rule for decoding: pictures were read as by default; 2 no prior.
+_READABLE = (1, 2, FORMAT)
 _KEY = "scrd_fast"
 
 
@@ -113,6 +114,8 @@ def _open(path: Path, kind: str) -> tuple[dict[str, Any], Any]:
         for name in {"spec", "training"} & header.keys():
             if isinstance(header[name], dict) and header[name]:
                 header[name].setdefault("decoding", asdict(DecodingRule()))
+    if found < 3 and isinstance(header.get("spec"), dict):
+        header["spec"].setdefault("prior", None)
     return header, file
 
 

@@ -9,6 +9,7 @@ from scrd_fast.ops.anomaly_map import anomaly_map
 from scrd_fast.ops.preprocess import to_pixels
 from scrd_fast.reference.anomaly_map import AnomalyMap
 from scrd_fast.reference.preprocess import normalise
+from scrd_fast.reference.prior import thumbnails
 from scrd_fast.spec import ScoringSpec
 
 
@@ -26,9 +27,11 @@ def score_pixels(
     parts, weights = [], []
     with torch.no_grad():
         for chunk in pixels.split(batch_size):
-            features = model(normalise(chunk.to(device), spec))
-            result = anomaly_map(features.teacher, features.student, features.scale_weights, spec,
-                                 maps=maps, impl="reference")
+            inputs = normalise(chunk.to(device), spec)
+            features = model(inputs)
+            result = anomaly_map(
+                features.teacher, features.student, features.scale_weights, spec, maps=maps,
+                thumbnails=None if spec.prior is None else thumbnails(inputs), impl="reference")
             parts.append([None if t is None else t.cpu() for t in result])
             weights.append(features.scale_weights.cpu())
     model.train(training)

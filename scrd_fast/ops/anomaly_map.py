@@ -17,7 +17,8 @@ from scrd_fast.ops.implementations import (
 )
 from scrd_fast.ops.native_tail import native_tail
 from scrd_fast.reference.anomaly_map import AnomalyMap, combine_distances, cosine_distance
-from scrd_fast.spec import STRIDES, ScoringSpec
+from scrd_fast.reference.prior import apply_prior
+from scrd_fast.spec import STRIDES, THUMBNAIL, ScoringSpec
 
 GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _FEATURE_DTYPES = (*GPU_DTYPES, torch.float64)
@@ -91,18 +92,39 @@ def check_weights(scale_weights: Tensor, weighting: str) -> None:
                    f"{', '.join(f'{v:f}' for v in w[i].tolist())} for image {i}")
 
 
+def _check_thumbnails(thumbnails: Tensor | None, count: int, spec: ScoringSpec,
+                      device: torch.device) -> None:
+    """Raise InputError unless there are such as a prior reads where the spec has one."""
+    if spec.prior is None or thumbnails is None:
+        expect(spec.prior is None and thumbnails is None, "thumbnails",
+               "those of the images where the spec has a prior, and only there",
+               f"{'none' if thumbnails is None else 'some'} and"
+               f" {'no' if spec.prior is None else 'a'} prior")
+        return
+    check_tensor(thumbnails, "thumbnails")
+    expect(thumbnails.shape == (count, THUMBNAIL, THUMBNAIL) and thumbnails.is_floating_point(),
+           "thumbnails", f"floats ({count}, {THUMBNAIL}, {THUMBNAIL})",
+           f"{thumbnails.dtype} {tuple(thumbnails.shape)}")
+    check_device("thumbnails", thumbnails, "teacher[0]", device)
+
+
 def _on_gpu(
-    teacher: Sequence[Tensor], student: Sequence[Tensor], scale_weights: Tensor,
-    spec: ScoringSpec, maps: bool,
+    teacher: Sequence[Tensor], student: Sequence[Tensor], thumbnails: Tensor | None,
+    scale_weights: Tensor, spec: ScoringSpec, maps: bool,
 ) -> AnomalyMap:
     """`anomaly_map` by the GPU kernels; where a feature is not finite, the mean is not."""
     from scrd_fast.kernels import anomaly_map as kernels
+    from scrd_fast.kernels.prior import apply_prior as judge
+    from scrd_fast.kernels.prior import device_prior
 
     check_weights(scale_weights, spec.weighting)
     sides = (teacher[0].shape[2], teacher[1].shape[2], teacher[2].shape[2])
+    device = teacher[0].device
+    distances = kernels.cosine_distances(teacher, student)
+    if thumbnails is not None:
+        distances = judge(distances, thumbnails.float(), device_prior(spec, device))
     return AnomalyMap(*kernels.combine_distances(
-        kernels.cosine_distances(teacher, student), scale_weights.float(),
-        kernels.tail(spec, sides, teacher[0].device), maps=maps))
+        distances, scale_weights.float(), kernels.tail(spec, sides, device), maps=maps))
 
 
 def anomaly_map(
@@ -111,24 +133,27 @@ def anomaly_map(
     scale_weights: Tensor,
     spec: ScoringSpec,
     *,
+    thumbnails: Tensor | None = None,
     maps: bool = True,
     impl: str | None = None,
 ) -> AnomalyMap:
     """The anomaly map of a batch and its mean and maximum.
 
     teacher, student: three (N, C_k, S/4, S/4), (N, C_k, S/8, S/8), (N, C_k, S/16, S/16), any
-    floating dtype; scale_weights: (N, 3). Distances and map are computed in float32 (float64
-    where the features are). With maps=False the mean comes from the closed form and `.map` and
-    `.max` are None, unless the spec reduces by the maximum, which needs the map. impl: "native"
-    (float32 and bfloat16 on the CPU), "triton" (these and float16 on a GPU), both without
-    gradients, or "reference"; None takes the first that can run. Raises InputError naming the
-    argument that does not fit or is not finite, and BackendUnavailable.
+    floating dtype; scale_weights: (N, 3); thumbnails: floats (N, 16, 16) of the network's input, as
+    reference.prior makes them, where the spec has a prior. Distances and map are computed in
+    float32 (float64 where the features are). With maps=False the mean comes from the closed form
+    and `.map` and `.max` are None, unless the spec reduces by the maximum, which needs the map.
+    impl: "native" (float32 and bfloat16 on the CPU), "triton" (these and float16 on a GPU), both
+    without gradients, or "reference"; None takes the first that can run. Raises InputError naming
+    the argument that does not fit or is not finite, and BackendUnavailable.
     """
     check_features(scale_weights, "teacher", teacher, student=student)
     for k, (t, stride) in enumerate(zip(teacher, STRIDES, strict=True)):
         side = spec.input_size // stride
         expect(t.shape[2:] == (side, side), f"teacher[{k}]", f"(N, C, {side}, {side})",
                tuple(t.shape))
+    _check_thumbnails(thumbnails, len(teacher[0]), spec, teacher[0].device)
     tensors = [*teacher, *student, scale_weights]
     chosen = choose("anomaly_map", impl,
                     native=lambda: not_native(tensors, (torch.float32, torch.bfloat16)),
@@ -136,16 +161,19 @@ def anomaly_map(
     if chosen == "native":
         total, mean, largest = native_tail(spec).anomaly_map(
             [as_array(t) for t in teacher], [as_array(s) for s in student],
+            None if thumbnails is None else as_array(thumbnails.float().contiguous()),
             as_array(scale_weights.float().contiguous()), maps, spec.reduction == "max")
         return AnomalyMap(None if total is None else torch.from_numpy(total),
                           torch.from_numpy(mean),
                           None if largest is None else torch.from_numpy(largest))
     if chosen == "triton":
-        result = _on_gpu(teacher, student, scale_weights, spec, maps)
+        result = _on_gpu(teacher, student, thumbnails, scale_weights, spec, maps)
         if bool(result.mean.isfinite().all()):
             return result
     distances = [cosine_distance(t, s) for t, s in zip(teacher, student, strict=True)]
     for k, (t, s) in enumerate(zip(teacher, student, strict=True)):
         _check_finite(t, s, k)
     check_weights(scale_weights, spec.weighting)
+    if thumbnails is not None:
+        distances = apply_prior(distances, thumbnails, spec)
     return combine_distances(distances, scale_weights, spec, maps=maps)

@@ -114,7 +114,8 @@ def _describe_training(manifest: Manifest) -> Section:
 
 def _describe_scoring(spec: ScoringSpec) -> Section:
     rows = [(name.replace("_", " "), value) for name, value in asdict(spec).items()
-            if name != "decoding"]
+            if name not in ("decoding", "prior")]
+    rows.append(("prior", None if spec.prior is None else spec.prior.describe()))
     decoding = [(name.replace("_", " "), value)
                 for name, value in asdict(spec.decoding).items()]
     return Section("From a file to its score", (

@@ -14,11 +14,10 @@
 #include <memory>
 #include <vector>
 
+#include "scrd/prior.hpp"
 #include "scrd/tensor.hpp"
 
 namespace scrd {
-
-constexpr int kScales = 3;
 
 // U (size, side), of which each row is zero but for `width` values from column first[row].
 struct BandMatrix {
@@ -37,16 +36,19 @@ class Tail {
   static constexpr std::size_t kTile = 16;  // columns of the map that are computed at a time
 
   // size: side of the map, a multiple of kTile; sides: sides of the three distances; sigma: of the
-  // blur, 0 for none; weighted: whether the scale weights multiply the distances or are ignored.
-  // Throws InputError.
-  Tail(std::size_t size, std::array<std::size_t, kScales> sides, double sigma, bool weighted);
+  // blur, 0 for none; weighted: whether the scale weights multiply the distances or are ignored;
+  // prior: what the distances are judged by first, or null. Throws InputError.
+  Tail(std::size_t size, std::array<std::size_t, kScales> sides, double sigma, bool weighted,
+       std::shared_ptr<const Prior> prior = nullptr);
 
-  // distances: three (n, side_k, side_k); scale_weights: (n, 3); mean (n) comes from the closed
-  // form. map (n, size, size) and max (n) are not computed where both are null; max alone takes
-  // the map's arithmetic, not its memory. Throws NotFiniteError on distances that are not finite
-  // and, where weights count, InputError on those that do not sum to one.
-  void operator()(const std::array<const float*, kScales>& distances, const float* scale_weights,
-                  std::size_t n, float* map, float* mean, float* max) const;
+  // distances: three (n, side_k, side_k); thumbnails: (n, Prior::kCells) with a prior, else unused;
+  // scale_weights: (n, 3); mean (n) comes from the closed form. map (n, size, size) and max (n) are
+  // not computed where both are null; max alone takes the map's arithmetic, not its memory. Throws
+  // NotFiniteError on distances that are not finite and, where weights count, InputError on those
+  // that do not sum to one.
+  void operator()(const std::array<const float*, kScales>& distances, const float* thumbnails,
+                  const float* scale_weights, std::size_t n, float* map, float* mean,
+                  float* max) const;
 
   // n * size * size, the values of the maps of n images. Throws std::bad_alloc where no memory
   // could hold them.
@@ -54,11 +56,13 @@ class Tail {
 
   std::size_t size() const { return size_; }
   const std::array<std::size_t, kScales>& sides() const { return sides_; }
+  const Prior* prior() const { return prior_.get(); }
 
  private:
   std::size_t size_;
   std::array<std::size_t, kScales> sides_;
   bool weighted_;
+  std::shared_ptr<const Prior> prior_;
   std::array<BandMatrix, kScales> bands_;
   // U^T of all scales side by side, cut into tiles of kTile columns; a tile keeps the rows in which
   // it is not zero.
@@ -80,7 +84,7 @@ void cosine_distances(const std::array<FeatureView, kScales>& teacher,
 // Both steps: features -> map, mean and max as `tail` gives them. The features' sides must be those
 // of the tail. Throws InputError.
 void anomaly_map(const Tail& tail, const std::array<FeatureView, kScales>& teacher,
-                 const std::array<FeatureView, kScales>& student, const float* scale_weights,
-                 float* map, float* mean, float* max);
+                 const std::array<FeatureView, kScales>& student, const float* thumbnails,
+                 const float* scale_weights, float* map, float* mean, float* max);
 
 }  // namespace scrd

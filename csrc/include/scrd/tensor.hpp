@@ -6,6 +6,8 @@
 
 namespace scrd {
 
+constexpr int kScales = 3;  // of features and distances, the finest first
+
 enum class DType { u8, u16, f32, f64, bf16 };
 
 inline std::size_t item_size(DType dtype) {
