@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from scrd_fast.evaluation.evaluate import Evaluation, evaluate
     from scrd_fast.metrics.agreement import Limits
     from scrd_fast.model.published_pickle import convert_published
-    from scrd_fast.spec import DecodingRule, ScoringSpec
+    from scrd_fast.spec import DecodingRule, Prior, ScoringSpec
     from scrd_fast.timing.bench import Bench, bench
     from scrd_fast.training.config import PretrainConfig, TrainConfig
     from scrd_fast.training.loop import train
     from scrd_fast.training.pretrain import pretrain_teacher
+    from scrd_fast.training.prior import PriorReport, fit_prior
 
 __version__ = "0.1.0"
 
@@ -59,19 +60,23 @@ _HOMES = {
     "Scored": "engine.stream",
     "ScrdError": "errors",
     "convert_published": "model.published_pickle",
+    "Prior": "spec",
     "ScoringSpec": "spec",
     "TrainConfig": "training.config",
     "train": "training.loop",
     "PretrainConfig": "training.config",
     "pretrain_teacher": "training.pretrain",
+    "PriorReport": "training.prior",
+    "fit_prior": "training.prior",
 }
 
 __all__ = [
     "Bench", "DecodedImage", "DecodingRule", "Engine", "Evaluation", "Limits", "NoiseConfig",
-    "PretrainConfig", "Result", "Scored", "ScoringSpec", "ScrdError", "TensorRtOptions",
+    "PretrainConfig", "Prior", "PriorReport", "Result", "Scored", "ScoringSpec", "ScrdError",
+    "TensorRtOptions",
     "TrainConfig", "bench", "build_engine", "calibrate", "convert_published", "cross_build",
     "evaluate",
-    "export_onnx", "load_engine", "monitor", "pretrain_teacher", "read_images",
+    "export_onnx", "fit_prior", "load_engine", "monitor", "pretrain_teacher", "read_images",
     "rebuild_engine", "score", "train", "verify_engine",
 ]
 

@@ -8,6 +8,7 @@ import typer
 
 from scrd_fast.cli.app import PatientFrom, Precision, Quiet, Seed, SkipBad, app, example
 from scrd_fast.cli.options import options_of
+from scrd_fast.errors import InputError
 from scrd_fast.progress import show_progress
 from scrd_fast.spec import DecodingRule
 from scrd_fast.training.config import PretrainConfig, TrainConfig
@@ -109,3 +110,51 @@ def convert(
     with show_progress("converting"):
         convert_published(source, out, decoding=decoding)
     typer.echo(f"{out}: converted; build it with: scrd-fast build {out}")
+
+
+def parse_foreground(text: str) -> tuple[float, float]:
+    """LOW,HIGH as a command line gives it. Raises InputError."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError as error:
+        raise InputError(f"foreground: expected LOW,HIGH, got {text!r}") from error
+    return low, high
+
+
+@app.command(epilog=example(
+    "scrd-fast prior model.safetensors normals/ --validation held-out-normals/"))
+def prior(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint (.safetensors), which keeps it.")],
+    normals: Annotated[Path, typer.Argument(
+        help="Folder of normal images of at least 20 people, or a data set in a known layout.")],
+    out: Annotated[Path | None, typer.Option(
+        help="Another checkpoint to write, instead of the same.")] = None,
+    validation: Annotated[Path | None, typer.Option(
+        help="Normal images of other patients that judge it; else those of the data set, else a"
+             " fifth of the images, whole patients where these are known.")] = None,
+    foreground: Annotated[str | None, typer.Option(
+        help="LOW,HIGH from 0 to 1: what is darker than LOW, with all around it, does not count,"
+             " what is brighter than HIGH does fully.")] = None,
+    force: Annotated[bool, typer.Option(
+        "--force", help="Write it even where its gain on held-out images is not clear of zero.",
+    )] = False,
+    patient_from: PatientFrom = None,
+    skip_bad: SkipBad = False,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Learn what is normal at each place of aligned images, and judge distances by it."""
+    from scrd_fast.training.prior import fit_prior
+
+    found = fit_prior(
+        checkpoint, str(normals), out=out, patient_from=patient_from,
+        validation=None if validation is None else str(validation), force=force,
+        foreground=None if foreground is None else parse_foreground(foreground),
+        skip_bad=skip_bad, seed=seed, progress=not quiet)
+    value, low, high = found.gain
+    interval = "" if low is None else f" (95 %: {low:+.3f} to {high:+.3f})"
+    typer.echo(f"{out or checkpoint}: {found.prior.describe()}")
+    typer.echo(f"  AUROC of held-out images against the same with synthesised anomalies, of"
+               f" {found.strength:.2g} times the training's strength: {found.auroc_without:.3f}"
+               f" without, {found.auroc_with:.3f} with it, {value:+.3f}{interval}")
+    typer.echo(f"  build engines again: scrd-fast build {out or checkpoint}")
