@@ -57,8 +57,8 @@ def grids_kernel(thumbnails, projection, shift, maps, level, out, components, of
         for down in tl.static_range(-1, 2):
             for right in tl.static_range(-1, 2):
                 v, u = y + down, x + right
-                inside = (v >= 0) & (v < _GRID) & (u >= 0) & (u < _GRID)
-                near = tl.load(thumbnail + v * _GRID + u, inside, -float("inf"))
+                on_grid = (v >= 0) & (v < _GRID) & (u >= 0) & (u < _GRID)
+                near = tl.load(thumbnail + v * _GRID + u, on_grid, -float("inf"))
                 brightest = tl.maximum(brightest, near)
         seen = tl.minimum(tl.maximum((brightest - dark) / (bright - dark), 0.0), 1.0)
     gain = seen
