@@ -7,6 +7,7 @@ near that is to the limit is shown by a copy of as many bytes, which stay in the
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,9 +21,12 @@ from benchmarks.peers import published_map
 from benchmarks.timing import clock, record, record_limit, repeat, time_in_turn
 from scrd_fast import _native
 from scrd_fast.ops.anomaly_map import anomaly_map
+from scrd_fast.ops.native_tail import native_tail
 from scrd_fast.reference.anomaly_map import AnomalyMap
+from scrd_fast.reference.prior import thumbnails
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.timing.measure import copy_rate
+from tests.support.priors import random_prior
 
 SPEC = ScoringSpec()
 SHAPES = ((256, 64), (512, 32), (1024, 16))  # channels, side
@@ -82,6 +86,37 @@ def test_against_the_published_post_processing(benchmark: Any, what: str) -> Non
                  benchmark.extra_info["ours_ms"])
     repeat(benchmark, ours, ROUNDS)
     judge(benchmark, ratio, WANTED[what], avx2=True)
+
+
+def test_a_prior_costs_little(benchmark: Any) -> None:
+    """A normal map of 16 components, its thumbnails included, beside the same map without."""
+    teacher, student = features(8, 1), features(8, 2)
+    spec = replace(SPEC, prior=random_prior(16))
+    inputs = torch.randn(8, 3, spec.input_size, spec.input_size,
+                         generator=torch.Generator().manual_seed(3))
+    thumbs = thumbnails(inputs)
+    tail = native_tail(spec)
+    for maps in (True, False):
+        found = anomaly_map(teacher, student, ONES, spec, thumbnails=thumbs, maps=maps,
+                            impl="native")
+        exact = anomaly_map([t.double() for t in teacher], [s.double() for s in student], ONES,
+                            spec, thumbnails=thumbs, maps=maps, impl="reference")
+        assert float((found.mean - exact.mean).abs().max()) <= LARGEST_ERROR
+    assert np.abs(tail.thumbnails(inputs.numpy()) - thumbs.numpy()).max() <= LARGEST_ERROR
+
+    def judged() -> object:
+        small = torch.from_numpy(tail.thumbnails(inputs.numpy()))
+        return anomaly_map(teacher, student, ONES, spec, thumbnails=small, impl="native")
+
+    times = time_in_turn([clock(judged), clock(partial(native, teacher, student))], ROUNDS,
+                         block=5, warm_up=3, pause=0.01, reduce=np.min)
+    share = times[0] / times[1] - 1
+    benchmark.extra_info |= {"with_ms": float(times[0]), "without_ms": float(times[1]),
+                             "prior_share": float(share)}
+    print(f"\na prior takes {share:.1%} of the map's time more"
+          f" ({times[0] / 8:.3f} and {times[1] / 8:.3f} ms an image)")
+    repeat(benchmark, judged, ROUNDS)
+    judge(benchmark, 1 + share, 1.05, at_most=True, avx2=True)
 
 
 def test_dtypes_layouts_batches_and_instruction_sets(benchmark: Any) -> None:

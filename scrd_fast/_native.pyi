@@ -32,6 +32,7 @@ class Tail:
         weighted: bool,
         prior: Prior | None = None,
     ) -> None: ...
+    def thumbnails(self, inputs: _Float32) -> _Float32: ...
     def anomaly_map(
         self,
         teacher: _Features,

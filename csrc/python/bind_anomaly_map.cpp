@@ -89,6 +89,25 @@ py::tuple anomaly_map(const Tail& tail, const py::sequence& teacher, const py::s
   return outputs.as_tuple();
 }
 
+py::array_t<float> thumbnails(const Tail& tail, const py::array& inputs) {
+  if (tail.prior() == nullptr) fail("tail", "one with a prior", "one without");
+  const auto side = static_cast<py::ssize_t>(tail.size());
+  const auto grid = static_cast<py::ssize_t>(Prior::kGrid);
+  const py::array array = as_array(inputs, "inputs");
+  const float* values =
+      contiguous<float>(array, "inputs", {-1, 3, side, side},
+                        "(N, 3, " + std::to_string(side) + ", " + std::to_string(side) + ")");
+  const py::ssize_t n = array.shape(0);
+  std::unique_ptr<float[]> out(new float[n * Prior::kCells]);
+  {
+    py::gil_scoped_release release;
+    for (py::ssize_t i = 0; i < n; ++i) {
+      tail.prior()->thumbnail(values + i * 3 * side * side, out.get() + i * Prior::kCells);
+    }
+  }
+  return take(std::move(out), {n, grid, grid});
+}
+
 }  // namespace
 
 void bind_anomaly_map(py::module_& module) {
@@ -103,6 +122,8 @@ void bind_anomaly_map(py::module_& module) {
                     std::shared_ptr<Prior>>(),
            py::arg("size"), py::arg("sides"), py::arg("sigma"), py::arg("weighted"),
            py::arg("prior") = nullptr)
+      .def("thumbnails", &thumbnails, py::arg("inputs"),
+           "What the prior reads of network inputs (N, 3, S, S) -> (N, 16, 16).")
       .def("anomaly_map", &anomaly_map, py::arg("teacher"), py::arg("student"),
            py::arg("thumbnails"), py::arg("scale_weights"), py::arg("maps"), py::arg("maximum"),
            "Features of three scales, float32 or uint16 with the bits of bfloat16, -> (map or "

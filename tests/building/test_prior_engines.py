@@ -7,9 +7,11 @@ import pytest
 
 import scrd_fast
 from scrd_fast import _native
+from scrd_fast.engine.engine_file import read_engine_file
 from scrd_fast.model.checkpoint import load_checkpoint, save_checkpoint
 from scrd_fast.model.reference import score_images
 from scrd_fast.spec import Prior
+from tests.building.test_cross_build import UNJUDGED, needs_rtx
 from tests.engine.test_engine import MAP, SCORE
 from tests.support.models import EACH_BACKEND, pictures
 from tests.support.priors import random_prior
@@ -68,3 +70,11 @@ def test_exported_graph_gives_the_references_map(judged, tmp_path):
     images = pictures(3, 64)
     scores, maps = session.run(["score", "map"], {"images": images})
     check(checkpoint, scores, maps, images)
+
+
+@needs_rtx
+def test_nvidias_builder_takes_it(judged, tmp_path):
+    checkpoint, path = judged
+    out = scrd_fast.cross_build(path, tmp_path / "m.scrd", targets=("sm86",), precision="fp16",
+                                buckets=(1,), limits=UNJUDGED)
+    assert read_engine_file(out)[0].spec == checkpoint.spec

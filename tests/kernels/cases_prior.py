@@ -22,5 +22,5 @@ def cases() -> Iterator[tuple[str, Arguments]]:
             "dark": "fp32", "bright": "fp32", "MAPPED": mapped, "MASKED": masked,
             "COMPONENTS": COMPONENTS}
     yield "judge_kernel", {
-        **{name: "*fp32" for name in ("d1", "d2", "d3", "o1", "o2", "o3", "grids")},
+        **dict.fromkeys(("d1", "d2", "d3", "o1", "o2", "o3", "grids"), "*fp32"),
         **{f"side{k}": "i32" for k in (1, 2, 3)}, "BLOCK": PIXELS}

@@ -8,7 +8,9 @@ import torch
 
 from scrd_fast import _native
 from scrd_fast.errors import InputError, NotFiniteError
+from scrd_fast.kernels import prior as kernels
 from scrd_fast.ops import anomaly_map as operation
+from scrd_fast.ops.native_tail import native_tail
 from scrd_fast.reference.anomaly_map import combine_distances, cosine_distance
 from scrd_fast.reference.normal_map import NormalMap, foreground_limits
 from scrd_fast.reference.prior import apply_prior, thumbnails
@@ -89,6 +91,21 @@ def test_thumbnails_are_means_of_two_rows_of_each_cell(size):
     assert found.dtype == torch.float32
     for image, thumb in zip(images.double().numpy(), found.numpy(), strict=True):
         np.testing.assert_allclose(thumb, thumbnail_by_hand(image), atol=1e-6)
+    tail = native_tail(ScoringSpec(input_size=size, prior=random_prior(1)))
+    np.testing.assert_allclose(tail.thumbnails(images.numpy()), found, atol=1e-6)
+    with pytest.raises(InputError, match=r"inputs: expected float32 \(N, 3, "):
+        tail.thumbnails(images[..., 1:].numpy())
+    with pytest.raises(InputError, match="tail: expected one with a prior"):
+        native_tail(ScoringSpec(input_size=size)).thumbnails(images.numpy())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TRITON)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_thumbnails_of_the_gpu_are_the_references(dtype, layout):
+    images = inputs(2, 96).to("cuda" if torch.cuda.is_available() else "cpu", dtype)
+    found = kernels.thumbnails(images.contiguous(memory_format=layout))
+    np.testing.assert_allclose(found.cpu(), thumbnails(images).cpu(), atol=1e-6)
 
 
 @each_prior
