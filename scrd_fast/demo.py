@@ -29,6 +29,7 @@ from scrd_fast.evaluation.calibrate import calibrate
 from scrd_fast.files import atomic_write, check_writable
 from scrd_fast.machine import pytorch_has_bf16
 from scrd_fast.metrics.ranking import auroc
+from scrd_fast.model.checkpoint import Checkpoint
 from scrd_fast.model.reference import score_images
 from scrd_fast.model.scrd import Teacher, new_model
 from scrd_fast.model.teacher_weights import load_teacher
@@ -46,6 +47,7 @@ from scrd_fast.training.config import PretrainConfig
 from scrd_fast.training.convolution import part_weight_gradients
 from scrd_fast.training.loop import train
 from scrd_fast.training.pretrain import pretrain_teacher
+from scrd_fast.training.prior import fit_prior
 from scrd_fast.training.run import state_path
 
 NOTE = ("The anatomy is real (MNI152 T1 template); the subjects are synthetic warps of that one"
@@ -84,9 +86,10 @@ class DemoResult:
     summary: dict[str, Any]
 
 
+PRIOR_STEP = 2  # of the training images, all subjects among them, a prior is fitted to these
 # Time of a teacher's step at half the size, of a student's step, and of all else, in times of a
 # teacher's step forth and back.
-COARSE_COST, STUDENT_COST, REST_COST = 0.27, 2.6, 180
+COARSE_COST, STUDENT_COST, REST_COST = 0.27, 2.6, 260
 
 
 def training_precision() -> str:
@@ -111,8 +114,8 @@ def run_demo(
     trained_in = training_precision()
     if progress:
         print(f"{NOTE}\n{_plan(trained_in, pretrain=teacher == 'pretrain')}", file=sys.stderr)
-    normal = _make("train", seed, progress).images
-    held = _make("validation", seed, progress).images
+    trained_on, held_out = _make("train", seed, progress), _make("validation", seed, progress)
+    normal, held = trained_on.images, held_out.images
 
     if teacher == "pretrain":
         teacher = str(pretrain_teacher(
@@ -123,6 +126,10 @@ def run_demo(
         backbone=BACKBONE, teacher=teacher, input_size=normal.shape[1], seed=seed,
         precision=trained_in, **TRAIN)
     state_path(folder / "model.safetensors").unlink()  # 200 MB, and the demo is not gone on with
+    prior = fit_prior(
+        folder / "model.safetensors", normal[::PRIOR_STEP], validation=held, seed=seed,
+        patients=list(map(str, trained_on.subjects[::PRIOR_STEP])),
+        validation_patients=list(map(str, held_out.subjects)), progress=progress)
     with show_progress("engine", enabled=progress) as step:
         engine = build_engine(folder / "model.safetensors", precision=precision, images=held,
                               progress=step)
@@ -134,6 +141,7 @@ def run_demo(
     result = engine.score(test.images)
     assert result.p_values is not None
     p_normal, p_anomalous = (result.p_values[test.labels == label] for label in (0, 1))
+    without_prior = None if not prior.written else _without_prior(checkpoint, test)
     names = [f"subject{s - subjects('test', seed)[0]:02d}_slice{i:03d}"
              for i, s in enumerate(test.subjects)]
     _write_rows(names, test, engine, folder)
@@ -145,6 +153,9 @@ def run_demo(
 
     summary = {
         "auroc": auroc(test.labels, result.scores),
+        "auroc_without_prior": auroc(test.labels, without_prior) if prior.written else None,
+        "prior": {"written": prior.written, "gain_synthesised": prior.gain,
+                  "components": prior.prior.components},
         "auroc_untrained": auroc(test.labels, _untrained_scores(checkpoint.spec, test, seed)),
         "auroc_intensity": auroc(test.labels, intensity_scores(normal, test.images)),
         "auroc_validation_synthesised": checkpoint.metrics["auroc_synthesised"],
@@ -216,6 +227,8 @@ def print_summary(result: DemoResult) -> None:
     table.add_column("value")
     rows = {
         "test AUROC": f"{s['auroc']:.3f}",
+        "  without its prior": "no prior was worth it" if s["auroc_without_prior"] is None else (
+            f"{s['auroc_without_prior']:.3f}"),
         "  untrained model": f"{s['auroc_untrained']:.3f}",
         "  plain intensity": f"{s['auroc_intensity']:.3f}",
         f"false alarms at {RATE:.0%}": f"{s['false_alarms'][f'{RATE:g}']:.1%} of the normal test"
@@ -250,6 +263,12 @@ def _untrained_scores(spec: ScoringSpec, test: DemoImages, seed: int) -> torch.T
     load_teacher(model, "random")
     result, _ = score_images(model, spec, test.images, maps=False)
     return result.score(spec)
+
+
+def _without_prior(checkpoint: Checkpoint, test: DemoImages) -> torch.Tensor:
+    """The scores of the model as it was trained."""
+    result, _ = score_images(checkpoint.model, checkpoint.spec, test.images, maps=False)
+    return result.score(checkpoint.spec)
 
 
 def _make(part: str, seed: int, progress: bool) -> DemoImages:

@@ -15,7 +15,7 @@ pytest.importorskip("nilearn", reason="needs the demo extra")
 
 
 def test_short_demo_writes_everything(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "SUBJECTS", {"train": 2, "validation": 5, "test": 3})
+    monkeypatch.setattr(demo, "SUBJECTS", {"train": 20, "validation": 5, "test": 3})
     monkeypatch.setattr(demo, "SLICES", 4)
     monkeypatch.setattr(demo, "PRETRAIN", demo.PRETRAIN | {"steps": 2, "coarse_steps": 1})
     monkeypatch.setattr(demo, "TRAIN", demo.TRAIN | {"steps": 2})
@@ -32,6 +32,10 @@ def test_short_demo_writes_everything(tmp_path, monkeypatch, capsys):
     assert {"auroc", "latency_ms", "teacher", "precision", "seconds", "auroc_untrained",
             "auroc_intensity"} <= set(summary)
     assert summary["calibration_images"] == 20
+    assert summary["prior"]["components"] in (0, 4)  # of 20 people
+    kept = scrd_fast.load_engine(out / "model.scrd").spec.prior
+    assert (kept is not None) == summary["prior"]["written"] == (
+        summary["auroc_without_prior"] is not None)
     assert summary["false_alarms"].keys() == {"0.01", "0.05", "0.1"}
     assert "anatomy is real" in summary["note"]
     rows = list(csv.DictReader((out / "scores.csv").open()))

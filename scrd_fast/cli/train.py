@@ -8,7 +8,7 @@ import typer
 
 from scrd_fast.cli.app import PatientFrom, Precision, Quiet, Seed, SkipBad, app, example
 from scrd_fast.cli.options import options_of
-from scrd_fast.errors import InputError
+from scrd_fast.errors import DataError, InputError
 from scrd_fast.progress import show_progress
 from scrd_fast.spec import DecodingRule
 from scrd_fast.training.config import PretrainConfig, TrainConfig
@@ -152,7 +152,14 @@ def prior(
         foreground=None if foreground is None else parse_foreground(foreground),
         skip_bad=skip_bad, seed=seed, progress=not quiet)
     value, low, high = found.gain
-    interval = "" if low is None else f" (95 %: {low:+.3f} to {high:+.3f})"
+    interval = " (how certain cannot be told)" if low is None else (
+        f" (95 %: {low:+.3f} to {high:+.3f})")
+    if not found.written:
+        raise DataError(
+            "prior: expected a gain on held-out images that is clear of zero, got"
+            f" {found.auroc_with:.3f} with it and {found.auroc_without:.3f} without, {value:+.3f}"
+            f" in AUROC{interval}; are the images aligned, and of the kind that the model was"
+            " trained on? Nothing is written; --force writes it all the same")
     typer.echo(f"{out or checkpoint}: {found.prior.describe()}")
     typer.echo(f"  AUROC of held-out images against the same with synthesised anomalies, of"
                f" {found.strength:.2g} times the training's strength: {found.auroc_without:.3f}"

@@ -20,6 +20,7 @@ from torch import Tensor
 from scrd_fast.data.anomalies import synthesise
 from scrd_fast.data.dataset import ImageSet
 from scrd_fast.data.layouts import split_by_patient
+from scrd_fast.data.listing import is_paths
 from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.errors import DataError, NotFiniteError, expect
 from scrd_fast.files import as_path, check_writable
@@ -63,7 +64,8 @@ class PriorReport:
 
     auroc_without, auroc_with: of normal images against the same with synthesised anomalies;
     strength: of these, in units of the training's; gain: the difference, and its 95 % interval by
-    patient (None where it cannot be told). written: whether the checkpoint got it.
+    patient (None where it cannot be told). written: whether the checkpoint got it: where the
+    interval is above zero, or by force.
     """
 
     prior: Prior
@@ -72,11 +74,6 @@ class PriorReport:
     gain: tuple[float, float | None, float | None]
     strength: float
     written: bool
-
-    @property
-    def is_worth_it(self) -> bool:
-        """Whether the interval of the gain is above zero."""
-        return self.gain[1] is not None and self.gain[1] > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,20 +90,23 @@ class _Seen:
 def fit_prior(
     checkpoint: str | os.PathLike[str], normals: Any, *,
     out: str | os.PathLike[str] | None = None, validation: Any = None,
+    patients: Sequence[str] | None = None, validation_patients: Sequence[str] | None = None,
     patient_from: str | None = None, foreground: tuple[float, float] | None = None,
     force: bool = False, skip_bad: bool = False, seed: int = 0, progress: bool = True,
 ) -> PriorReport:
-    """Fit a normal map on normal images and write it into a checkpoint.
+    """Fit a normal map on normal images, and write it into a checkpoint where it is worth it.
 
     checkpoint: as `train` writes it; out: where it goes with its prior, by default the same file.
     normals, validation, patient_from, skip_bad: as `data` and so on of `train`; without validation
     images a fifth of the normals, whole patients, judges, and the map is fitted to the others.
+    patients, validation_patients: whom each image is of, where they are images in memory.
     foreground: see spec.Prior; it counts with the normal map. force: write it even where the gain
     is not clear of zero. seed: of which images judge, and of the anomalies.
 
-    An image whose patient is not known counts as one of a person of its own. Raises DataError for
-    normals of fewer than 20 people, for images that are all the same, and where the gain is not
-    clear of zero (unless `force`); InputError, CheckpointError, NotFiniteError, OutputError.
+    An image whose patient is not known counts as one of a person of its own. Nothing is written
+    where the gain is not clear of zero; the report says so. Raises DataError for normals of fewer
+    than 20 people and for images that are all the same; InputError, CheckpointError,
+    NotFiniteError, OutputError.
     """
     expect(is_whole(seed, 0), "seed", "an integer from 0 to 2**63 - 1", repr(seed))
     path = as_path(checkpoint, "checkpoint")
@@ -115,23 +115,21 @@ def fit_prior(
     check_writable(target, "out")
     plain = replace(loaded.spec, prior=None)
     chosen, held = normals_of(normals, validation, patient_from, progress=progress)
-    images = ImageSet(chosen, "normals", plain)
-    images.check(skip_bad=skip_bad, progress=progress)
-    fitted, judging, others = np.arange(len(images)), images, None
+    images, whose = _look_at(chosen, "normals", patients, plain, skip_bad, progress)
     if held is not None:
-        judging = ImageSet(held, "validation", plain)
-        judging.check(skip_bad=skip_bad, progress=progress)
-        others = np.arange(len(judging))
+        judging, others_whose = _look_at(held, "validation", validation_patients, plain, skip_bad,
+                                         progress)
+        fitted, others = np.arange(len(images)), np.arange(len(judging))
     else:
-        fitted, others = split_by_patient(images.patients, HELD_OUT, seed)
-    patients = [images.patients[int(i)] for i in fitted]
-    people = len({f"#{i}" if who is None else who for i, who in enumerate(patients)})
+        judging, others_whose = images, whose
+        fitted, others = split_by_patient(whose, HELD_OUT, seed)
+    people = len(set(_groups([whose[int(i)] for i in fitted]).tolist()))
     if people < FEWEST_PEOPLE:
         raise DataError(f"normals: expected images of at least {FEWEST_PEOPLE} people to average"
                         f" over{'' if held is not None else ' beside those that judge'}, got"
                         f" {people}")
     others = others[np.linspace(0, len(others) - 1, min(len(others), MOST_IMAGES)).astype(int)]
-    groups = _groups([judging.patients[int(i)] for i in others])
+    groups = _groups([others_whose[int(i)] for i in others])
 
     model = fold_batchnorms(loaded.model.eval())
     with show_progress("prior", enabled=progress) as report:
@@ -158,17 +156,29 @@ def fit_prior(
     without, with_it = _scores(both, plain), _scores(both, spec)
     gain = _gain(np.tile(groups, 2), labels, without, with_it)
     found = PriorReport(prior, auroc(labels, without), auroc(labels, with_it), gain, strength,
-                        written=True)
-    if not found.is_worth_it and not force:
-        low, high = (("?" if value is None else f"{value:+.3f}") for value in gain[1:])
-        raise DataError(
-            f"prior: expected a gain on held-out images that is clear of zero, got {gain[0]:+.3f}"
-            f" in AUROC ({low} to {high}): are the images aligned, and of the kind that the model"
-            " was trained on? Nothing is written; force=True (--force) writes it all the same")
-    figures = {name: value for name, value in asdict(found).items()
-               if name not in ("prior", "written")}
-    save_checkpoint(replace(loaded, spec=spec, metrics=loaded.metrics | {"prior": figures}), target)
+                        written=force or (gain[1] is not None and gain[1] > 0))
+    if found.written:
+        figures = {name: value for name, value in asdict(found).items()
+                   if name not in ("prior", "written")}
+        save_checkpoint(
+            replace(loaded, spec=spec, metrics=loaded.metrics | {"prior": figures}), target)
     return found
+
+
+def _look_at(
+    source: Any, name: str, patients: Sequence[str] | None, spec: ScoringSpec, skip_bad: bool,
+    progress: bool,
+) -> tuple[ImageSet, Sequence[str | None]]:
+    """Images, checked, and whom each of them is of."""
+    images = ImageSet(source, name, spec)
+    kept = images.check(skip_bad=skip_bad, progress=progress)
+    if patients is None:
+        return images, images.patients
+    argument = "patients" if name == "normals" else "validation_patients"
+    in_memory = isinstance(source, np.ndarray | Tensor | list) and not is_paths(source)
+    expect(in_memory and len(patients) == len(source), argument,
+           f"one for each of the {len(source)} {name} in memory", len(patients))
+    return images, [patients[int(i)] for i in kept]
 
 
 def _groups(patients: Sequence[str | None]) -> NDArray[np.int64]:

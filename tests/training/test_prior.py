@@ -110,7 +110,7 @@ def test_every_held_out_patient_is_another_one(path, monkeypatch):
     assert (report.prior.images, len(judge)) == (40, 10)
 
 
-def test_images_that_are_not_aligned_gain_nothing(path):
+def test_images_that_are_not_aligned_gain_nothing(path, tmp_path, capsys):
     """Turned at random: no place has a distance of its own."""
     rng = np.random.default_rng(5)
 
@@ -119,10 +119,27 @@ def test_images_that_are_not_aligned_gain_nothing(path):
                          for image in organs(count, 64, seed=seed)])
 
     target = path.with_name("turned.safetensors")
-    with pytest.raises(DataError, match=r"prior: expected a gain on held-out images that is clear"
-                                        r" of zero, got .*Nothing is written; force=True"):
-        scrd_fast.fit_prior(path, turned(30, 1), out=target, validation=turned(20, 2),
-                            progress=False)
+    normals, held = turned(30, 1), turned(20, 2)
+    report = scrd_fast.fit_prior(path, normals, out=target, validation=held, progress=False)
+    assert not report.written
+    assert report.gain[1] <= 0
+    assert not target.exists()
+    again = scrd_fast.fit_prior(path, normals, out=target, validation=held, progress=False,
+                                force=True)
+    assert again == replace(report, written=True)
+    assert load_checkpoint(target).spec.prior == report.prior
+
+    cv2 = pytest.importorskip("cv2")
+    for part, images in (("normals", normals), ("held", held)):
+        (tmp_path / part).mkdir()
+        for i, image in enumerate(images):
+            cv2.imwrite(str(tmp_path / part / f"{i:02d}.png"), image)
+    target.unlink()
+    assert main("prior", path, tmp_path / "normals", "--validation", tmp_path / "held", "--out",
+                target, "--quiet") == 2
+    told = capsys.readouterr().err
+    assert "prior: expected a gain on held-out images that is clear of zero, got" in told
+    assert "Nothing is written; --force writes it all the same" in told
     assert not target.exists()
 
 
@@ -134,6 +151,10 @@ def test_images_that_are_not_aligned_gain_nothing(path):
      "normals: expected images that differ, got all of them the same"),
     (organs(30, 64), {"seed": -1}, InputError, "seed: expected an integer from 0"),
     (np.full((30, 64, 64), np.nan, np.float32), {}, InputError, "normals: 30 of 30 images cannot"),
+    (organs(30, 64), {"patients": ["a"] * 29}, InputError,
+     "patients: expected one for each of the 30 normals in memory, got 29"),
+    (organs(30, 64), {"patients": ["a", "b"] * 15, "validation": organs(20, 64, seed=1)},
+     DataError, "at least 20 people to average over, got 2"),
     (organs(30, 64), {"foreground": (0.5, 0.1)}, InputError, "prior.foreground: expected None or"),
 ])
 def test_bad_input_is_refused(path, images, options, error, match):
