@@ -112,6 +112,12 @@ def subject_slices(
     return (slices * bias * gain).astype(np.float32), masks > 0.5
 
 
+def to_grey(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A slice in units of the white-matter level with its noise, as uint8."""
+    noisy = image + rng.normal(0, 0.02, image.shape)
+    return np.clip(np.round(noisy * WHITE_MATTER_GREY), 0, 255).astype(np.uint8)
+
+
 def add_lesion(
     image: NDArray[np.float32], mask: NDArray[np.bool_], rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -152,9 +158,7 @@ def make_images(
             lesion = np.zeros_like(mask)
             if anomalous:
                 image, lesion = add_lesion(image, mask, rng)
-            noisy = image + rng.normal(0, 0.02, image.shape)
-            grey = np.clip(np.round(noisy * WHITE_MATTER_GREY), 0, 255).astype(np.uint8)
-            parts.append((grey, int(anomalous), int(seed), planes[i], lesion))
+            parts.append((to_grey(image, rng), int(anomalous), int(seed), planes[i], lesion))
     images, labels, subjects, planes_, lesions = zip(*parts, strict=True)
     return DemoImages(np.stack(images), np.array(labels), np.array(subjects),
                       np.array(planes_), np.stack(lesions))
