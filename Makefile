@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all check csrc-test csrc-tsan csrc-neon bench bench-classes gpu-check bench-compare benchmarks-page clean
+.PHONY: demo test test-all check csrc-test csrc-tsan csrc-neon bench bench-classes gpu-check bench-compare benchmarks-page detection detection-page clean
 
 demo: $(VENV)/.demo
 	$(BIN)/scrd-fast demo --out $(OUT)
@@ -44,6 +44,15 @@ bench-compare: $(VENV)/.test
 
 benchmarks-page: $(VENV)/.test
 	$(BIN)/python -m benchmarks.report --page
+
+# How well anomalies are found, at most about 3 hours; goes on where it was stopped. BUDGET: factor
+# of all steps, by default what fits.
+detection: $(VENV)/.test
+	$(BIN)/python -m benchmarks.detection $(if $(BUDGET),--budget $(BUDGET))
+	$(BIN)/python -m benchmarks.detection --page
+
+detection-page: $(VENV)/.test
+	$(BIN)/python -m benchmarks.detection --page
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; use make PYTHON=...")'
