@@ -37,28 +37,28 @@ class Padim:
                 draw = torch.randperm(channels, generator=torch.Generator().manual_seed(seed))
                 self.channels = draw[:count]
                 places = self.h * self.w
-                sums = torch.zeros(places, len(self.channels), dtype=torch.float64)
+                sums = torch.zeros(places, len(self.channels), 1, dtype=torch.float64)
                 products = torch.zeros(places, *2 * [len(self.channels)], dtype=torch.float64)
-                origin = self._places(features).mean(0, keepdim=True)  # no digits are cancelled
-            x = self._places(features) - origin
-            total += len(x)
-            sums += x.sum(0)
-            products += torch.einsum("npi,npj->pij", x, x)
+                origin = self._places(features).mean(2, keepdim=True)  # no digits are cancelled
+            x = (self._places(features) - origin).double()
+            total += len(features)
+            sums += x.sum(2, keepdim=True)
+            products.baddbmm_(x, x.mT)
         mean = sums / total
-        covariance = (products - total * mean[:, :, None] * mean[:, None]) / (total - 1)
+        covariance = (products - total * mean @ mean.mT) / (total - 1)
         covariance += REGULARISATION * torch.eye(covariance.shape[-1])
-        self.mean = origin[0] + mean.float()
+        self.mean = origin + mean.float()
         self.inverse = torch.linalg.inv(covariance).float()
 
     def _places(self, features: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, h w, count)."""
-        return features[:, self.channels].flatten(2).transpose(1, 2)
+        """(N, C, h, w) -> (h w, count, N): products by place are then fast."""
+        return features[:, self.channels].flatten(2).permute(2, 1, 0).contiguous()
 
     def distances(self, features: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, h, w)."""
         x = self._places(features) - self.mean
-        squared = (torch.einsum("npi,pij->npj", x, self.inverse) * x).sum(-1)
-        return squared.clamp(min=0).sqrt().reshape(-1, self.h, self.w)
+        squared = (torch.bmm(self.inverse, x) * x).sum(1)
+        return squared.clamp(min=0).sqrt().mT.reshape(-1, self.h, self.w)
 
 
 def make_patches(features: tuple[Tensor, ...]) -> Tensor:
