@@ -1,6 +1,6 @@
 """The data sets as data: what is normal in each, and what is tested."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +11,19 @@ from benchmarks.detection import textures
 from scrd_fast import demo
 from scrd_fast.data import demo_lesions
 from scrd_fast.data.demo_brain import SIZE, make_images
+from scrd_fast.spec import FEWEST_PEOPLE
 
 Images = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Normals:
-    """Normal images (N, S, S) to train on, and of other subjects to choose on."""
+    """Normal images (N, S, S) to train on, and of other subjects to choose on; whom each is of."""
 
     train: Images
     validation: Images
+    train_subjects: Sequence[str]
+    validation_subjects: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,12 @@ def _no_nilearn() -> str | None:
 
 def _brain_normals(seed: int, quick: bool) -> Normals:
     """Those of the demo, whose test set has the same source."""
-    few, slices = (3, 4) if quick else (None, demo.SLICES)
-    train, held = (make_images(demo.subjects(part, seed)[:few], slices).images
+    few, slices = (FEWEST_PEOPLE, 2) if quick else (None, demo.SLICES)
+    factor = QUICK_SHRINK["brain"] if quick else 1
+    train, held = (make_images(demo.subjects(part, seed)[:few], slices)
                    for part in ("train", "validation"))
-    factor = QUICK_SHRINK["brain"]
-    return Normals(shrink(train, factor), shrink(held, factor)) if quick else Normals(train, held)
+    return Normals(shrink(train.images, factor), shrink(held.images, factor),
+                   list(map(str, train.subjects)), list(map(str, held.subjects)))
 
 
 def _demo_images(seed: int, quick: bool) -> Tested:
@@ -111,9 +115,12 @@ TEXTURE_TILES = (1000, 150)  # to train on, to validate on
 
 
 def _texture_normals(seed: int, quick: bool) -> Normals:
-    train, held = textures.normal_tiles(*((12, 6) if quick else TEXTURE_TILES), seed)
-    factor = QUICK_SHRINK["textures"]
-    return Normals(shrink(train, factor), shrink(held, factor)) if quick else Normals(train, held)
+    """A tile is a subject of its own, as in the test set."""
+    train, held = textures.normal_tiles(
+        *((2 * FEWEST_PEOPLE, 6) if quick else TEXTURE_TILES), seed)
+    factor = QUICK_SHRINK["textures"] if quick else 1
+    return Normals(shrink(train, factor), shrink(held, factor), list(map(str, range(len(train)))),
+                   list(map(str, range(len(held)))))
 
 
 def _texture_images(seed: int, quick: bool) -> Tested:

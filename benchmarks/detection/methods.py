@@ -25,6 +25,7 @@ from benchmarks.detection.teachers import Teachers
 from scrd_fast import demo
 from scrd_fast.data.dataset import ImageSet
 from scrd_fast.data.noise_config import NoiseConfig
+from scrd_fast.files import atomic_write
 from scrd_fast.metrics.ranking import auroc
 from scrd_fast.model.checkpoint import load_checkpoint
 from scrd_fast.model.reference import score_images
@@ -35,6 +36,7 @@ from scrd_fast.reference.preprocess import normalise
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.training.evaluation import Validation, normal_validation
 from scrd_fast.training.loop import train
+from scrd_fast.training.prior import fit_prior
 from scrd_fast.training.run import state_path
 
 BATCH = 16  # of images that are scored together
@@ -125,17 +127,11 @@ def json_of(value: Any) -> Any:
 
 def fit_model(method: Method, job: Job) -> Fitted:
     """A student against the teacher, then what the method does afterwards."""
-    assert method.teacher is not None
-    teacher, before = job.teachers.get(scaled(method.teacher, job.budget))
-    began = time.perf_counter()
-    path = job.folder / "model.safetensors"
-    train(job.normals.train, path, validation=job.normals.validation, progress=False,
-          backbone=demo.BACKBONE, teacher=str(teacher), input_size=job.side, seed=job.seed,
-          precision=demo.training_precision(), **scaled(method.train, job.budget))
-    state_path(path).unlink()
+    path, seconds = trained(method, job)
     if method.after is not None:
+        began = time.perf_counter()
         path = method.after(path, job)
-    seconds = before + time.perf_counter() - began
+        seconds += time.perf_counter() - began
     checkpoint = load_checkpoint(path)
 
     def score(images: Images) -> Scored:
@@ -144,6 +140,40 @@ def fit_model(method: Method, job: Job) -> Fitted:
         return Scored(result.score(checkpoint.spec).numpy(), result.map.numpy())
 
     return Fitted(score, seconds)
+
+
+def trained(method: Method, job: Job) -> tuple[Path, float]:
+    """The checkpoint of a method before what is done afterwards, and the seconds of all training
+    for it. It is kept where other methods begin with the same."""
+    assert method.teacher is not None
+    alike = [each for each in METHODS.values()
+             if each.fit is fit_model and (each.teacher, each.train) == (
+                 method.teacher, method.train)]
+    options = method.settings(job.side, job.budget) | {"after": None, "seed": job.seed}
+    path = job.teachers.beside("model", options) if len(alike) > 1 else (
+        job.folder / "model.safetensors")
+    note = path.with_suffix(".json")  # written last: where it is the model is whole
+    if not note.exists():
+        teacher, before = job.teachers.get(scaled(method.teacher, job.budget))
+        began = time.perf_counter()
+        train(job.normals.train, path, validation=job.normals.validation, progress=False,
+              backbone=demo.BACKBONE, teacher=str(teacher), input_size=job.side, seed=job.seed,
+              precision=demo.training_precision(), **scaled(method.train, job.budget))
+        state_path(path).unlink()
+        with atomic_write(note) as temporary:
+            seconds = before + time.perf_counter() - began
+            temporary.write_text(json.dumps({"seconds": seconds}) + "\n")
+    return path, float(json.loads(note.read_text())["seconds"])
+
+
+def with_prior(path: Path, job: Job) -> Path:
+    """The checkpoint with a normal map, where held-out images gain by it."""
+    out, normals = job.folder / "prior.safetensors", job.normals
+    report = fit_prior(
+        path, normals.train[::demo.PRIOR_STEP], out=out, validation=normals.validation,
+        patients=normals.train_subjects[::demo.PRIOR_STEP], seed=job.seed, progress=False,
+        validation_patients=normals.validation_subjects)
+    return out if report.written else path
 
 
 def fit_intensity(method: Method, job: Job) -> Fitted:
@@ -280,8 +310,11 @@ METHODS: Mapping[str, Method] = {
     "ours": Method(
         "The demo's recipe: one weight for all scales, grey and stronger noise, maximum of the map",
         fit_model, train=OURS),
+    "ours, prior": Method(
+        "The same with a normal map, where held-out images gain by it", fit_model, train=OURS,
+        after=with_prior),
     "ours, scale": Method(
-        "The same with learned weights of the scales", fit_model,
+        "The demo's recipe with learned weights of the scales", fit_model,
         train={**OURS, "weighting": "scale"}),
     "PatchCore": Method(
         "A bank of 1 % of the normal patches of the same teacher's second and third scale, chosen"

@@ -29,8 +29,13 @@ class Teachers:
         """Where the teacher of these options lies, or would: the name tells what decides it."""
         settings = {"options": options, "images": list(self.normal.shape), "side": self.side,
                     "precision": demo.training_precision(), "backbone": demo.BACKBONE}
+        return self.beside("teacher", settings)
+
+    def beside(self, kind: str, settings: Mapping[str, Any]) -> Path:
+        """A place for another file that these settings decide, in the same folder."""
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode())
-        return self.folder / f"{self.name}-{self.seed}-{digest.hexdigest()[:12]}.safetensors"
+        return self.folder / (
+            f"{self.name}-{self.seed}-{kind}-{digest.hexdigest()[:12]}.safetensors")
 
     def get(self, options: Mapping[str, Any]) -> tuple[Path, float]:
         """The file of a teacher, and the seconds that it took to make, whenever that was."""
