@@ -17,6 +17,7 @@ from benchmarks.detection.rows import Row, figures_of, read_rows, store_row
 from scrd_fast import demo
 from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.metrics.ranking import auroc
+from scrd_fast.model.checkpoint import load_checkpoint
 
 TRIED = ("published", "PatchCore", "PaDiM", "autoencoder", "intensity")  # a line of each kind
 
@@ -53,6 +54,19 @@ def place(few, tmp_path_factory) -> Path:
     assert [row for row in found if row in rows] == rows, "what was there was not computed again"
     assert not [each for each in work.iterdir() if each.name not in ("results", "teachers")]
     return work
+
+
+def test_methods_that_begin_alike_share_a_model(tmp_path, monkeypatch):
+    """The prior's judge has few images here: whether it is worth it is chance, as for a user."""
+    monkeypatch.delitem(SOURCES, "textures")
+    for name in METHODS.keys() - {"ours", "ours, prior"}:
+        monkeypatch.delitem(METHODS, name)
+    assert bench.main(["--quick", "--work", str(tmp_path)]) == 0
+    (model,) = tmp_path.glob("teachers/*-model-*.safetensors")
+    assert load_checkpoint(model).spec.prior is None
+    rows = read_rows(tmp_path / "results")
+    assert {row.method for row in rows} == {"ours", "ours, prior"}
+    assert {row.settings["after"] for row in rows} == {None, "with_prior"}
 
 
 @pytest.fixture
