@@ -108,8 +108,9 @@ def test_a_prior_costs_little(benchmark: Any) -> None:
         small = torch.from_numpy(tail.thumbnails(inputs.numpy()))
         return anomaly_map(teacher, student, ONES, spec, thumbnails=small, impl="native")
 
-    times = time_in_turn([clock(judged), clock(partial(native, teacher, student))], ROUNDS,
-                         block=5, warm_up=3, pause=0.01, reduce=np.min)
+    both = time_in_turn([clock(judged), clock(partial(native, teacher, student))], ROUNDS,
+                        block=5, warm_up=3, pause=0.01, reduce=np.min)
+    times = both.min(axis=0)  # of all rounds: a few percent are less than what neighbours take
     share = times[0] / times[1] - 1
     benchmark.extra_info |= {"with_ms": float(times[0]), "without_ms": float(times[1]),
                              "prior_share": float(share)}
