@@ -27,12 +27,13 @@ from scrd_fast.metrics.agreement import Limits, Report, broken_limits
 from scrd_fast.progress import Progress
 from scrd_fast.timing.measure import random_images, scoring, time_in_turn
 
-_BLOCK = re.compile(r"network/(bottleneck|(teacher|student)\.layer\d\.\d+)\.")
+_BLOCK = re.compile(
+    r"network/(bottleneck|(teacher|student)\.layer\d\.\d+|student\.projections)\.")
 
 
 def blocks(proto: onnx.ModelProto) -> list[str]:
-    """Beginnings of the names of what is kept or quantised together: residual blocks, and the
-    bottleneck."""
+    """Beginnings of the names of what is kept or quantised together: residual blocks, the
+    bottleneck, and the projections of a slim student."""
     found = [_BLOCK.match(name) for name in convolution_names(proto)]
     return list(dict.fromkeys(match.group() for match in found if match))
 

@@ -98,6 +98,14 @@ def _conv_relu(g: _Graph, x: str, conv: nn.Module, bn: nn.BatchNorm2d, name: str
     return g.add("Relu", [_conv(g, x, conv, bn, name)], f"{name}.relu")
 
 
+def _project(g: _Graph, x: str, conv: nn.Module, name: str) -> str:
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    inputs = [x, g.constant(f"{name}.weight", conv.weight.numpy()),
+              g.constant(f"{name}.bias", conv.bias.numpy())]
+    return g.add("Relu", [g.add("Conv", inputs, name, kernel_shape=[1, 1])], f"{name}.relu")
+
+
 def _block(g: _Graph, x: str, block: nn.Module, name: str) -> str:
     assert isinstance(block, BasicBlock | BottleneckBlock)
     y = _conv_relu(g, x, block.conv1, block.bn1, f"{name}.conv1")
@@ -153,6 +161,10 @@ def _network(g: _Graph, model: SCRD, x: str) -> tuple[list[str], list[str], str]
     g3 = _stage(g, x, s.layer1, "student.layer1")
     g2 = _stage(g, g3, s.layer2, "student.layer2")
     g1 = _stage(g, g2, s.layer3, "student.layer3")
+    rebuilt = [g1, g2, g3]
+    if s.projections:
+        rebuilt = [_project(g, x, conv, f"student.projections.{k}")
+                   for k, (x, conv) in enumerate(zip(rebuilt, s.projections, strict=True))]
     g.part = "tail"
     # Three products and sums, no matrix product: runtimes lower the precision of those.
     pooled = g.reduce("ReduceMax", x, [2, 3], "scale_head.pool")
@@ -166,7 +178,7 @@ def _network(g: _Graph, model: SCRD, x: str) -> tuple[list[str], list[str], str]
     logits = g.add("Add", [g.add("Concat", sums, "scale_head.sums", axis=1), bias],
                    "scale_head.logits")
     weights = g.add("Softmax", [logits], "scale_head.softmax", "scale_weights", axis=1)
-    return [f1, f2, f3], [g1, g2, g3], weights
+    return [f1, f2, f3], rebuilt, weights
 
 
 def _distance(g: _Graph, teacher: str, student: str, k: int) -> str:

@@ -1,4 +1,5 @@
-"""The backbones by name, and their shapes. Loads no PyTorch: configurations and help name them."""
+"""The backbones and students by name, and their shapes. Loads no PyTorch: configurations and help
+name them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -41,3 +42,19 @@ def backbone_of(name: str) -> Backbone:
     known = isinstance(name, str) and name in BACKBONES
     expect(known, "backbone", f"one of {sorted(BACKBONES)}", repr(name))
     return BACKBONES[name]
+
+
+# By what each student divides the channels inside of itself and of the one-class bottleneck.
+STUDENTS = {"full": 1, "slim": 2}
+
+
+def divisor_of(student: str) -> int:
+    """What the student of that name divides channels by; raises InputError listing the choices."""
+    known = isinstance(student, str) and student in STUDENTS
+    expect(known, "student", f"one of {list(STUDENTS)}", repr(student))
+    return STUDENTS[student]
+
+
+def describe_network(backbone: str, student: str) -> str:
+    """The network in a few words: the backbone's name, and the student's unless it is "full"."""
+    return backbone if student == "full" else f"{backbone} with a {student} student"

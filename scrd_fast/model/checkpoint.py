@@ -18,26 +18,29 @@ from torch import Tensor
 
 from scrd_fast.errors import CheckpointError, InputError, OutputError, expect
 from scrd_fast.files import as_path, atomic_write
-from scrd_fast.model.backbones import backbone_of
+from scrd_fast.model.backbones import backbone_of, divisor_of
 from scrd_fast.model.scrd import SCRD, model_without_weights
 from scrd_fast.records import from_mapping
 from scrd_fast.spec import DecodingRule, ScoringSpec
 
 FORMAT = 3
-# 1 had no rule for decoding: pictures were read as by default; 2 no prior.
+# 2 had no prior, and no student but the full one; 1 no rule for decoding: pictures were read as by
+# default.
 _READABLE = (1, 2, FORMAT)
 _KEY = "scrd_fast"
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """backbone: one of the names in model.resnet; teacher: where its weights come from."""
+    """backbone, student: names in model.backbones; teacher: where its weights come from."""
 
     backbone: str
     teacher: str
+    student: str = "full"
 
     def __post_init__(self) -> None:
         backbone_of(self.backbone)
+        divisor_of(self.student)
         expect(isinstance(self.teacher, str), "model.teacher", "a text", self.teacher)
 
 
@@ -114,8 +117,12 @@ def _open(path: Path, kind: str) -> tuple[dict[str, Any], Any]:
         for name in {"spec", "training"} & header.keys():
             if isinstance(header[name], dict) and header[name]:
                 header[name].setdefault("decoding", asdict(DecodingRule()))
-    if found < 3 and isinstance(header.get("spec"), dict):
-        header["spec"].setdefault("prior", None)
+    if found < 3:
+        if isinstance(header.get("spec"), dict):
+            header["spec"].setdefault("prior", None)
+        for name in {"model", "training"} & header.keys():
+            if isinstance(header[name], dict) and header[name]:
+                header[name].setdefault("student", "full")
     return header, file
 
 
@@ -172,7 +179,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         config = from_mapping(ModelConfig, header.get("model", {}), "model")
     except InputError as error:
         raise CheckpointError(f"{path}: its header does not fit: {error}") from error
-    model = model_without_weights(config.backbone)
+    model = model_without_weights(config.backbone, config.student)
     load_weights(model, tensors, str(path))
     training, metrics = header.get("training", {}), header.get("metrics", {})
     return Checkpoint(model.eval(), spec, config, training, metrics)

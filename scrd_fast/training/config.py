@@ -10,7 +10,7 @@ from typing import Any
 
 from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.errors import expect
-from scrd_fast.model.backbones import BACKBONES, backbone_of
+from scrd_fast.model.backbones import BACKBONES, STUDENTS, backbone_of, divisor_of
 from scrd_fast.records import is_whole
 from scrd_fast.spec import DecodingRule, ScoringSpec
 
@@ -40,6 +40,9 @@ class TrainConfig:
     backbone: str = field(default="wide_resnet50_2", metadata=_BACKBONE)
     teacher: str = field(default="imagenet", metadata={
         "help": "imagenet, random, or a file (torchvision's .pth, or of pretrain-teacher)."})
+    student: str = field(default="full", metadata={
+        "help": f"{' or '.join(STUDENTS)}, which has half the channels, as has the bottleneck:"
+                " less to compute for a score."})
     input_size: int = field(default=ScoringSpec.input_size, metadata=_INPUT_SIZE)
     decoding: DecodingRule = field(default_factory=DecodingRule, metadata=_DECODING)
     weighting: str = field(default=ScoringSpec.weighting, metadata={
@@ -75,6 +78,7 @@ class TrainConfig:
                 " which makes the test figure optimistic."})
 
     def __post_init__(self) -> None:
+        divisor_of(self.student)  # raises where there is none
         _check_whole(self, "steps", "batch_size", "validate_every")
         _check_common(self)
         expect(isinstance(self.betas, tuple) and len(self.betas) == 2

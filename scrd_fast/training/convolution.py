@@ -76,7 +76,7 @@ def _convolve(
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
     result: Tensor = _Convolution.apply(
         images.to(dtype), conv.weight.to(dtype), conv, pool, parts)
-    return result
+    return result if conv.bias is None else result + conv.bias.to(dtype)[:, None, None]
 
 
 class _Convolution(torch.autograd.Function):
@@ -85,7 +85,6 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, conv: nn.Conv2d | nn.ConvTranspose2d,
                 pool: Executor, parts: int) -> Tensor:
-        assert conv.bias is None
         assert conv.groups == 1
         ctx.save_for_backward(images, weight)
         ctx.pool, ctx.parts, ctx.outputs = pool, parts, 1 if conv.transposed else 0

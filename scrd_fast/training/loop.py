@@ -289,7 +289,8 @@ def _feature_cache(
 
 def _resumed_trainer(run: Run, device: torch.device, cache: FeatureCache | None) -> Trainer:
     """Make the trainer that the run was left with."""
-    trainer = Trainer(run.config, model_without_weights(run.config.backbone), device, cache=cache)
+    model = model_without_weights(run.config.backbone, run.config.student)
+    trainer = Trainer(run.config, model, device, cache=cache)
     trainer.load_state(run.tensors(), str(run.path))
     return trainer
 
@@ -298,7 +299,7 @@ def _new_trainer(
     config: TrainConfig, device: torch.device, cache: FeatureCache | None
 ) -> tuple[Trainer, str]:
     """Make the trainer of a new run; and where its teacher's weights came from."""
-    model = new_model(config.backbone, config.seed)
+    model = new_model(config.backbone, config.seed, config.student)
     teacher = load_teacher(model, config.teacher)
     return Trainer(config, model, device, cache=cache), teacher
 

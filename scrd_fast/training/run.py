@@ -198,7 +198,7 @@ class Run:
         model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         other = {n.removeprefix(_BEST): t for n, t in tensors.items() if n.startswith(_BEST)}
         if entry["step"] == self.step or other:
-            best = model_without_weights(self.config.backbone)
+            best = model_without_weights(self.config.backbone, self.config.student)
             load_weights(best, model if entry["step"] == self.step else model | other,
                          str(self.path))
         elif stored is not None and here:
@@ -238,7 +238,8 @@ class Run:
         metrics = {self.figure: entry[self.figure], "step": entry["step"], "history": history,
                    "images": {name: each["count"] for name, each in self.images.items()}}
         save_checkpoint(
-            Checkpoint(model, self.config.spec(), ModelConfig(self.config.backbone, self.teacher),
+            Checkpoint(model, self.config.spec(),
+                       ModelConfig(self.config.backbone, self.teacher, self.config.student),
                        self.training, metrics), self.out)
 
     def result(self) -> Checkpoint:

@@ -63,11 +63,12 @@ def test_an_engine_file_made_for_a_gpu(small_file, tmp_path):
 
 
 @pytest.mark.parametrize("features", [False, True])
-@pytest.mark.parametrize("backbone", ["resnet18", "wide_resnet50_2"])
-def test_the_fused_network_is_the_network(backbone, features):
+@pytest.mark.parametrize(("backbone", "student"), [
+    ("resnet18", "full"), ("resnet18", "slim"), ("wide_resnet50_2", "full")])
+def test_the_fused_network_is_the_network(backbone, student, features):
     """Fusing is what a GPU gets; its order of sums is the same here, but for rounding."""
     torch.manual_seed(5)
-    model, spec = SCRD(backbone).eval(), ScoringSpec(input_size=64)
+    model, spec = SCRD(backbone, student).eval(), ScoringSpec(input_size=64)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # as after training: no two channels alike
             module.weight.data.uniform_(0.5, 1.5)

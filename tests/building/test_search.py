@@ -51,10 +51,12 @@ def run(start, limits: Limits, seconds: float = 1e6, progress=lambda *_: None):
     return search("openvino", *start, limits, deadline=deadline, progress=progress)
 
 
-@pytest.mark.parametrize(("backbone", "teacher", "student"), [
-    ("resnet18", 6, 6), pytest.param("wide_resnet50_2", 13, 13, marks=pytest.mark.slow)])
-def test_blocks(backbone, teacher, student):
-    proto = build_graph(SCRD(backbone).eval(), ScoringSpec(input_size=64))
+@pytest.mark.parametrize(("backbone", "kind", "teacher", "student"), [
+    ("resnet18", "full", 6, 6), ("resnet18", "slim", 6, 7),
+    pytest.param("wide_resnet50_2", "full", 13, 13, marks=pytest.mark.slow)])
+def test_blocks(backbone, kind, teacher, student):
+    """The slim student's projections are one more."""
+    proto = build_graph(SCRD(backbone, kind).eval(), ScoringSpec(input_size=64))
     found = blocks(proto)
     parts = [name.split("/")[1].split(".")[0] for name in found]
     assert [parts.count(p) for p in ("teacher", "bottleneck", "student")] == [teacher, 1, student]

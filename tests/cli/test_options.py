@@ -50,6 +50,7 @@ BOTH = {
 TRAIN = {
     **BOTH,
     "--teacher": ("random", "teacher", "random"),
+    "--student": ("slim", "student", "slim"),
     "--weighting": ("scale", "weighting", "scale"),
     "--weight-barrier": ("0.3", "weight_barrier", 0.3),
     "--blur-sigma": ("2", "blur_sigma", 2.0),
@@ -210,6 +211,7 @@ def test_a_test_set_selects_the_checkpoint(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("line", "says"), [
     ("train n m --noise-share 2", "noise.max_share: expected above 0, at most 1, got 2.0"),
     ("train n m --noise-octaves 0", "noise.octaves: expected a positive integer, got 0"),
+    ("train n m --student thin", "student: expected one of ['full', 'slim'], got 'thin'"),
     ("train n m --betas 0.5 1", "betas: expected two numbers from 0, below 1, got (0.5, 1.0)"),
     ("train n m --learning-rate nan", "learning_rate: expected a finite number from 0, got nan"),
     ("train n m --blur-sigma -1", "spec.blur_sigma: expected a number from 0 to 64, got -1.0"),

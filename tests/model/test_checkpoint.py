@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from scrd_fast.errors import CheckpointError, InputError, OutputError
+from scrd_fast.model.backbones import STUDENTS
 from scrd_fast.model.checkpoint import (
     FORMAT,
     Checkpoint,
@@ -32,19 +33,24 @@ from scrd_fast.spec import DecodingRule, ScoringSpec
 
 SPEC = ScoringSpec(input_size=64, weighting="scale", blur_sigma=1.5, reduction="max")
 TRAINING = {"seed": 3, "schedule": [1, 2.5], "name": "α"}
+MODEL = {"backbone": "resnet18", "teacher": "", "student": "full"}
 METRICS = {"auroc": 0.75, "loss": None}
 
 
-@pytest.fixture(scope="module")
-def original() -> Checkpoint:
+def make(student: str) -> Checkpoint:
     torch.manual_seed(0)
-    model = SCRD("resnet18").train()
+    model = SCRD("resnet18", student).train()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2)
-    return Checkpoint(model, SPEC, ModelConfig("resnet18", "random"), TRAINING, METRICS)
+    return Checkpoint(model, SPEC, ModelConfig("resnet18", "random", student), TRAINING, METRICS)
+
+
+@pytest.fixture(scope="module")
+def original() -> Checkpoint:
+    return make("full")
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +68,10 @@ def refused(path: Path, reason: str = "") -> None:
         load_checkpoint(path)
 
 
-def test_round_trip(original, saved):
-    got = load_checkpoint(str(saved))
+@pytest.mark.parametrize("student", STUDENTS)
+def test_round_trip(student, tmp_path):
+    original = make(student)
+    got = load_checkpoint(str(save_checkpoint(original, tmp_path / "model.safetensors")))
     assert (got.spec, got.config) == (original.spec, original.config)
     assert (got.training, got.metrics) == (TRAINING, METRICS)
     assert not any(module.training for module in got.model.modules())
@@ -79,7 +87,7 @@ def test_the_header_says_what_is_needed(saved):
     assert header == header_of(saved)
     assert header["format"] == FORMAT
     assert ScoringSpec.from_dict(header["spec"]) == SPEC
-    assert header["model"] == {"backbone": "resnet18", "teacher": "random"}
+    assert header["model"] == {"backbone": "resnet18", "teacher": "random", "student": "full"}
 
 
 def test_non_contiguous_and_shared_weights_are_written_whole(tmp_path):
@@ -155,7 +163,7 @@ def with_header(saved: Path, path: Path, header: object) -> Path:
 def test_format_1_reads_pictures_as_before(saved, tmp_path):
     """It had no rule for decoding."""
     header = header_of(saved) | {"format": 1, "training": {"steps": 3}}
-    del header["spec"]["decoding"]
+    del header["spec"]["decoding"], header["model"]["student"]
     path = tmp_path / "old.safetensors"
     with safe_open(saved, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -163,9 +171,29 @@ def test_format_1_reads_pictures_as_before(saved, tmp_path):
     read = load_checkpoint(path)
     assert read.spec == SPEC
     assert read.spec.decoding == DecodingRule()
-    assert read.training == {"steps": 3, "decoding": asdict(DecodingRule())}
+    assert read.training == {"steps": 3, "decoding": asdict(DecodingRule()), "student": "full"}
+    assert read.config == ModelConfig("resnet18", "random")
     header["format"] = FORMAT
     refused(with_header(saved, tmp_path / "x.safetensors", header), "none for .*'decoding'")
+
+
+def test_format_2_had_no_student_but_the_full_one(saved, tmp_path):
+    header = header_of(saved) | {"format": 2, "training": {}}
+    del header["model"]["student"]
+    path = tmp_path / "old.safetensors"
+    save_file(load_file(saved), path, metadata={"scrd_fast": json.dumps(header)})
+    read = load_checkpoint(path)
+    assert (read.config.student, read.training) == ("full", {})
+    header["format"] = FORMAT
+    refused(with_header(saved, tmp_path / "x.safetensors", header), "none for .*'student'")
+
+
+def test_weights_of_another_student_are_refused(saved, tmp_path):
+    header = header_of(saved)
+    header["model"]["student"] = "slim"
+    path = tmp_path / "x.safetensors"
+    save_file(load_file(saved), path, metadata={"scrd_fast": json.dumps(header)})
+    refused(path, "6 missing .*'student.projections")
 
 
 @pytest.mark.parametrize("version", [FORMAT + 1, 0, None, str(FORMAT)])
@@ -182,10 +210,12 @@ def test_another_format_version(saved, tmp_path, version):
         ({"spec": None}, "its header does not fit: spec: expected a JSON object"),
         ({"spec": SPEC.to_dict() | {"gamma": 1}}, "its header does not fit: spec: .*gamma"),
         ({"spec": SPEC.to_dict() | {"input_size": 65}}, "does not fit: spec.input_size"),
-        ({"model": {"backbone": "resnet18"}}, "does not fit: model: .*none for .'teacher'"),
-        ({"model": {"backbone": "vgg", "teacher": ""}}, "does not fit: backbone: .*got 'vgg'"),
-        ({"model": {"backbone": {}, "teacher": ""}}, "does not fit: backbone: "),
-        ({"model": {"backbone": "resnet18", "teacher": 3}}, "does not fit: model.teacher"),
+        ({"model": MODEL | {"teachers": ""}}, "does not fit: model: .*unknown .'teachers'"),
+        ({"model": {"backbone": "resnet18"}}, "does not fit: model: .*none for .*'teacher'"),
+        ({"model": MODEL | {"backbone": "vgg"}}, "does not fit: backbone: .*got 'vgg'"),
+        ({"model": MODEL | {"backbone": {}}}, "does not fit: backbone: "),
+        ({"model": MODEL | {"teacher": 3}}, "does not fit: model.teacher"),
+        ({"model": MODEL | {"student": "thin"}}, "does not fit: student: .*got 'thin'"),
         ({"model": [1]}, "does not fit: model: expected a JSON object"),
         ({"more": 1}, "fields that are not known: .*'more'"),
     ],

@@ -19,6 +19,7 @@ CONVOLUTIONS = {
     "stride": (lambda: nn.Conv2d(6, 33, 3, stride=2, padding=1, bias=False), (2, 6, 9, 7)),
     "stem": (lambda: nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), (2, 3, 32, 32)),
     "transposed": (lambda: nn.ConvTranspose2d(8, 19, 2, stride=2, bias=False), (3, 8, 5, 6)),
+    "bias": (lambda: nn.Conv2d(5, 7, 1), (3, 5, 6, 4)),
     "one channel": (lambda: nn.Conv2d(4, 1, 3, padding=1, bias=False), (1, 4, 3, 3)),
 }
 # Of the largest gradient: sums of up to 600 products, rounded once in bf16. PyTorch itself may be
@@ -36,6 +37,9 @@ def test_gradients_are_those_of_pytorch(name, dtype, threads):
     conv.weight.data, x = conv.weight.data.to(dtype), x.to(dtype)
     plain, double = make(), make().double()
     plain.weight.data, double.weight.data = conv.weight.data, conv.weight.data.double()
+    if conv.bias is not None:
+        conv.bias.data = conv.bias.data.to(dtype)
+        plain.bias.data, double.bias.data = conv.bias.data, conv.bias.data.double()
     share_weight_gradients(conv, threads)
     found = []
     for module, images in ((conv, x), (plain, x.clone()), (double, x.double())):
@@ -43,7 +47,8 @@ def test_gradients_are_those_of_pytorch(name, dtype, threads):
         y = module(images)
         weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
         y.backward(weights.to(y.dtype))
-        found.append((y.detach(), images.grad, module.weight.grad))
+        found.append((y.detach(), images.grad, module.weight.grad,
+                      *([] if module.bias is None else [module.bias.grad])))
     for got, theirs, expected in zip(*found, strict=True):
         assert got.dtype == dtype
         error, their_error = (float((each.double() - expected).abs().max() / expected.abs().max())

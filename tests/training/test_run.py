@@ -7,10 +7,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 import scrd_fast
 from scrd_fast.errors import CheckpointError, InputError
 from scrd_fast.model.checkpoint import load_checkpoint, read_header, read_tensors, write_tensors
+from scrd_fast.model.scrd import new_model
 from scrd_fast.training import run as run_module
 from scrd_fast.training.config import TrainConfig
 from scrd_fast.training.evaluation import Validation
@@ -63,6 +65,39 @@ def test_an_interrupted_run_goes_on_bit_for_bit(images, tmp_path, precision):
     resumed = scrd_fast.train(images, parts, resume=True, **options)
     assert resumed.metrics["history"] == expected.metrics["history"]
     assert content(parts) == content(whole)
+
+
+def test_a_slim_student_is_trained_recorded_and_gone_on_with(images, tmp_path):
+    options = OPTIONS | {"student": "slim", "steps": 3}
+    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    trained = scrd_fast.train(images, whole, **options)
+    assert trained.config.student == trained.training["student"] == "slim"
+    with stopped_in_step(2):
+        scrd_fast.train(images, parts, **options)
+    with pytest.raises(CheckpointError, match="got another: student: slim -> full; resume with"):
+        scrd_fast.train(images, parts, resume=True, **options | {"student": "full"})
+    scrd_fast.train(images, parts, resume=True, **options)
+    assert content(parts) == content(whole)
+    before = new_model("resnet18", trained.training["seed"], "slim").state_dict()
+    moved = {name for name, value in trained.model.state_dict().items()
+             if not torch.equal(value, before[name])}
+    assert {f"student.projections.{k}.{part}" for k in range(3)
+            for part in ("weight", "bias")} <= moved
+
+
+def test_a_state_from_before_there_was_a_slim_student(images, tmp_path):
+    """Format 2 told no student: it goes on with the full one, to the bit."""
+    out, whole = tmp_path / "m.safetensors", tmp_path / "whole.safetensors"
+    scrd_fast.train(images, whole, steps=4, **OPTIONS)
+    scrd_fast.train(images, out, steps=2, **OPTIONS)
+    for path, kind in ((out, "checkpoint"), (state_of(out), "training state")):
+        header, values = read_tensors(path, kind)
+        del header["training"]["student"]
+        if kind == "checkpoint":
+            del header["model"]["student"]
+        write_tensors(path, values, header | {"format": 2})
+    scrd_fast.train(images, out, steps=4, resume=True, **OPTIONS)
+    assert content(out) == content(whole)
 
 
 @contextmanager
