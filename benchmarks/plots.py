@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.results import title
+from scrd_fast.model.backbones import describe_network
 
 
 def _latencies(axes: Any, raw: dict[str, Any], result: dict[str, Any]) -> None:
@@ -86,7 +87,8 @@ def _under_load(axes: Any, raw: dict[str, Any], result: dict[str, Any]) -> None:
 
 
 def engine_name(engine: dict[str, Any]) -> str:
-    return (f"{engine['backbone']} {engine['input_size']} px, {engine['backend']}"
+    network = describe_network(engine["backbone"], engine.get("student", "full"))
+    return (f"{network} {engine['input_size']} px, {engine['backend']}"
             f" {engine['precision']}")
 
 

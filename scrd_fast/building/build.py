@@ -4,6 +4,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def write_engine(
     golden = make_golden(loaded, runner, inputs.judge.golden, progress)
     manifest = Manifest(
         spec=loaded.spec,
-        model=Model(loaded.config.backbone, loaded.config.teacher),
+        model=Model(**asdict(loaded.config)),
         backend=runner.name,
         precision=best.precision,
         precision_used=runner.precision_used(),

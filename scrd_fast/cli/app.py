@@ -67,7 +67,7 @@ def tell_engine(engine: "Engine") -> None:
     m, decisions = engine.manifest, engine.decisions
     rule = ", ".join(f"{name} {value}" for name, value in asdict(m.spec.decoding).items())
     for line in (
-            f"{engine.path}: {m.model.backbone}, {m.spec.input_size} px, {m.backend}"
+            f"{engine.path}: {m.model.network}, {m.spec.input_size} px, {m.backend}"
             f" {m.precision}, batches of {', '.join(map(str, m.buckets))}; digest"
             f" {manifest_digest(m)}",
             f"files are read by: {rule}",

@@ -134,7 +134,7 @@ class Engine:
 
     def __repr__(self) -> str:
         m = self.manifest
-        return f"Engine({self.path}, {m.model.backbone}, {m.backend}, {m.precision})"
+        return f"Engine({self.path}, {m.model.network}, {m.backend}, {m.precision})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         from scrd_fast.engine.load import reopen_engine

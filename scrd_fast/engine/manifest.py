@@ -9,6 +9,7 @@ from scrd_fast.errors import EngineFileError, InputError, expect
 from scrd_fast.machine import Machine
 from scrd_fast.metrics.agreement import Limits, Report
 from scrd_fast.metrics.decisions import Decisions
+from scrd_fast.model.backbones import describe_network
 from scrd_fast.records import read_record
 from scrd_fast.spec import DecodingRule, ScoringSpec
 
@@ -20,10 +21,16 @@ MOST_BUCKETS = 16  # each is compiled on its own
 
 @dataclass(frozen=True)
 class Model:
-    """backbone: its name; teacher: where its weights came from."""
+    """backbone, student: their names; teacher: where its weights came from."""
 
     backbone: str
     teacher: str
+    student: str = "full"
+
+    @property
+    def network(self) -> str:
+        """The backbone, and the student unless it is the full one."""
+        return describe_network(self.backbone, self.student)
 
 
 @dataclass(frozen=True)
@@ -174,8 +181,10 @@ def read_manifest(values: Any) -> Manifest:
         values = values | {name: {**values[name], **new} for name, new in (
             ("plan", {"targets": []}), ("fidelity", {"emulated": False}))
             if isinstance(values.get(name), dict)}
-    if found < 7 and isinstance(values.get("spec"), dict):
-        values = values | {"spec": values["spec"] | {"prior": None}}
+    if found < 7:
+        values = values | {name: {**values[name], **new} for name, new in (
+            ("spec", {"prior": None}), ("model", {"student": "full"}))
+            if isinstance(values.get(name), dict)}
     values = values | {"format": FORMAT}  # of 4 only the digest at the file's end was another
     return read_record(Manifest, values, "manifest")
 

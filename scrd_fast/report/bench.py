@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from scrd_fast.model.backbones import describe_network
 from scrd_fast.timing.bench import Bench
 
 _UNITS = {"fp32": "GFLOP/s in fp32", "bf16": "GFLOP/s in bf16", "int8": "GOP/s in int8",
@@ -11,7 +12,8 @@ _UNITS = {"fp32": "GFLOP/s in fp32", "bf16": "GFLOP/s in bf16", "int8": "GOP/s i
 def lines(found: Bench) -> Iterator[str]:
     """The figures as text, a line at a time."""
     engine, here, start = found.engine, found.environment, found.start
-    yield (f"{engine['path']}: {engine['backbone']} at {engine['input_size']} px,"
+    network = describe_network(engine["backbone"], engine["student"])
+    yield (f"{engine['path']}: {network} at {engine['input_size']} px,"
            f" {engine['backend']} {engine['precision']}")
     yield (f"{here.get('gpu') or here['cpu']}, {here['cores']} cores, {here['threads']} threads,"
            f" load average {here['load_average']:.1f}"

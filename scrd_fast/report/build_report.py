@@ -38,7 +38,7 @@ def summarise(manifest: Manifest) -> str:
     if fidelity.emulated and plan is not None:
         emulated = (f" for {', '.join(plan.targets)}, judged by the precision's arithmetic and not"
                     " on a GPU")
-    return (f"{manifest.model.backbone}, {manifest.backend} {manifest.precision}; limits:"
+    return (f"{manifest.model.network}, {manifest.backend} {manifest.precision}; limits:"
             f" {limits or 'none'}; probe set: {fidelity.probe}, {fidelity.report.images} images;"
             f" built on {manifest.machine.cpu}{emulated}")
 

@@ -94,7 +94,8 @@ def _list_limits(manifest: Manifest) -> Iterator[str]:
 def _describe_training(manifest: Manifest) -> Section:
     model, training = manifest.model, manifest.training
     teacher = _TEACHERS.get(model.teacher, f"come from “{model.teacher}”")
-    told = f"The backbone is {model.backbone}; the teacher’s weights {teacher}."
+    student = ", the student slim: it has half the channels" if model.student == "slim" else ""
+    told = f"The backbone is {model.backbone}{student}; the teacher’s weights {teacher}."
     if training is None:
         return Section("Training", (
             told, "The engine file does not tell how the student was trained: the model was"

@@ -224,7 +224,7 @@ def _find_threshold(run: Run) -> tuple[float | None, str]:
 
 def _introduce(run: Run) -> str:
     manifest = run.manifest
-    return (f"{manifest.model.backbone} at {manifest.spec.input_size} px, {manifest.backend}"
+    return (f"{manifest.model.network} at {manifest.spec.input_size} px, {manifest.backend}"
             f" {manifest.precision}")
 
 

@@ -48,6 +48,13 @@ def test_the_teacher(manifest, teacher, words):
     assert f"teacher’s weights {words}." in text_of(changed, "Training")[0]
 
 
+def test_the_student(manifest):
+    assert "student" not in text_of(replace(manifest, training=None), "Training")[0].split(";")[0]
+    slim = replace(manifest, model=replace(manifest.model, student="slim"))
+    assert "is resnet18, the student slim: it has half the channels;" in text_of(
+        slim, "Training")[0]
+
+
 def test_calibration(manifest):
     told, tables = text_of(manifest, "Calibration")
     assert "at most a share of 0.05 of normal images" in told

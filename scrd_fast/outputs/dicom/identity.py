@@ -50,7 +50,8 @@ def describe_scheme() -> "CodingSchemeIdentificationItem":
 class Maker:
     """What makes objects: this version of the package with one engine.
 
-    digest: of the engine's manifest, SHA-256; backbone: of its network; root: of UIDs, or None.
+    digest: of the engine's manifest, SHA-256; backbone: of its network, with its
+    student unless that is the full one; root: of UIDs, or None.
     """
 
     digest: str
@@ -91,4 +92,4 @@ def check_root(uid_root: str | None) -> None:
 
 def make_maker(engine: Engine, uid_root: str | None) -> Maker:
     """The maker for an engine."""
-    return Maker(manifest_digest(engine.manifest), engine.manifest.model.backbone, uid_root)
+    return Maker(manifest_digest(engine.manifest), engine.manifest.model.network, uid_root)
