@@ -29,13 +29,13 @@ def pictures(side: int, count: int = 4) -> NDArray[np.uint8]:
     return np.clip(smooth, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1).copy()
 
 
-def untrained(backbone: str, side: int, folder: Path) -> Path:
+def untrained(backbone: str, side: int, folder: Path, student: str = "full") -> Path:
     """A checkpoint with random weights, the same each time."""
-    path = folder / f"{backbone}-{side}.safetensors"
+    path = folder / f"{backbone}-{side}-{student}.safetensors"
     if not path.exists():
         torch.manual_seed(0)
-        save_checkpoint(Checkpoint(SCRD(backbone), ScoringSpec(input_size=side),
-                                   ModelConfig(backbone, "random")), path)
+        save_checkpoint(Checkpoint(SCRD(backbone, student), ScoringSpec(input_size=side),
+                                   ModelConfig(backbone, "random", student)), path)
     return path
 
 

@@ -169,6 +169,22 @@ def test_int8_against_bf16(
     judge(benchmark, ratio, INT8_WANTED)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "side"), [(BACKBONE, SIDE)] if QUICK else [(BACKBONE, SIDE), ("resnet18", 128)])
+def test_slim_student_against_the_full_one(
+    benchmark: Any, folder: Path, backbone: str, side: int, rates: Limits,
+) -> None:
+    """Two networks of one teacher; their scores have nothing to do with each other."""
+    full, slim = (engine_file(untrained(backbone, side, folder, student), "fp32")
+                  for student in ("full", "slim"))
+    images = [image[None] for image in pictures(side)]
+    with Worker("engine", slim) as ours, Worker("engine", full) as theirs:
+        ratio = compared(benchmark, f"fp32, slim student, {backbone}, {side} px", ours, theirs,
+                         images, peer="our engine, full student", block=4 if side == SIDE else 39)
+    share(benchmark, slim, rates)
+    judge(benchmark, ratio, None)
+
+
 def test_engine_against_plain_openvino(
     benchmark: Any, engine: tuple[str, Worker], checkpoint: Path, images: NDArray[np.uint8],
     rates: Limits,
