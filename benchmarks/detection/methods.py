@@ -316,6 +316,9 @@ METHODS: Mapping[str, Method] = {
     "ours, scale": Method(
         "The demo's recipe with learned weights of the scales", fit_model,
         train={**OURS, "weighting": "scale"}),
+    "ours, slim": Method(
+        "The demo's recipe with a student and a bottleneck of half the width", fit_model,
+        train={**OURS, "student": "slim"}),
     "PatchCore": Method(
         "A bank of 1 % of the normal patches of the same teacher's second and third scale, chosen"
         " after a random projection to 64 dimensions (our own short form of arXiv 2106.08265)",
