@@ -205,32 +205,34 @@ std::size_t Tail::map_values(std::size_t n) const {
   return n * pixels;
 }
 
+// The distances of n images as the prior judges them, in memory of this thread.
+std::array<const float*, kScales> Tail::judge(const std::array<const float*, kScales>& distances,
+                                              const float* thumbnails, std::size_t n) const {
+  thread_local std::vector<float> memory;  // as scratch, which the map's tasks use meanwhile
+  std::size_t values = 0;
+  for (std::size_t side : sides_) values += side * side;
+  if (memory.size() < n * values) memory.resize(n * values);
+  std::array<const float*, kScales> judged{};
+  for (std::size_t i = 0; i < n; ++i) {
+    std::array<const float*, kScales> of_image;
+    std::array<float*, kScales> out;
+    float* scale = memory.data();
+    for (int k = 0; k < kScales; ++k) {
+      const std::size_t pixels = sides_[k] * sides_[k];
+      judged[k] = scale;
+      of_image[k] = distances[k] + i * pixels, out[k] = scale + i * pixels;
+      scale += n * pixels;
+    }
+    (*prior_)(thumbnails + i * Prior::kCells, of_image, out);
+  }
+  return judged;
+}
+
 void Tail::operator()(const std::array<const float*, kScales>& given, const float* thumbnails,
                       const float* scale_weights, std::size_t n, float* map, float* mean,
                       float* max) const {
   if (weighted_) check_weights(scale_weights, n);
-  std::array<const float*, kScales> distances = given;
-  std::vector<float> judged;
-  if (prior_) {
-    std::size_t values = 0;
-    for (std::size_t side : sides_) values += side * side;
-    judged.resize(n * values);
-    std::array<float*, kScales> out;
-    float* next = judged.data();
-    for (int k = 0; k < kScales; ++k) {
-      distances[k] = out[k] = next;
-      next += n * sides_[k] * sides_[k];
-    }
-    for (std::size_t i = 0; i < n; ++i) {
-      std::array<const float*, kScales> of_image;
-      std::array<float*, kScales> out_image;
-      for (int k = 0; k < kScales; ++k) {
-        of_image[k] = given[k] + i * sides_[k] * sides_[k];
-        out_image[k] = out[k] + i * sides_[k] * sides_[k];
-      }
-      (*prior_)(thumbnails + i * Prior::kCells, of_image, out_image);
-    }
-  }
+  const std::array<const float*, kScales> distances = prior_ ? judge(given, thumbnails, n) : given;
   const auto weight = [&](std::size_t image, int k) {
     return weighted_ ? scale_weights[image * kScales + k] : 1.0f;
   };

@@ -36,7 +36,8 @@ class Result:
     score, map, scale weights and p-value of such an image are NaN, and it is not called anomalous.
     sources: of paths, the file and place of each image, as a file may hold several; else None.
     distances: float32 (N, h, w) at each of the three scales, 1 - cosine similarity of teacher's and
-    student's features, which the map is made of; None where they were not asked for, and on GPUs.
+    student's features, which the map is made of, before a prior judges them; None where they were
+    not asked for, and on GPUs.
     """
 
     scores: NDArray[np.float32]

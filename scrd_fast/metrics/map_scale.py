@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from scrd_fast.errors import expect
 from scrd_fast.records import is_number
 
-LARGEST = 6.0  #: A map is a sum of three cosine distances of at most 2.
+#: A map is a sum of three cosine distances of at most 2. A prior may move values beyond 0 and this:
+#: they count as these.
+LARGEST = 6.0
 _BINS = 600_000
 _NARROWEST = 1e-3  # of a scale: noise of maps that are flat is no colour
 

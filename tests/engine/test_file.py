@@ -207,17 +207,17 @@ def test_format_3_tells_neither_of_training_nor_of_maps(tmp_path):
     refused(newer, r"manifest.calibration: expected all the fields .* none for \['maps'\]")
 
 
-@pytest.mark.parametrize("format_", [5, 6])
-def test_before_there_was_a_slim_student(tmp_path, format_):
-    """Files that do not tell the student have the full one; what they do tell is kept."""
-    for student in (None, "slim"):
-        values = listed(asdict(MANIFEST)) | {"format": format_}
-        values["model"] = {"backbone": "resnet18", "teacher": "random"} | (
-            {} if student is None else {"student": student})
-        path = craft(tmp_path / "x.scrd", [*with_digest(values), *MEMBERS.items()],
-                     format_=format_)
-        model = read_engine_file(path)[0].model
-        assert model == Model("resnet18", "random", student or "full")
+def test_format_6_had_neither_a_prior_nor_a_slim_student(tmp_path):
+    values = listed(asdict(MANIFEST)) | {"format": 6}
+    values["model"] = {"backbone": "resnet18", "teacher": "random"}
+    values["spec"] = {k: v for k, v in values["spec"].items() if k != "prior"}
+    path = craft(tmp_path / "x.scrd", [*with_digest(values), *MEMBERS.items()], format_=6)
+    manifest = read_engine_file(path)[0]
+    assert manifest.model == Model("resnet18", "random", "full")
+    assert manifest.spec == replace(MANIFEST.spec, prior=None)
+    newer = craft(tmp_path / "y.scrd", [
+        *with_digest(values | {"format": FORMAT}), *MEMBERS.items()])
+    refused(newer, r"manifest.spec: expected all the fields .* none for \['prior'\]")
 
 
 def test_format_5_knew_no_targets(tmp_path):

@@ -59,6 +59,9 @@ class Tail {
   const Prior* prior() const { return prior_.get(); }
 
  private:
+  std::array<const float*, kScales> judge(const std::array<const float*, kScales>& distances,
+                                          const float* thumbnails, std::size_t n) const;
+
   std::size_t size_;
   std::array<std::size_t, kScales> sides_;
   bool weighted_;
