@@ -59,7 +59,7 @@ def test_against_the_published_step(
     generator = torch.Generator().manual_seed(1)
     pixels = torch.rand(BATCH, 3, SIDE, SIDE, generator=generator)
     noisy = synthesise(pixels, NoiseConfig(), seed=0, epochs=np.zeros(BATCH, int),
-                       indices=np.arange(BATCH))
+                       indices=np.arange(BATCH)).pixels
     published = PublishedStep(make_model())
     inputs = [normalise(x, config.spec()) for x in (pixels, noisy)]
     trainer = Trainer(config, make_model(), torch.device("cpu"),

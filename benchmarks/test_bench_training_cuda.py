@@ -66,7 +66,7 @@ class OurStep:
         clean = self.pixels.to(self.device, non_blocking=True)
         if noisy is None:
             noisy = synthesise(clean, NOISE, seed=0, epochs=np.full(BATCH, step),
-                               indices=np.arange(BATCH))
+                               indices=np.arange(BATCH)).pixels
         figures = self.trainer.step(step, clean, noisy)
         if self.last is not None:
             self.last["loss"]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scrd_fast.data.decode.find import read_images
     from scrd_fast.data.decode.image import DecodedImage
     from scrd_fast.data.noise_config import NoiseConfig
+    from scrd_fast.data.noise_presets import noise_preset
     from scrd_fast.engine.current import score
     from scrd_fast.engine.engine import Engine, Result
     from scrd_fast.engine.load import load_engine, verify_engine
@@ -56,6 +57,7 @@ _HOMES = {
     "Engine": "engine.engine",
     "Limits": "metrics.agreement",
     "NoiseConfig": "data.noise_config",
+    "noise_preset": "data.noise_presets",
     "Result": "engine.engine",
     "Scored": "engine.stream",
     "ScrdError": "errors",
@@ -73,11 +75,9 @@ _HOMES = {
 __all__ = [
     "Bench", "DecodedImage", "DecodingRule", "Engine", "Evaluation", "Limits", "NoiseConfig",
     "PretrainConfig", "Prior", "PriorReport", "Result", "Scored", "ScoringSpec", "ScrdError",
-    "TensorRtOptions",
-    "TrainConfig", "bench", "build_engine", "calibrate", "convert_published", "cross_build",
-    "evaluate",
-    "export_onnx", "fit_prior", "load_engine", "monitor", "pretrain_teacher", "read_images",
-    "rebuild_engine", "score", "train", "verify_engine",
+    "TensorRtOptions", "TrainConfig", "bench", "build_engine", "calibrate", "convert_published",
+    "cross_build", "evaluate", "export_onnx", "fit_prior", "load_engine", "monitor", "noise_preset",
+    "pretrain_teacher", "read_images", "rebuild_engine", "score", "train", "verify_engine",
 ]
 
 

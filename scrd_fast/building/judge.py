@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scrd_fast.backends.runner import Scorer
-from scrd_fast.data.anomalies import NoiseConfig, synthesise
+from scrd_fast.data.anomalies import synthesise
 from scrd_fast.data.golden_images import PROBE_SEED, golden_images
+from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.engine.golden import probe_images
 from scrd_fast.metrics.agreement import JUDGED_FROM, Report, compare
 from scrd_fast.model.checkpoint import Checkpoint
@@ -55,7 +56,7 @@ def make_probe(
     copies = max(1, -(-(count - n) // n))
     again = pixels.repeat(copies, 1, 1, 1)
     epochs, indices = np.divmod(np.arange(copies * n), n)
-    noisy = synthesise(again, noise, seed=seed, epochs=epochs, indices=indices)
+    noisy = synthesise(again, noise, seed=seed, epochs=epochs, indices=indices).pixels
     odd = odd_pixels(spec)
     return Probe(torch.cat([pixels, noisy, odd]), np.repeat([0, 1, -1], [n, copies * n, len(odd)]))
 

@@ -65,8 +65,8 @@ def _list_limits(manifest: Manifest) -> Iterator[str]:
     yield ("The model knows what is normal from its training images alone. Images of another"
            " scanner, protocol, region of the body or population may score high without an"
            " anomaly; “scrd-fast monitor” tells whether scores have shifted.")
-    yield ("It was trained with synthesised anomalies, which are patches of noise. Real anomalies"
-           " that are unlike them, faint or spread over the image may be missed.")
+    yield ("It was trained with synthesised anomalies: patches that are changed by chance. Real"
+           " anomalies that are unlike them, faint or spread over the image may be missed.")
     sides = [str(spec.input_size // stride) for stride in STRIDES]
     blur = (f" and is blurred with a sigma of {spec.blur_sigma:g} of them"
             if spec.blur_sigma else "")

@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any
 
 from scrd_fast.data.noise_config import NoiseConfig
+from scrd_fast.data.noise_presets import PRESETS
 from scrd_fast.errors import expect
 from scrd_fast.model.backbones import BACKBONES, STUDENTS, backbone_of, divisor_of
 from scrd_fast.records import is_whole
@@ -25,7 +26,8 @@ _INPUT_SIZE = {"help": "Side of the network input in pixels, divisible by 32."}
 _STEPS = {"help": "Training steps."}
 _PRECISION = {"help": "fp32, or autocast to bf16 or fp16."}
 _SEED = {"help": "Of everything random: weights, order of the images, anomalies."}
-_NOISE = {"help": "Synthetic anomalies", "prefix": "noise_"}
+_NOISE = {"help": "Synthetic anomalies", "prefix": "noise_", "presets": {
+    name: preset.noise for name, preset in PRESETS.items()}}
 _DECODING = {"help": "How files become images", "prefix": ""}
 
 

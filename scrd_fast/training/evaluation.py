@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scrd_fast.data.anomalies import synthesise
+from scrd_fast.data.anomalies import Donors, synthesise
 from scrd_fast.data.dataset import ImageSet
 from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.errors import expect
@@ -38,13 +38,18 @@ class Validation:
 
 
 def normal_validation(
-    images: ImageSet, indices: NDArray[np.int64], spec: ScoringSpec, noise: NoiseConfig, seed: int
+    images: ImageSet, indices: NDArray[np.int64], spec: ScoringSpec, noise: NoiseConfig, seed: int,
+    donors: Donors | None = None,
 ) -> Validation:
-    """Held-out normals against the same with synthesised anomalies; needs no anomalous image."""
+    """Held-out normals against the same with synthesised anomalies; needs no anomalous image.
+
+    donors: what kinds that borrow take from.
+    """
     indices = indices[np.linspace(0, len(indices) - 1, min(len(indices), MOST_IMAGES)).astype(int)]
     normal = images.pixels(indices, spec)
     epochs = np.full(len(indices), _VALIDATION_EPOCH)
-    noisy = synthesise(normal, noise, seed=seed, epochs=epochs, indices=indices)
+    noisy = synthesise(normal, noise, seed=seed, epochs=epochs, indices=indices, donors=donors
+                       ).pixels
     labels = np.repeat([0, 1], len(indices))
     return Validation(torch.cat([normal, noisy]), labels)
 

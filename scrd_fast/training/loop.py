@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from scrd_fast.data.anomalies import Donors
 from scrd_fast.data.dataset import ImageSet
 from scrd_fast.data.layouts import split_by_patient
 from scrd_fast.errors import DataError, expect
@@ -229,11 +230,12 @@ def _look_at(
         held = ImageSet(validation, "validation", spec)
         check(held)
         _check_patients(images, held)
-        judge = normal_validation(held, np.arange(len(held)), spec, noise, seed)
+        judge = normal_validation(held, np.arange(len(held)), spec, noise, seed,
+                                  Donors(images, chosen, spec))
         seen["validation"] = _identity(held)
     else:
         chosen, held_out = split_by_patient(images.patients, config.validation_share, seed)
-        judge = normal_validation(images, held_out, spec, noise, seed)
+        judge = normal_validation(images, held_out, spec, noise, seed, Donors(images, chosen, spec))
     return _Images(images, chosen, judge, seen)
 
 

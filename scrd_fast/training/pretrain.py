@@ -1,9 +1,9 @@
 """Pre-training a teacher from normal images alone, where ImageNet weights are not to be had.
 
-The task is to see what does not belong: a patch of simplex noise is added to each image, and from
-each of its three feature maps the teacher predicts, per cell, the share of pixels that the noise
-moved by more than a threshold. One 1x1 convolution per scale reads the prediction and is thrown
-away afterwards. docs/method.md compares this with other tasks.
+The task is to see what does not belong: a patch of noise (simplex, or of other kinds) is added to
+each image, and from each of its three feature maps the teacher predicts, per cell, the share of
+pixels that it moved by more than a threshold. One 1x1 convolution per scale reads the prediction
+and is thrown away afterwards. docs/method.md compares this with other tasks.
 """
 
 import os
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scrd_fast.data.anomalies import changed
 from scrd_fast.data.dataset import ImageSet
 from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.files import as_path, check_writable
@@ -103,7 +104,7 @@ def pretrain_teacher(
 
         late = Late(tell, place)
         for step, (clean, noisy) in enumerate(chain.from_iterable(stages)):
-            moved = ((noisy - clean).abs().amax(1, keepdim=True) > settings.threshold).float()
+            moved = changed(clean, noisy, settings.threshold).float()
             x = normalise(noisy, spec).contiguous(memory_format=torch.channels_last)
             with autocast(place, settings.precision):
                 logits = heads(teacher(x))

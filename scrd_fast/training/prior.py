@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scrd_fast.data.anomalies import synthesise
+from scrd_fast.data.anomalies import Donors, synthesise
 from scrd_fast.data.dataset import ImageSet
 from scrd_fast.data.layouts import split_by_patient
 from scrd_fast.data.listing import is_paths
@@ -145,7 +145,7 @@ def fit_prior(
                       values=best.encode())
         noise = _noise_of(loaded)
         strength, anomalous = _with_anomalies(
-            plain, pixels, noise, others, normal, seed,
+            pixels, noise, others, normal, seed, Donors(judging, others, plain),
             lambda noisy: see(noisy.split(_BATCH), len(others), "prior: anomalies"))
     both = _Seen(tuple(torch.cat(pair) for pair in zip(
         normal.distances, anomalous.distances, strict=True)),
@@ -354,19 +354,19 @@ def _scores(seen: _Seen, spec: ScoringSpec) -> NDArray[np.float32]:
 
 
 def _with_anomalies(
-    spec: ScoringSpec, pixels: Tensor, noise: NoiseConfig, indices: NDArray[np.int64],
-    normal: _Seen, seed: int, see: Callable[[Tensor], _Seen],
+    pixels: Tensor, noise: NoiseConfig, indices: NDArray[np.int64], normal: _Seen, seed: int,
+    donors: Donors, see: Callable[[Tensor], _Seen],
 ) -> tuple[float, _Seen]:
     """The share of the strength at which anomalies can just be told from normal images without a
     prior, and the images with such."""
     labels, strength = np.repeat([0, 1], len(indices)), 1.0
     epochs = np.full(len(indices), _EPOCH)
-    usual = _scores(normal, spec)
+    usual = _scores(normal, donors.spec)
     for _ in range(_MOST_STEPS):
         noisy = synthesise(pixels, replace(noise, strength=strength * noise.strength), seed=seed,
-                           epochs=epochs, indices=indices)
+                           epochs=epochs, indices=indices, donors=donors).pixels
         seen = see(noisy)
-        if auroc(labels, np.concatenate([usual, _scores(seen, spec)])) <= _ROOM:
+        if auroc(labels, np.concatenate([usual, _scores(seen, donors.spec)])) <= _ROOM:
             break
         strength *= _WEAKER
     return strength, seen

@@ -33,6 +33,8 @@ from scrd_fast.training.trainer import Trainer
 
 _KIND = "training state"
 _BEST = "best."  # before the names of tensors of an earlier, better model
+# What a run did before a field of the configuration came to be.
+_BEFORE: dict[str, Any] = {"noise": {"mixture": [["simplex", 1.0]]}}
 
 Entry = dict[str, Any]
 
@@ -76,6 +78,14 @@ def steps_done(out: str | os.PathLike[str]) -> int:
     """How many steps the training that writes to `out` has done, as its state tells; else 0."""
     path = state_path(Path(out))
     return _read_header(path).step if path.exists() else 0
+
+
+def _completed(training: Mapping[str, Any], before: Mapping[str, Any] = _BEFORE) -> dict[str, Any]:
+    """A configuration as it was written, with the fields that have come since."""
+    added = {name: _completed(training.get(name, {}), value) if isinstance(value, dict) else value
+             for name, value in before.items()
+             if isinstance(value, dict) or name not in training}
+    return {**training, **added}
 
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -140,7 +150,7 @@ class Run:
                     " from; train without resume to replace it, or name another file")
             return False
         header = _read_header(self.path)
-        was = header.training | {"processes": header.processes}
+        was = _completed(header.training) | {"processes": header.processes}
         now = self.training | {"processes": self.processes}
         found = _differences(was | {"steps": None}, now | {"steps": None})
         if found:
@@ -192,7 +202,7 @@ class Run:
             return
         stored = load_checkpoint(self.out) if self.out.exists() else None
         here = stored is not None and stored.metrics.get("step") == entry["step"]
-        if stored is not None and here and stored.training == self.training:
+        if stored is not None and here and _completed(stored.training) == self.training:
             return
         tensors = self.tensors()
         model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}

@@ -10,6 +10,8 @@ import typer
 from typer.testing import CliRunner
 
 from scrd_fast import DecodingRule, NoiseConfig, PretrainConfig, TensorRtOptions, TrainConfig, cli
+from scrd_fast.data.noise_config import format_mixture, parse_mixture
+from scrd_fast.data.noise_presets import PRESETS, noise_preset
 from scrd_fast.errors import InputError
 from tests.cli.commands import main
 
@@ -19,13 +21,14 @@ ROOT = Path(__file__).parents[2]
 # Another value than the default for each field, as the command line takes it and as it arrives.
 NOISE = {
     "--noise-strength": ("0.7", "strength", 0.7),
-    "--noise-min-side": ("3", "min_side", 3),
+    "--noise-min-side": ("5", "min_side", 5),
     "--noise-share": ("0.25", "max_share", 0.25),
     "--noise-octaves": ("2", "octaves", 2),
     "--noise-persistence": ("0.3", "persistence", 0.3),
     "--noise-wavelength": ("16", "wavelength", 16.0),
     "--noise-texture": ("shared", "texture", "shared"),
     "--noise-weakest": ("0.5", "weakest", 0.5),
+    "--noise-mixture": ("shift=2,paste=0.5", "mixture", (("shift", 2.0), ("paste", 0.5))),
 }
 DECODING = {
     "--intensity": ("percentile", "intensity", "percentile"),
@@ -146,6 +149,8 @@ def shows_the_defaults_of(default, verb, options):
     for option, (_, name, other) in options.items():
         value = getattr(default, name)
         assert value != other, f"{name}: this test needs another value than the default"
+        if option == "--noise-mixture":
+            value = format_mixture(value)
         assert by_option[option].default == value
         assert by_option[option].help
         (line,) = re.findall(rf"^[^\w-]*{option} .*$", text, re.MULTILINE)
@@ -257,3 +262,50 @@ def test_written_lines_are_understood():
         assert COMMANDS[verb].make_context(verb, arguments), line
         seen.add(verb)
     assert seen == set(COMMANDS)
+
+
+def taken(monkeypatch, verb: str, *line: str) -> NoiseConfig:
+    """The law that a verb is called with."""
+    def run(data, out, *, noise, **_):
+        told.append(noise)
+        raise InputError("end")
+
+    told: list[NoiseConfig] = []
+    for module in ("loop.train", "pretrain.pretrain_teacher"):
+        monkeypatch.setattr(f"scrd_fast.training.{module}", run)
+    assert main(verb, "normals", "model.safetensors", *line) == 2
+    return told[0]
+
+
+@pytest.mark.parametrize("verb", ["train", "pretrain-teacher"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_of_the_noise(verb, name, monkeypatch):
+    preset = noise_preset(name)
+    assert taken(monkeypatch, verb, "--noise-preset", name) == preset != NoiseConfig()
+
+
+def test_what_is_given_overrides_the_preset(monkeypatch):
+    """Even where it is the default's value."""
+    line = ["--noise-strength", "0.2", "--noise-preset", "brain-mri", "--noise-mixture", "blur=1"]
+    assert taken(monkeypatch, "train", *line) == noise_preset(
+        "brain-mri", strength=0.2, mixture=(("blur", 1.0),))
+
+
+def test_a_mixture_is_written_as_it_is_read():
+    for text in ("simplex=1", "shift=3,ghost=0.5", "blur=0,paste=1e-05"):
+        assert format_mixture(parse_mixture(text)) == text
+
+
+@pytest.mark.parametrize(("option", "value", "says"), [
+    ("mixture", "lesion=1", "noise.mixture: expected kinds among ('simplex', "),
+    ("mixture", "simplex", "noise.mixture: expected KIND=WEIGHT,... of the kinds"),
+    ("mixture", "blur=-1", "noise.mixture: expected weights from 0, got blur=-1.0"),
+    ("mixture", "blur=nan", "noise.mixture: expected weights from 0, got blur=nan"),
+    ("mixture", "blur=0,shift=0", "noise.mixture: expected a weight above 0, got "),
+    ("mixture", "blur=1,blur=1", "noise.mixture: expected each kind once, got 'blur' again"),
+    ("preset", "x-ray", "noise preset: expected one of ('brain-mri', "),
+])
+def test_a_wrong_mixture_or_preset_is_one_line(option, value, says, capfd):
+    assert main("train", "n", "m", f"--noise-{option}", value) == 2
+    told = capfd.readouterr().err
+    assert says in " ".join(told.split()).replace("│ ", "")

@@ -6,7 +6,7 @@ import torch
 
 from scrd_fast.data.anomalies import synthesise
 from scrd_fast.data.dataset import ImageSet
-from scrd_fast.data.noise_config import NoiseConfig
+from scrd_fast.data.noise_config import KINDS, NoiseConfig
 from scrd_fast.errors import InputError
 from scrd_fast.ops.preprocess import to_pixels
 from scrd_fast.spec import ScoringSpec
@@ -33,6 +33,9 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+MIXED = NoiseConfig(min_side=4, octaves=2, mixture=tuple((kind, 1.0) for kind in KINDS))
+
+
 @pytest.mark.parametrize("texture", ["per_sample", "shared"])
 def test_any_batch_size_gives_the_same_images(texture):
     """24 images, more than three epochs, in batches that end in the middle of an epoch."""
@@ -43,20 +46,28 @@ def test_any_batch_size_gives_the_same_images(texture):
         assert same(sequence(batches(size, 24 // size, noise=noise)), expected)
 
 
+def test_any_batch_size_gives_the_same_images_of_all_kinds():
+    expected = sequence(batches(1, 48, noise=MIXED))
+    for size in (3, 16):
+        assert same(sequence(batches(size, 48 // size, noise=MIXED)), expected)
+
+
+@pytest.mark.parametrize("noise", [NOISE, MIXED])
 @pytest.mark.parametrize("world", [2, 3])
-def test_processes_together_see_what_one_sees(world):
-    expected = sequence(batches(2 * world, 4))
-    ranks = [sequence(batches(2, 4, rank=rank, world=world)) for rank in range(world)]
+def test_processes_together_see_what_one_sees(world, noise):
+    expected = sequence(batches(2 * world, 4, noise=noise))
+    ranks = [sequence(batches(2, 4, rank=rank, world=world, noise=noise)) for rank in range(world)]
     merged = [torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*ranks, strict=True)]
     assert same(merged, expected)
 
 
+@pytest.mark.parametrize("noise", [NOISE, MIXED])
 @pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("start", [1, 3, 5])
-def test_a_resumed_run_continues_the_sequence(start, ahead):
+def test_a_resumed_run_continues_the_sequence(start, ahead, noise):
     """Step 3 begins inside the second epoch."""
-    whole = list(batches(3, 6))
-    resumed = list(batches(3, 6, start=start, ahead=ahead))
+    whole = list(batches(3, 6, noise=noise))
+    resumed = list(batches(3, 6, start=start, ahead=ahead, noise=noise))
     assert len(resumed) == 6 - start
     assert all(same(a, b) for a, b in zip(whole[start:], resumed, strict=True))
 
@@ -95,8 +106,22 @@ def test_clean_and_noisy_are_what_they_say():
     epochs, indices = run.indices(1)
     clean, noisy = run.make(1)
     assert torch.equal(clean, to_pixels(IMAGES[indices], SPEC))
-    assert torch.equal(noisy, synthesise(clean, NOISE, seed=5, epochs=epochs, indices=indices))
+    expected = synthesise(clean, NOISE, seed=5, epochs=epochs, indices=indices)
+    assert torch.equal(noisy, expected.pixels)
     assert (noisy != clean).flatten(1).any(dim=1).all()
+
+
+def test_only_images_that_are_trained_on_are_borrowed_from():
+    """Those that are not chosen, 1 and 4, are white; all others are black."""
+    images = np.zeros_like(IMAGES)
+    images[[1, 4]] = 255
+    noise = NoiseConfig(min_side=4, strength=1.0, mixture=(("paste", 1.0),))
+    _, noisy = sequence(batches(4, 8, noise=noise, images=images))
+    assert float(noisy.max()) == 0
+    images[[1, 4]], images[8] = 0, 255  # 8 is chosen
+    _, noisy = sequence(batches(4, 8, noise=noise, images=images))
+    changed = (noisy > 0).flatten(1).any(1) & (noisy < 1).flatten(1).any(1)
+    assert 0 < int(changed.sum()) < len(changed)
 
 
 def test_the_noise_of_an_image_changes_with_the_epoch():

@@ -85,10 +85,10 @@ def test_an_image_is_the_same_in_any_batch(texture, channels):
     noise = NoiseConfig(texture=texture, channels=channels, weakest=0.5)
     clean, index = pixels(6), np.array([4, 0, 9, 1, 77, 4])
     epochs = np.array([0, 0, 1, 1, 2, 0])
-    together = synthesise(clean, noise, seed=5, epochs=epochs, indices=index)
+    together = synthesise(clean, noise, seed=5, epochs=epochs, indices=index).pixels
     for chosen in ([0], [3], [5, 1], [4, 3, 2, 1, 0]):
         some = synthesise(clean[chosen], noise, seed=5, epochs=epochs[chosen],
-                          indices=index[chosen])
+                          indices=index[chosen]).pixels
         assert torch.equal(some, together[chosen])
 
 
@@ -97,7 +97,7 @@ def test_synthesise_adds_the_drawn_patches(channels):
     noise = NoiseConfig(channels=channels, weakest=0.5, octaves=3, wavelength=16.0)
     clean, epochs, index = pixels(4), np.array([0, 1, 2, 3]), np.arange(4)
     before = clean.clone()
-    noisy = synthesise(clean, noise, seed=7, epochs=epochs, indices=index)
+    noisy = synthesise(clean, noise, seed=7, epochs=epochs, indices=index).pixels
     assert torch.equal(clean, before)
     patches = draw_patches(noise, 64, 7, epochs, index)
     for i, (top, left, height, width) in enumerate(patches.boxes):
@@ -117,11 +117,11 @@ def test_synthesise_adds_the_drawn_patches(channels):
 def test_shared_channels_keep_grey_images_grey():
     grey = pixels(3)[:, :1].expand(-1, 3, -1, -1)
     ids = {"seed": 1, "epochs": np.zeros(3, int), "indices": np.arange(3)}
-    noisy = synthesise(grey, NoiseConfig(channels="shared"), **ids)
+    noisy = synthesise(grey, NoiseConfig(channels="shared"), **ids).pixels
     assert torch.equal(noisy[:, 0], noisy[:, 1])
     assert torch.equal(noisy[:, 0], noisy[:, 2])
     assert not torch.equal(noisy, grey)
-    tinted = synthesise(grey, NoiseConfig(channels="independent"), **ids)
+    tinted = synthesise(grey, NoiseConfig(channels="independent"), **ids).pixels
     assert float((tinted[:, 0] - tinted[:, 2]).abs().max()) > 1e-3
 
 
@@ -129,7 +129,7 @@ def test_a_shared_texture_starts_alike_in_every_patch():
     black = torch.zeros(5, 3, 64, 64)
     noise = NoiseConfig(texture="shared")
     ids = {"epochs": np.zeros(5, int), "indices": np.arange(5)}
-    noisy = synthesise(black, noise, seed=11, **ids)
+    noisy = synthesise(black, noise, seed=11, **ids).pixels
     boxes = draw_patches(noise, 64, 11, **ids).boxes
     corners = [n[:, t : t + 10, left : left + 10]
                for n, (t, left, _, _) in zip(noisy, boxes, strict=True)]

@@ -56,7 +56,7 @@ def test_report_is_what_the_reference_scores(path, fitted):
         noise = module._noise_of(checkpoint)
         noisy = module.synthesise(
             pixels, replace(noise, strength=noise.strength * report.strength), seed=0,
-            epochs=np.full(30, module._EPOCH), indices=np.arange(30))
+            epochs=np.full(30, module._EPOCH), indices=np.arange(30)).pixels
         result, _ = score_pixels(checkpoint.model, checkpoint.spec, torch.cat([pixels, noisy]))
         assert auroc(np.repeat([0, 1], 30), result.score(checkpoint.spec)) == pytest.approx(
             wanted, abs=2e-3)

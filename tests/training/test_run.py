@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import scrd_fast
+from scrd_fast.data.noise_config import KINDS, NoiseConfig
 from scrd_fast.errors import CheckpointError, InputError
 from scrd_fast.model.checkpoint import load_checkpoint, read_header, read_tensors, write_tensors
 from scrd_fast.model.scrd import new_model
@@ -282,6 +284,40 @@ def test_a_state_of_an_earlier_release_is_refused(images, out):
     write_tensors(state_of(out), tensors, header)
     with pytest.raises(CheckpointError, match=r"another release .*images.*start anew"):
         scrd_fast.train(images, out, steps=6, resume=True, **OPTIONS)
+
+
+def test_a_state_of_before_there_were_kinds_goes_on(images, out, tmp_path):
+    """Of a release whose noise was simplex alone and had no mixture."""
+    for path, kind in ((out, "checkpoint"), (state_of(out), "training state")):
+        header, tensors = read_tensors(path, kind)
+        assert header["training"]["noise"].pop("mixture") == [["simplex", 1.0]]
+        write_tensors(path, tensors, header)
+    before = content(out)
+    scrd_fast.train("gone", out, steps=3, resume=True, **OPTIONS)
+    assert content(out) == before  # a finished run stays as it is
+    other = replace(SMALL["noise"], mixture=(("blur", 1.0),))
+    with pytest.raises(CheckpointError, match=r"got another: noise\.mixture: "
+                                              r"\[\['simplex', 1\.0\]\] -> \[\['blur', 1\.0\]\]; "):
+        scrd_fast.train(images, out, steps=4, resume=True, **OPTIONS | {"noise": other})
+    whole = tmp_path / "whole.safetensors"
+    with figures({2: 0.5, 4: 0.9}, [2, 4]):
+        scrd_fast.train(images, whole, steps=4, **OPTIONS)
+    with figures({4: 0.9}, [4]):
+        scrd_fast.train(images, out, steps=4, resume=True, **OPTIONS)
+    assert content(out) == content(whole)
+
+
+def test_a_run_with_all_kinds_goes_on_bit_for_bit(images, tmp_path):
+    noise = NoiseConfig(min_side=4, max_share=0.25, strength=0.8,
+                        mixture=tuple((kind, 1.0) for kind in KINDS))
+    options = OPTIONS | {"steps": 4, "noise": noise}
+    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    scrd_fast.train(images, whole, **options)
+    with stopped_in_step(3):
+        scrd_fast.train(images, parts, **options)
+    scrd_fast.train(images, parts, resume=True, **options)
+    assert content(parts) == content(whole)
+    assert load_checkpoint(parts).training["noise"]["mixture"] == [[kind, 1.0] for kind in KINDS]
 
 
 def test_a_teacher_is_needed_at_the_beginning_only(images, tmp_path):
