@@ -7,7 +7,7 @@ A further method is a line of METHODS. Nothing here sees a test image before it 
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -291,13 +291,14 @@ def reduced(maps: NDArray[np.float32], reduction: str) -> NDArray[np.float32]:
 
 
 # The demo's recipe, which was chosen on validation subjects of the demo's set alone.
-OURS: Mapping[str, Any] = demo.TRAIN
+OURS: dict[str, Any] = demo.TRAIN
 # What the published code does, but for its teacher (of ImageNet), its image side (256 px), its
 # 40 000 steps, and its choice of the checkpoint by the test set.
 PUBLISHED: Mapping[str, Any] = {
     "steps": OURS["steps"], "validate_every": OURS["validate_every"], "weighting": "feature",
     "reduction": "mean", "blur_sigma": 4.0, "schedule": "constant", "published_batchnorm": True,
     "noise": NoiseConfig(texture="shared")}
+SHIFT, MIXED = (("shift", 1.0),), (("simplex", 1.0), ("shift", 1.0))
 BASE = "published"  # what the others are held against
 
 METHODS: Mapping[str, Method] = {
@@ -316,6 +317,12 @@ METHODS: Mapping[str, Method] = {
     "ours, scale": Method(
         "The demo's recipe with learned weights of the scales", fit_model,
         train={**OURS, "weighting": "scale"}),
+    "ours, shift": Method(
+        "The demo's recipe, its student trained against shifts of intensity instead of simplex"
+        " noise", fit_model, train=OURS | {"noise": replace(OURS["noise"], mixture=SHIFT)}),
+    "ours, mixed": Method(
+        "The same against both, half of the images each", fit_model,
+        train=OURS | {"noise": replace(OURS["noise"], mixture=MIXED)}),
     "ours, slim": Method(
         "The demo's recipe with a student and a bottleneck of half the width", fit_model,
         train={**OURS, "student": "slim"}),
