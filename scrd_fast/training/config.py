@@ -66,6 +66,9 @@ class TrainConfig:
         "help": "constant (published), or cosine after a short warm-up."})
     precision: str = field(default="fp32", metadata=_PRECISION)
     noise: NoiseConfig = field(default_factory=NoiseConfig, metadata=_NOISE)
+    adapt_noise: bool = field(default=False, metadata={
+        "help": "After each validation move the strength and weight of each kind of anomaly so that"
+                " held-out images with it stay just detectable, at an AUROC of 0.9."})
     seed: int = field(default=111, metadata=_SEED)
     published_batchnorm: bool = field(default=False, metadata={
         "help": "Also run the student on the noisy images, as published, which only moves its"
@@ -91,6 +94,8 @@ class TrainConfig:
         expect(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}", repr(self.schedule))
         expect(self.selection in SELECTIONS, "selection", f"one of {SELECTIONS}",
                repr(self.selection))
+        expect(not self.adapt_noise or self.selection == "validation", "adapt_noise",
+               "False with the selection 'published_test', which holds out no normal images", True)
         expect(self.weight_barrier >= 0, "weight_barrier", "at least 0", self.weight_barrier)
         self.spec()
         # The bottleneck makes one pixel of 32: its BatchNorms would see a single value.

@@ -1,6 +1,7 @@
 """Judging a model while it trains."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,41 @@ class Validation:
         return auroc(self.labels, result.score(spec))
 
 
+class HeldOut:
+    """Pixels (N, 3, S, S) of held-out normals, at most MOST_IMAGES of those with these indices."""
+
+    def __init__(
+        self, images: ImageSet, indices: NDArray[np.int64], spec: ScoringSpec, seed: int,
+        donors: Donors | None = None,
+    ) -> None:
+        count = min(len(indices), MOST_IMAGES)
+        self._indices = indices[np.linspace(0, len(indices) - 1, count).astype(int)]
+        self._spec, self._seed, self._donors = spec, seed, donors
+        self.pixels = images.pixels(self._indices, spec)
+
+    def noisy(self, noise: NoiseConfig, factors: Mapping[str, float] | None = None) -> Tensor:
+        """The same with synthesised anomalies; factors: of their strength, by kind."""
+        return synthesise(self.pixels, noise, seed=self._seed, indices=self._indices,
+                          epochs=np.full(len(self._indices), _VALIDATION_EPOCH),
+                          donors=self._donors, factors=factors).pixels
+
+    def aurocs(self, model: SCRD, noise: NoiseConfig, factors: Mapping[str, float]
+               ) -> dict[str, float]:
+        """Per kind of the mixture, the AUROC of these images against the same with that kind; NaN
+        where a score is not finite."""
+        def score(pixels: Tensor) -> Tensor:
+            return score_pixels(model, self._spec, pixels, maps=False)[0].score(self._spec)
+
+        normal, labels = score(self.pixels), np.repeat([0, 1], len(self.pixels))
+        found = {}
+        for kind, _ in noise.mixture:
+            noisy = self.noisy(replace(noise, mixture=((kind, 1.0),)), factors)
+            scores = torch.cat([normal, score(noisy)])
+            finite = bool(torch.isfinite(scores).all())
+            found[kind] = auroc(labels, scores) if finite else float("nan")
+        return found
+
+
 def normal_validation(
     images: ImageSet, indices: NDArray[np.int64], spec: ScoringSpec, noise: NoiseConfig, seed: int,
     donors: Donors | None = None,
@@ -45,13 +81,9 @@ def normal_validation(
 
     donors: what kinds that borrow take from.
     """
-    indices = indices[np.linspace(0, len(indices) - 1, min(len(indices), MOST_IMAGES)).astype(int)]
-    normal = images.pixels(indices, spec)
-    epochs = np.full(len(indices), _VALIDATION_EPOCH)
-    noisy = synthesise(normal, noise, seed=seed, epochs=epochs, indices=indices, donors=donors
-                       ).pixels
-    labels = np.repeat([0, 1], len(indices))
-    return Validation(torch.cat([normal, noisy]), labels)
+    held = HeldOut(images, indices, spec, seed, donors)
+    return Validation(torch.cat([held.pixels, held.noisy(noise)]),
+                      np.repeat([0, 1], len(held.pixels)))
 
 
 def check_labels(labels: Any, count: int) -> NDArray[np.int64]:

@@ -28,10 +28,12 @@ from scrd_fast.model.teacher_weights import load_teacher
 from scrd_fast.progress import Progress, show_progress
 from scrd_fast.records import from_mapping
 from scrd_fast.torch_state import own_state
+from scrd_fast.training.adapted_noise import AdaptedNoise
 from scrd_fast.training.batches import Batches
 from scrd_fast.training.config import TrainConfig
 from scrd_fast.training.data import normals_of
 from scrd_fast.training.evaluation import (
+    HeldOut,
     Validation,
     check_labels,
     labelled_validation,
@@ -196,13 +198,15 @@ def _take_up(
 class _Images:
     """What a training sees.
 
-    chosen: indices of the images that are trained on. judge: what the model is judged by. seen:
-    count and digest of each set of images, by name.
+    chosen: indices of the images that are trained on. judge: what the model is judged by. held:
+    normals that the noise is adapted by, where it is. seen: count and digest of each set of images,
+    by name.
     """
 
     images: ImageSet
     chosen: NDArray[np.int64]
     judge: Validation
+    held: HeldOut | None
     seen: dict[str, dict[str, Any]]
 
 
@@ -219,6 +223,7 @@ def _look_at(
     images = ImageSet(data, spec=spec)
     check(images)
     seen, chosen = {"data": _identity(images)}, np.arange(len(images))
+    apart: tuple[ImageSet, NDArray[np.int64]] | None = None
     if test is not None:
         held = ImageSet(test[0], "test", spec)
         labels = check_labels(test[1], len(held))[check(held)]
@@ -230,13 +235,17 @@ def _look_at(
         held = ImageSet(validation, "validation", spec)
         check(held)
         _check_patients(images, held)
-        judge = normal_validation(held, np.arange(len(held)), spec, noise, seed,
-                                  Donors(images, chosen, spec))
+        apart = held, np.arange(len(held))
         seen["validation"] = _identity(held)
     else:
         chosen, held_out = split_by_patient(images.patients, config.validation_share, seed)
-        judge = normal_validation(images, held_out, spec, noise, seed, Donors(images, chosen, spec))
-    return _Images(images, chosen, judge, seen)
+        apart = images, held_out
+    adapted = None
+    if apart is not None:
+        donors = Donors(images, chosen, spec)
+        judge = normal_validation(*apart, spec, noise, seed, donors)
+        adapted = HeldOut(*apart, spec, seed, donors) if config.adapt_noise else None
+    return _Images(images, chosen, judge, adapted, seen)
 
 
 def _check_patients(images: ImageSet, held: ImageSet) -> None:
@@ -311,22 +320,57 @@ def _run_steps(
 ) -> None:
     """Take the steps that are left, and after some of them judge the model and keep what it is."""
     config, spec = run.config, run.config.spec()
-    batches = Batches(images.images, images.chosen, spec, config.noise, config.seed,
-                      config.batch_size, config.steps, start=run.step, rank=process.rank,
-                      world=process.world, ahead=process.device.type != "cpu",
-                      device=process.device)
-    for step, (clean, noisy) in enumerate(batches, start=run.step):
-        figures = trainer.step(step, clean, noisy, batches.indices(step)[1])
-        done = step + 1
-        judged = done % config.validate_every == 0 or done == config.steps
-        teller.add(figures, at_once=judged)
-        if not judged:
-            continue
-        if process.first:
-            value = images.judge.auroc(trainer.model, spec)
-            teller.tell_value(done, value)
-            run.keep(trainer, {"step": done, run.figure: value, **figures})
-        process.wait()
+    begin, adapted = run.step, run.adapted_noise()
+    while begin < config.steps:
+        batches = _batches(config, begin, adapted, images, process)
+        for step, (clean, noisy) in enumerate(batches, start=begin):
+            figures = trainer.step(step, clean, noisy, batches.indices(step)[1])
+            done = step + 1
+            judged = done % config.validate_every == 0 or done == config.steps
+            teller.add(figures, at_once=judged)
+            if not judged:
+                continue
+            entry: dict[str, Any] = {"step": done}
+            # After other steps a longer run would not have moved the law.
+            if adapted is not None and done % config.validate_every == 0:
+                adapted = _moved(adapted, trainer, images, process, done)
+                entry["noise"] = adapted.entry()
+                teller.tell_noise(done, adapted)
+            if process.first:
+                value = images.judge.auroc(trainer.model, spec)
+                teller.tell_value(done, value)
+                run.keep(trainer, {**entry, run.figure: value, **figures})
+            process.wait()
+        begin = batches.steps
+
+
+def _batches(
+    config: TrainConfig, begin: int, adapted: AdaptedNoise | None, images: _Images,
+    process: _Process,
+) -> Batches:
+    """Those of the steps from `begin` on; with an adapted law up to the next validation, for no
+    batch shall be made ahead by the law of before."""
+    end = config.steps
+    if adapted is not None:
+        end = min(end, begin + config.validate_every - begin % config.validate_every)
+    return Batches(images.images, images.chosen, config.spec(),
+                   config.noise if adapted is None else adapted.noise, config.seed,
+                   config.batch_size, end, start=begin, rank=process.rank, world=process.world,
+                   ahead=process.device.type != "cpu", device=process.device,
+                   factors=None if adapted is None else adapted.factors)
+
+
+def _moved(
+    adapted: AdaptedNoise, trainer: Trainer, images: _Images, process: _Process, done: int
+) -> AdaptedNoise:
+    """The law after the validation of `done` steps, the same in all processes."""
+    found: list[Any] = [None]
+    if process.first:
+        assert images.held is not None
+        found = [images.held.aurocs(trainer.model, adapted.noise, adapted.factors)]
+    if process.world > 1:
+        dist.broadcast_object_list(found, device=process.device)
+    return adapted.moved(found[0], done)
 
 
 class _Teller:
@@ -353,6 +397,12 @@ class _Teller:
         self._report(done, config.steps, "student", **shown)
         if self._scalars is not None:
             _write_scalars(self._scalars, figures, speed)
+
+    def tell_noise(self, done: int, adapted: AdaptedNoise) -> None:
+        """Tell of the law of the noise, as it goes on after `done` steps."""
+        if self._scalars is not None:
+            for name, value in adapted.scalars().items():
+                self._scalars.add_scalar(name, value, done)
 
     def tell_value(self, done: int, value: float) -> None:
         """Tell of the figure that the model is judged by, after `done` steps."""

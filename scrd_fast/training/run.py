@@ -27,6 +27,7 @@ from scrd_fast.model.checkpoint import (
 )
 from scrd_fast.model.scrd import SCRD, model_without_weights
 from scrd_fast.records import from_mapping
+from scrd_fast.training.adapted_noise import AdaptedNoise
 from scrd_fast.training.config import TrainConfig
 from scrd_fast.training.evaluation import FIGURES
 from scrd_fast.training.trainer import Trainer
@@ -34,7 +35,7 @@ from scrd_fast.training.trainer import Trainer
 _KIND = "training state"
 _BEST = "best."  # before the names of tensors of an earlier, better model
 # What a run did before a field of the configuration came to be.
-_BEFORE: dict[str, Any] = {"noise": {"mixture": [["simplex", 1.0]]}}
+_BEFORE: dict[str, Any] = {"noise": {"mixture": [["simplex", 1.0]]}, "adapt_noise": False}
 
 Entry = dict[str, Any]
 
@@ -132,6 +133,13 @@ class Run:
         """The best figure so far."""
         found = self._best(self.history)
         return None if found is None else float(found[self.figure])
+
+    def adapted_noise(self) -> AdaptedNoise | None:
+        """The law that the next steps go by, where it is adapted: the last validation's."""
+        if not self.config.adapt_noise:
+            return None
+        kept = self.history[-1]["noise"] if self.history else None
+        return AdaptedNoise.begin(self.config.noise, kept)
 
     def begin(self, teacher: str, images: dict[str, dict[str, Any]]) -> None:
         """Note what a new run works on. Nobody shall go on from the state of one before it."""

@@ -60,6 +60,7 @@ TRAIN = {
     "--reduction": ("max", "reduction", "max"),
     "--betas": ("0.9 0.99", "betas", (0.9, 0.99)),
     "--schedule": ("cosine", "schedule", "cosine"),
+    "--adapt-noise": ("", "adapt_noise", True),
     "--published-batchnorm": ("", "published_batchnorm", True),
     "--validate-every": ("9", "validate_every", 9),
     "--validation-share": ("0.2", "validation_share", 0.2),

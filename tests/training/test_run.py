@@ -291,6 +291,7 @@ def test_a_state_of_before_there_were_kinds_goes_on(images, out, tmp_path):
     for path, kind in ((out, "checkpoint"), (state_of(out), "training state")):
         header, tensors = read_tensors(path, kind)
         assert header["training"]["noise"].pop("mixture") == [["simplex", 1.0]]
+        assert header["training"].pop("adapt_noise") is False
         write_tensors(path, tensors, header)
     before = content(out)
     scrd_fast.train("gone", out, steps=3, resume=True, **OPTIONS)
