@@ -323,6 +323,11 @@ METHODS: Mapping[str, Method] = {
     "ours, mixed": Method(
         "The same against both, half of the images each", fit_model,
         train=OURS | {"noise": replace(OURS["noise"], mixture=MIXED)}),
+    "ours, adapted": Method(
+        "The same mixture, its weights and strengths adapted after each validation, of which there"
+        " are eight", fit_model,
+        train=OURS | {"noise": replace(OURS["noise"], mixture=MIXED), "adapt_noise": True,
+                      "validate_every": OURS["steps"] // 8}),
     "ours, slim": Method(
         "The demo's recipe with a student and a bottleneck of half the width", fit_model,
         train={**OURS, "student": "slim"}),
