@@ -226,12 +226,12 @@ TEST(what_is_not_asked_for_changes_nothing) {
   const Tail tail(64, {16, 8, 4}, 2, true);
   const Result full = run(tail, teacher, student, weights);
   Result lean(2, 64);
-  anomaly_map(tail, views(teacher), views(student), nullptr, weights.data(), nullptr, lean.mean.data(),
-              lean.max.data());
+  anomaly_map(tail, views(teacher), views(student), nullptr, weights.data(), nullptr,
+              lean.mean.data(), lean.max.data());
   CHECK(lean.mean == full.mean && lean.max == full.max);
   std::fill(lean.mean.begin(), lean.mean.end(), 0.0f);
-  anomaly_map(tail, views(teacher), views(student), nullptr, weights.data(), nullptr, lean.mean.data(),
-              nullptr);
+  anomaly_map(tail, views(teacher), views(student), nullptr, weights.data(), nullptr,
+              lean.mean.data(), nullptr);
   CHECK(lean.mean == full.mean);
 }
 
@@ -248,8 +248,8 @@ TEST(the_distances_and_the_tail_are_the_whole) {
   }
   cosine_distances(views(teacher), views(student), out);
   Result parts(3, 64);
-  tail({out[0], out[1], out[2]}, nullptr, soft_weights(3).data(), 3, parts.map.data(), parts.mean.data(),
-       parts.max.data());
+  tail({out[0], out[1], out[2]}, nullptr, soft_weights(3).data(), 3, parts.map.data(),
+       parts.mean.data(), parts.max.data());
   CHECK(parts == run(tail, teacher, student, soft_weights(3)));
 }
 
@@ -412,9 +412,9 @@ TEST(distances_that_are_not_finite) {
                                             std::vector<float>(2 * 4)};
   m[2][5] = std::numeric_limits<float>::quiet_NaN();
   float mean[2];
-  CHECK_THROWS(NotFiniteError,
-               "distances[2]: expected finite values, got one that is not, in image 1",
-               tail({m[0].data(), m[1].data(), m[2].data()}, nullptr, nullptr, 2, nullptr, mean, nullptr));
+  CHECK_THROWS(
+      NotFiniteError, "distances[2]: expected finite values, got one that is not, in image 1",
+      tail({m[0].data(), m[1].data(), m[2].data()}, nullptr, nullptr, 2, nullptr, mean, nullptr));
 }
 
 TEST(weights_of_the_scales) {
