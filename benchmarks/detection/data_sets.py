@@ -120,7 +120,7 @@ def _texture_normals(seed: int, quick: bool) -> Normals:
         *((2 * FEWEST_PEOPLE, 6) if quick else TEXTURE_TILES), seed)
     factor = QUICK_SHRINK["textures"] if quick else 1
     return Normals(shrink(train, factor), shrink(held, factor), list(map(str, range(len(train)))),
-                   list(map(str, range(len(held)))))
+                   [f"held {i}" for i in range(len(held))])
 
 
 def _texture_images(seed: int, quick: bool) -> Tested:

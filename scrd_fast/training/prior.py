@@ -105,10 +105,12 @@ def fit_prior(
 
     An image whose patient is not known counts as one of a person of its own. Nothing is written
     where the gain is not clear of zero; the report says so. Raises DataError for normals of fewer
-    than 20 people and for images that are all the same; InputError, CheckpointError,
-    NotFiniteError, OutputError.
+    than 20 people, for images that are all the same, and for a patient who is in both sets;
+    InputError, CheckpointError, NotFiniteError, OutputError.
     """
     expect(is_whole(seed, 0), "seed", "an integer from 0 to 2**63 - 1", repr(seed))
+    if foreground is not None:
+        Prior(foreground=foreground)  # raises before minutes of work
     path = as_path(checkpoint, "checkpoint")
     target = path if out is None else as_path(out, "out")
     loaded = load_checkpoint(path)
@@ -119,6 +121,9 @@ def fit_prior(
     if held is not None:
         judging, others_whose = _look_at(held, "validation", validation_patients, plain, skip_bad,
                                          progress)
+        for who in sorted({each for each in whose if each} & set(others_whose)):
+            raise DataError("validation: expected images of other patients than normals has, got"
+                            f" some of patient {who!r} in both")
         fitted, others = np.arange(len(images)), np.arange(len(judging))
     else:
         judging, others_whose = images, whose
