@@ -106,8 +106,8 @@ class AdaptedNoise:
                     f"train: the noise's kind {kind!r} is not seen: after step {step} its strength"
                     f" has been at its upper bound, {MOST * strength:g} ({MOST:g}"
                     f" times noise.strength), for {PATIENCE} validations with an AUROC below"
-                    f" {LOST}, now {law.auroc:.3f}; raise noise.strength, leave the kind out of"
-                    " noise.mixture, or train without adapt_noise")
+                    f" {LOST}, now {law.auroc:.3f}; leave the kind out of noise.mixture,"
+                    " raise noise.strength or noise.max_share, or train without adapt_noise")
         return moved
 
     def scalars(self) -> dict[str, float]:

@@ -80,8 +80,8 @@ def test_a_kind_that_is_never_seen_stops_the_training_in_time():
     with pytest.raises(ScrdError, match=(
             r"^train: the noise's kind 'shift' is not seen: after step 6 its strength has been at"
             r" its upper bound, 3\.2 \(4 times noise\.strength\), for 3 validations with an AUROC"
-            r" below 0\.55, now 0\.540; raise noise\.strength, leave the kind out of"
-            r" noise\.mixture, or train without adapt_noise$")):
+            r" below 0\.55, now 0\.540; leave the kind out of noise\.mixture, raise"
+            r" noise\.strength or noise\.max_share, or train without adapt_noise$")):
         law.moved(seen | {"shift": LOST - 0.01}, 6)
 
 

@@ -8,7 +8,7 @@ import torch
 
 import scrd_fast
 from scrd_fast.data.dataset import ImageSet
-from scrd_fast.data.noise_config import NoiseConfig
+from scrd_fast.data.noise_config import KINDS, NoiseConfig
 from scrd_fast.errors import ScrdError
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
@@ -55,6 +55,15 @@ def test_the_same_images_as_on_the_cpu(channels):
         for expected, got in zip(here, there, strict=True):
             assert got.device == CUDA
             assert float((got.cpu() - expected).abs().max()) <= 1e-5
+
+
+def test_all_kinds_are_the_same_as_on_the_cpu():
+    """Where pixels are sampled between others, rounding of their places counts."""
+    noise = NoiseConfig(min_side=6, max_share=0.5, strength=0.8, channels="shared",
+                        mixture=tuple((kind, 1.0) for kind in KINDS))
+    for here, there in zip(batches(CPU, noise, 12), batches(CUDA, noise, 12), strict=True):
+        for expected, got in zip(here, there, strict=True):
+            assert float((got.cpu() - expected).abs().max()) <= 1e-4
 
 
 @pytest.mark.parametrize("weighting", ["none", "scale"])

@@ -3,7 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from scrd_fast.data.anomalies.kind import Local, Patch, crop, to_device, window
+from scrd_fast.data.anomalies.kind import Local, Patch, blob_of, crop, to_device
 from scrd_fast.data.noise_config import NoiseConfig
 
 
@@ -29,7 +29,7 @@ class Blur(Local):
         down = to_device(_weights(top, height, rows, sigma), around)
         across = to_device(_weights(left, width, columns, sigma), around)
         smooth = (down @ around @ across.T).to(clean.dtype)
-        return (smooth - crop(clean, patch.box)) * window(patch, clean)
+        return (smooth - crop(clean, patch.box)) * blob_of(patch, clean)
 
 
 def _weights(start: int, length: int, source: slice, sigma: float) -> np.ndarray:

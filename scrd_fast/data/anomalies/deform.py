@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scrd_fast.data.anomalies.kind import Local, Patch, crop, window
+from scrd_fast.data.anomalies.kind import Local, Patch, blob_of, crop
 from scrd_fast.data.noise_config import NoiseConfig
 
 
@@ -30,7 +30,7 @@ class Deform(Local):
     ) -> Tensor:
         top, left, height, width = patch.box
         swirl, bulge = patch.own[:2]
-        weights, side = window(patch, clean), clean.shape[-1]
+        weights, side = blob_of(patch, clean), clean.shape[-1]
         y = torch.arange(height, dtype=clean.dtype, device=clean.device)[:, None]
         x = torch.arange(width, dtype=clean.dtype, device=clean.device)
         y, x = y - (height - 1) / 2, x - (width - 1) / 2

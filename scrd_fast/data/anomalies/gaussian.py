@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scrd_fast.data.anomalies.kind import Local, Patch, scaled, to_device, window
+from scrd_fast.data.anomalies.kind import Local, Patch, blob_of, scaled, to_device
 from scrd_fast.data.noise_config import NoiseConfig
 
 _WAVES = 32
@@ -29,4 +29,4 @@ class Gaussian(Local):
         y = torch.arange(height, dtype=clean.dtype, device=clean.device)[:, None]
         x = torch.arange(width, dtype=clean.dtype, device=clean.device)
         field = torch.cos(down * y + right * x + phases).sum(1)
-        return scaled(field * window(patch, clean), patch.strength)
+        return scaled(field * blob_of(patch, clean), patch.strength)

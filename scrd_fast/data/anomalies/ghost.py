@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scrd_fast.data.anomalies.kind import Local, Patch, crop, window
+from scrd_fast.data.anomalies.kind import Local, Patch, blob_of, crop
 from scrd_fast.data.noise_config import NoiseConfig
 
 
@@ -29,4 +29,4 @@ class Ghost(Local):
             torch.arange(start, start + length, device=clean.device).clamp(0, clean.shape[-1] - 1)
             for start, length in ((top + int(down), height), (left + int(right), width)))
         copy = clean.index_select(1, rows).index_select(2, columns)
-        return opacity * (copy - crop(clean, patch.box)) * window(patch, clean)
+        return opacity * (copy - crop(clean, patch.box)) * blob_of(patch, clean)

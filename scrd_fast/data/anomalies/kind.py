@@ -117,7 +117,7 @@ def crop(image: Tensor, box: tuple[int, int, int, int]) -> Tensor:
     return image[:, top : top + height, left : left + width]
 
 
-def window(patch: Patch, like: Tensor) -> Tensor:
+def blob_of(patch: Patch, like: Tensor) -> Tensor:
     """The blob (h, w) of a patch, in [0, 1], its largest value 1."""
     _, _, height, width = patch.box
     return blob(height, width, patch.numbers[:BLOB], like)

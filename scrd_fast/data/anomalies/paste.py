@@ -3,7 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from scrd_fast.data.anomalies.kind import Local, Patch, crop, window
+from scrd_fast.data.anomalies.kind import Local, Patch, blob_of, crop
 from scrd_fast.data.noise_config import NoiseConfig
 
 
@@ -24,7 +24,7 @@ class Paste(Borrowing):
     def change(
         self, clean: Tensor, patch: Patch, noise: NoiseConfig, donor: Tensor | None
     ) -> Tensor:
-        return difference(clean, patch, donor) * window(patch, clean)
+        return difference(clean, patch, donor) * blob_of(patch, clean)
 
 
 def difference(clean: Tensor, patch: Patch, donor: Tensor | None) -> Tensor:

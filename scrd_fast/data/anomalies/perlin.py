@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scrd_fast.data.anomalies.kind import Local, Patch, scaled, to_device, window
+from scrd_fast.data.anomalies.kind import Local, Patch, blob_of, scaled, to_device
 from scrd_fast.data.noise_config import NoiseConfig
 
 Array = NDArray[np.float64]
@@ -43,7 +43,7 @@ class Perlin(Local):
             gradients = to_device(
                 noise.persistence**octave * np.stack([np.sin(angles), np.cos(angles)]), field)
             field += (rows[:, None] @ gradients @ columns[:, None]).sum(0)
-        return scaled(field.to(clean.dtype) * window(patch, clean), patch.strength)
+        return scaled(field.to(clean.dtype) * blob_of(patch, clean), patch.strength)
 
 
 def _corners(length: int, wavelength: float, start: float) -> tuple[Array, Array]:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scrd_fast.data.anomalies.kind import Local, Patch, window
+from scrd_fast.data.anomalies.kind import Local, Patch, blob_of
 from scrd_fast.data.noise_config import NoiseConfig
 
 
@@ -33,7 +33,7 @@ class Shift(Local):
         self, clean: Tensor, patch: Patch, noise: NoiseConfig, donor: Tensor | None
     ) -> Tensor:
         top, left, height, width = patch.box
-        weights = window(patch, clean)
+        weights = blob_of(patch, clean)
         under = clean[:, top : top + height, left : left + width]
         mean = (under * weights).sum((1, 2)) / weights.sum()
         main = int(np.argmax(np.abs(patch.own[:3])))

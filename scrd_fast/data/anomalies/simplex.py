@@ -22,8 +22,8 @@ class Simplex(Kind):
         rows = [patch.row for patch in patches]
         if rows == list(range(len(noisy))):
             return _add(noisy, noise, patches)
-        noisy[rows] = _add(noisy[rows], noise, patches)
-        return noisy
+        places = torch.tensor(rows).to(noisy.device, non_blocking=True)
+        return noisy.index_copy(0, places, _add(noisy.index_select(0, places), noise, patches))
 
 
 def _add(pixels: Tensor, noise: NoiseConfig, patches: list[Patch]) -> Tensor:
