@@ -86,7 +86,6 @@ class DemoResult:
     summary: dict[str, Any]
 
 
-PRIOR_STEP = 2  # of the training images, all subjects among them, a prior is fitted to these
 # Time of a teacher's step at half the size, of a student's step, and of all else, in times of a
 # teacher's step forth and back.
 COARSE_COST, STUDENT_COST, REST_COST = 0.27, 2.6, 260
@@ -127,8 +126,8 @@ def run_demo(
         precision=trained_in, **TRAIN)
     state_path(folder / "model.safetensors").unlink()  # 200 MB, and the demo is not gone on with
     prior = fit_prior(
-        folder / "model.safetensors", normal[::PRIOR_STEP], validation=held, seed=seed,
-        patients=list(map(str, trained_on.subjects[::PRIOR_STEP])),
+        folder / "model.safetensors", normal, validation=held, seed=seed,
+        patients=list(map(str, trained_on.subjects)),
         validation_patients=list(map(str, held_out.subjects)), progress=progress)
     with show_progress("engine", enabled=progress) as step:
         engine = build_engine(folder / "model.safetensors", precision=precision, images=held,

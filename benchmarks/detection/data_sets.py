@@ -87,7 +87,7 @@ def _no_nilearn() -> str | None:
 
 def _brain_normals(seed: int, quick: bool) -> Normals:
     """Those of the demo, whose test set has the same source."""
-    few, slices = (FEWEST_PEOPLE, 2) if quick else (None, demo.SLICES)
+    few, slices = (FEWEST_PEOPLE, 1) if quick else (None, demo.SLICES)
     factor = QUICK_SHRINK["brain"] if quick else 1
     train, held = (make_images(demo.subjects(part, seed)[:few], slices)
                    for part in ("train", "validation"))
@@ -117,7 +117,7 @@ TEXTURE_TILES = (1000, 150)  # to train on, to validate on
 def _texture_normals(seed: int, quick: bool) -> Normals:
     """A tile is a subject of its own, as in the test set."""
     train, held = textures.normal_tiles(
-        *((2 * FEWEST_PEOPLE, 6) if quick else TEXTURE_TILES), seed)
+        *((FEWEST_PEOPLE, 6) if quick else TEXTURE_TILES), seed)
     factor = QUICK_SHRINK["textures"] if quick else 1
     return Normals(shrink(train, factor), shrink(held, factor), list(map(str, range(len(train)))),
                    [f"held {i}" for i in range(len(held))])

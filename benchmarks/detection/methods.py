@@ -170,9 +170,8 @@ def with_prior(path: Path, job: Job) -> Path:
     """The checkpoint with a normal map, where held-out images gain by it."""
     out, normals = job.folder / "prior.safetensors", job.normals
     report = fit_prior(
-        path, normals.train[::demo.PRIOR_STEP], out=out, validation=normals.validation,
-        patients=normals.train_subjects[::demo.PRIOR_STEP], seed=job.seed, progress=False,
-        validation_patients=normals.validation_subjects)
+        path, normals.train, out=out, validation=normals.validation, seed=job.seed, progress=False,
+        patients=normals.train_subjects, validation_patients=normals.validation_subjects)
     return out if report.written else path
 
 
