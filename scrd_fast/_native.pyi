@@ -37,10 +37,10 @@ class Tail:
         self,
         teacher: _Features,
         student: _Features,
-        thumbnails: NDArray[np.generic] | None,  # float32, with a prior
         scale_weights: NDArray[np.generic],  # float32
         maps: bool,
         maximum: bool,
+        thumbnails: NDArray[np.generic] | None = None,  # float32, with a prior
     ) -> _Scores: ...
 
 class Runner:

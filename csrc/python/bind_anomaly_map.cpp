@@ -63,8 +63,8 @@ std::shared_ptr<Prior> make_prior(std::size_t size, std::array<std::size_t, kSca
 }
 
 py::tuple anomaly_map(const Tail& tail, const py::sequence& teacher, const py::sequence& student,
-                      const std::optional<py::array>& thumbnails, const py::array& scale_weights,
-                      bool maps, bool maximum) {
+                      const py::array& scale_weights, bool maps, bool maximum,
+                      const std::optional<py::array>& thumbnails) {
   const FeatureArrays teacher_arrays = three(teacher, "teacher"),
                       student_arrays = three(student, "student");
   const auto t = feature_views(teacher_arrays, "teacher");
@@ -125,7 +125,8 @@ void bind_anomaly_map(py::module_& module) {
       .def("thumbnails", &thumbnails, py::arg("inputs"),
            "What the prior reads of network inputs (N, 3, S, S) -> (N, 16, 16).")
       .def("anomaly_map", &anomaly_map, py::arg("teacher"), py::arg("student"),
-           py::arg("thumbnails"), py::arg("scale_weights"), py::arg("maps"), py::arg("maximum"),
+           py::arg("scale_weights"), py::arg("maps"), py::arg("maximum"),
+           py::arg("thumbnails") = py::none(),
            "Features of three scales, float32 or uint16 with the bits of bfloat16, -> (map or "
            "None, mean, max or None).");
 }

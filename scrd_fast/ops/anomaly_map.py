@@ -161,8 +161,8 @@ def anomaly_map(
     if chosen == "native":
         total, mean, largest = native_tail(spec).anomaly_map(
             [as_array(t) for t in teacher], [as_array(s) for s in student],
-            None if thumbnails is None else as_array(thumbnails.float().contiguous()),
-            as_array(scale_weights.float().contiguous()), maps, spec.reduction == "max")
+            as_array(scale_weights.float().contiguous()), maps, spec.reduction == "max",
+            None if thumbnails is None else as_array(thumbnails.float().contiguous()))
         return AnomalyMap(None if total is None else torch.from_numpy(total),
                           torch.from_numpy(mean),
                           None if largest is None else torch.from_numpy(largest))
