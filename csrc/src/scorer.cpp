@@ -351,7 +351,7 @@ void Scorer::Service::finish(const Piece& piece, const Stream& stream,
     std::memcpy(scores.scale_weights.get() + image * kScales, weights, kScales * sizeof(float));
     float mean, *score = scores.scores.get() + image;
     try {
-      tail_(distances, thumbnails + i * Prior::kCells, weights, 1,
+      tail_(distances, tail_.prior() ? thumbnails + i * Prior::kCells : nullptr, weights, 1,
             scores.maps ? scores.maps.get() + image * pixels : nullptr, maximum_ ? &mean : score,
             maximum_ ? score : nullptr);
     } catch (const NotFiniteError&) {  // the image was good: the network is to blame
