@@ -35,11 +35,15 @@ def parse_window(text: str) -> str | tuple[float, float]:
     """A window as a command line gives it: a name, or "LOW,HIGH". Raises InputError."""
     if text in WINDOWS:
         return text
+    return parse_limits(text, "window", f"LOW,HIGH or one of {tuple(WINDOWS)}")
+
+
+def parse_limits(text: str, name: str, expected: str = "LOW,HIGH") -> tuple[float, float]:
+    """LOW,HIGH as a command line gives it; raises InputError that names the option."""
     try:
         low, high = map(float, text.split(","))
     except ValueError as error:
-        raise InputError(f"window: expected LOW,HIGH or one of {tuple(WINDOWS)}, got {text!r}"
-                         ) from error
+        raise InputError(f"{name}: expected {expected}, got {text!r}") from error
     return low, high
 
 

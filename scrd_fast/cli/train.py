@@ -8,9 +8,9 @@ import typer
 
 from scrd_fast.cli.app import PatientFrom, Precision, Quiet, Seed, SkipBad, app, example
 from scrd_fast.cli.options import options_of
-from scrd_fast.errors import DataError, InputError
+from scrd_fast.errors import DataError
 from scrd_fast.progress import show_progress
-from scrd_fast.spec import DecodingRule
+from scrd_fast.spec import DecodingRule, parse_limits
 from scrd_fast.training.config import PretrainConfig, TrainConfig
 
 
@@ -112,15 +112,6 @@ def convert(
     typer.echo(f"{out}: converted; build it with: scrd-fast build {out}")
 
 
-def parse_foreground(text: str) -> tuple[float, float]:
-    """LOW,HIGH as a command line gives it. Raises InputError."""
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError as error:
-        raise InputError(f"foreground: expected LOW,HIGH, got {text!r}") from error
-    return low, high
-
-
 @app.command(epilog=example(
     "scrd-fast prior model.safetensors normals/ --validation held-out-normals/"))
 def prior(
@@ -149,7 +140,7 @@ def prior(
     found = fit_prior(
         checkpoint, str(normals), out=out, patient_from=patient_from,
         validation=None if validation is None else str(validation), force=force,
-        foreground=None if foreground is None else parse_foreground(foreground),
+        foreground=None if foreground is None else parse_limits(foreground, "foreground"),
         skip_bad=skip_bad, seed=seed, progress=not quiet)
     value, low, high = found.gain
     interval = " (how certain cannot be told)" if low is None else (
