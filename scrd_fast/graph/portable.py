@@ -254,15 +254,14 @@ def _normal_map(g: _Graph, prior: Prior, thumbnail: str) -> tuple[str, str]:
 
 
 def _gain_and_shift(g: _Graph, spec: ScoringSpec) -> tuple[str, str | None]:
-    """Gain (N, 1 or 3, 16, 16) and shift (N, 3, 16, 16), None where it is zero; `spec` has a
-    prior."""
+    """Gain and shift (N, 3, 16, 16) each, no shift where it is zero; `spec` has a prior."""
     prior = spec.prior
     assert prior is not None
     thumbnail = _thumbnails(g, spec)
     seen = None if prior.foreground is None else _foreground(g, spec, thumbnail)
     if not prior.values:
         assert seen is not None
-        return seen, None
+        return g.add("Concat", [seen] * len(STRIDES), "prior.gain", axis=1), None
     expected, gain = _normal_map(g, prior, thumbnail)
     level = g.constant("prior.level", NormalMap.of(prior).level[:, None, None])
     if seen is not None:
@@ -281,9 +280,7 @@ def _judge(g: _Graph, spec: ScoringSpec, distances: list[str]) -> list[str]:
         names = g.constant(f"prior.B{k}", b), g.constant(f"prior.B{k}.T", b.T)
 
         def at_scale(grids: str, name: str, k: int = k, names: tuple[str, str] = names) -> str:
-            # One map of three, or the only one.
-            only = grids == gain and not (spec.prior and spec.prior.values)
-            index = g.constant(f"scale{0 if only else k}", np.array([0 if only else k], np.int64))
+            index = g.constant(f"scale{k}", np.array([k], np.int64))
             one = g.add("Gather", [grids, index], f"prior.{name}{k}.grid", axis=1)
             axis = g.constant("axes_1", np.array([1], np.int64))
             one = g.add("Squeeze", [one, axis], f"prior.{name}{k}.plane")
