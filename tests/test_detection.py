@@ -231,6 +231,20 @@ def test_the_budget_is_that_of_the_stored_rows_or_what_fits(rows, few, tmp_path)
     assert chosen(None, 100).budget == 0.7
 
 
+def test_fits_can_be_chosen(few, tmp_path, capsys):
+    def names(*only: str) -> list[str]:
+        units = bench.Bench(tmp_path, tmp_path / "results", 1.0, only=only).units()
+        return [f"{unit.seed} {unit.name}" for unit in units]
+
+    assert names("brain/[01]/PaDiM", "*/2/published*") == [
+        "0 PaDiM", "1 PaDiM", *(f"2 {name}" for name in TRIED if name.startswith("published"))]
+    assert names("textures/*") == []
+    with pytest.raises(SystemExit):
+        bench.main(["--only", "brain/0/nothing"])
+    assert "expected SOURCE/SEED/METHOD, for instance brain/0/published, got 'brain/0/nothing'" in (
+        capsys.readouterr().err)
+
+
 def test_options_scale_and_are_told():
     options = {"steps": 2000, "coarse_steps": 0, "validate_every": 80, "blur_sigma": 2.0}
     assert scaled(options, 0.5) == options | {"steps": 1000, "validate_every": 40}

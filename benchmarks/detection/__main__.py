@@ -6,7 +6,8 @@ on, and a further method or data set costs its own time alone. --page puts the s
 docs/detection.md.
 
 All steps are scaled by a budget, so that everything fits into three hours here; rows that are
-stored set the budget of those to come.
+stored set the budget of those to come. --only chooses fits by SOURCE/SEED/METHOD, as shells choose
+files: --only 'brain/*/ours*' (again for more).
 """
 
 import argparse
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +73,20 @@ class Unit:
     def method(self) -> Method:
         return METHODS[self.name]
 
+    def is_one_of(self, patterns: Sequence[str]) -> bool:
+        """Whether a pattern is of its SOURCE/SEED/METHOD."""
+        return any(fnmatchcase(f"{self.source}/{self.seed}/{self.name}", each)
+                   for each in patterns)
+
 
 class Bench:
     """What is to be done, and doing it. Files of teachers and models lie in `work`, rows in
-    `results`."""
+    `results`; only: patterns of the units that are done."""
 
-    def __init__(self, work: Path, results: Path, budget: float, *, quick: bool = False) -> None:
+    def __init__(self, work: Path, results: Path, budget: float, *, quick: bool = False,
+                 only: Sequence[str] = ("*",)) -> None:
         self.work, self.results, self.budget, self.quick = work, results, budget, quick
+        self.only = only
         self.seeds = SEEDS[:1] if quick else SEEDS
         self.commit = commit()
 
@@ -95,8 +104,9 @@ class Bench:
                     settings = method.settings(self.side(source), self.budget)
                     lacking = tuple(data_set for data_set in of_source(source) if find_row(
                         rows, data_set, name, seed, settings) is None)
-                    if lacking:
-                        found.append(Unit(source, seed, name, lacking))
+                    unit = Unit(source, seed, name, lacking)
+                    if lacking and unit.is_one_of(self.only):
+                        found.append(unit)
         return found
 
     def costs(self, units: Sequence[Unit]) -> list[float]:
@@ -165,13 +175,15 @@ class Bench:
             self.commit, now())
 
 
-def choose_bench(work: Path, results: Path, budget: float | None, step_s: float) -> Bench:
+def choose_bench(work: Path, results: Path, budget: float | None, step_s: float,
+                 only: Sequence[str] = ("*",)) -> Bench:
     """What is to be done with the given budget; else with that of the newest stored row; else with
     the largest of BUDGETS that fits MOST_HOURS where a teacher's step takes `step_s` seconds."""
     rows = read_rows(results)
     if budget is None and rows:
         budget = max(rows, key=lambda row: row.time).budget
-    benches = [Bench(work, results, each) for each in ([budget] if budget else BUDGETS)]
+    benches = [Bench(work, results, each, only=only)
+               for each in ([budget] if budget else BUDGETS)]
     return next((bench for bench in benches if estimate(bench, step_s) <= 3600 * MOST_HOURS),
                 benches[-1])
 
@@ -197,6 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path,
                         help="Folder of the rows; of quick ones <work>/results.")
     parser.add_argument("--budget", type=float, help="Factor of all training steps.")
+    parser.add_argument("--only", action="append", metavar="PATTERN",
+                        help="Fits to do, by SOURCE/SEED/METHOD.")
     parser.add_argument("--quick", action="store_true",
                         help="Two steps on a few small images: to see that all works.")
     parser.add_argument("--page", action="store_true",
@@ -204,15 +218,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.budget is not None and not given.budget > 0:
         parser.error(f"--budget: expected a number above 0, got {given.budget}")
+    only = given.only or ["*"]
+    fits = [Unit(source, seed, name, ()) for source in SOURCES for seed in SEEDS
+            for name in METHODS]
+    for pattern in only:
+        if not any(fit.is_one_of([pattern]) for fit in fits):
+            parser.error("--only: expected SOURCE/SEED/METHOD, for instance"
+                         f" {fits[0].source}/{fits[0].seed}/{fits[0].name}, got {pattern!r}")
     results = given.results or (given.work / "results" if given.quick else RESULTS)
     if given.page:
         write_page(PAGE, read_rows(results))
         return 0
     if given.quick:
-        bench = Bench(given.work, results, QUICK_BUDGET, quick=True)
+        bench = Bench(given.work, results, QUICK_BUDGET, quick=True, only=only)
     else:
         step_s = demo.time_step(demo.training_precision())
-        bench = choose_bench(given.work, results, given.budget, step_s)
+        bench = choose_bench(given.work, results, given.budget, step_s, only)
         print(plan(bench, step_s), flush=True)
     for line in bench.run():
         print(line, flush=True)
