@@ -25,6 +25,14 @@ class ClosedError(ScrdError):
     """Something was used after it was closed."""
 
 
+class OverloadedError(ScrdError):
+    """More work waits than was allowed to; try again later."""
+
+
+class CancelledError(ScrdError):
+    """Work was dropped because nobody wanted it any more."""
+
+
 class DataError(ScrdError):
     """An image file or folder cannot be read as images."""
 
@@ -67,21 +75,28 @@ class OutputError(ScrdError):
 
 # What trains and builds comes with an extra: who only scores needs none of it.
 TRAIN_PACKAGES = ("torch", "onnx", "scipy")
+_EXTRAS = {
+    "train": ("what trains and builds comes", TRAIN_PACKAGES),
+    "serve": ("what serves comes", ("starlette", "uvicorn", "httptools", "grpc", "google",
+                                    "prometheus_client")),
+    "tracing": ("what traces requests comes", ("opentelemetry",)),
+}
 PYTORCH_MISSING = "PyTorch is not installed; pip install 'scrd-fast[train]'"
 
 
 @contextmanager
-def explain_missing(what: str) -> Iterator[None]:
-    """Raise MissingExtra where a package of the training half is missing inside: it says what needs
-    the package and which extra brings it."""
+def explain_missing(what: str, extra: str = "train") -> Iterator[None]:
+    """Raise MissingExtra where a package of an extra is missing inside: it says what needs the
+    package and which extra brings it."""
+    part, packages = _EXTRAS[extra]
     try:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in TRAIN_PACKAGES:
+        if package not in packages:
             raise
-        raise MissingExtra(f"{what}: expected {package}, got none; what trains and builds"
-                           " comes with: pip install 'scrd-fast[train]'") from error
+        raise MissingExtra(f"{what}: expected {package}, got none; {part} with:"
+                           f" pip install 'scrd-fast[{extra}]'") from error
 
 
 def fail(argument: str, expected: object, got: object) -> NoReturn:

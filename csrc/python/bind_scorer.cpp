@@ -1,4 +1,10 @@
+#include <pybind11/stl.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -48,16 +54,33 @@ py::tuple get(PendingScores& pending) {
   return as_tuple(std::move(scores));
 }
 
+constexpr double kMostGathering = 60;  // seconds
+
 std::unique_ptr<PendingScores> submit(Scorer& scorer, const py::object& batch, bool maps,
-                                      bool distances) {
+                                      bool distances, std::optional<std::size_t> most_waiting,
+                                      std::optional<double> gather_for) {
   std::vector<py::array> arrays;
   std::vector<ImageView> images = image_views(batch, "batch", arrays);
   const bool is_batch = py::isinstance<py::array>(batch);
   // A scorer's thread lets go of them where nobody waits for the scores.
   std::shared_ptr<void> owner = own(std::move(arrays));
+  const auto cancelled = std::make_shared<std::atomic<bool>>(false);
+  Terms terms;
+  terms.cancelled = cancelled;
+  if (most_waiting) terms.most_waiting = *most_waiting;
+  if (gather_for) {
+    if (!(*gather_for >= 0 && *gather_for <= kMostGathering)) {
+      fail("gather_for", "seconds from 0 to " + std::to_string(kMostGathering),
+           std::to_string(*gather_for));
+    }
+    terms.gathers = true;
+    terms.gather_for = std::chrono::nanoseconds(static_cast<std::int64_t>(*gather_for * 1e9));
+  }
   py::gil_scoped_release release;
   return std::make_unique<PendingScores>(
-      scorer.submit(std::move(images), is_batch, Wanted{maps, distances}, std::move(owner)));
+      scorer.submit(std::move(images), is_batch, Wanted{maps, distances}, std::move(owner),
+                    std::move(terms)),
+      cancelled);
 }
 
 }  // namespace
@@ -71,6 +94,7 @@ void bind_scorer(py::module_& module) {
       .def(py::init<py::function, std::size_t, std::vector<std::size_t>>(), py::arg("run"),
            py::arg("size"), py::arg("buckets"));
   py::class_<PendingScores>(module, "PendingScores", "Scores that are on their way.")
+      .def("cancel", &PendingScores::cancel, "Drop the batch where it still waits.")
       .def("done", &PendingScores::done, "Whether `get` would not wait.")
       .def("wait", &wait, py::arg("seconds"), "Wait this long at most; whether it is done.")
       .def("get", &get,
@@ -86,7 +110,11 @@ void bind_scorer(py::module_& module) {
            py::arg("runner"), py::arg("size"), py::arg("mean"), py::arg("std"), py::arg("tail"),
            py::arg("maximum"))
       .def("submit", &submit, py::arg("batch"), py::arg("maps"), py::arg("distances") = false,
+           py::arg("most_waiting") = py::none(), py::arg("gather_for") = py::none(),
            "Begin to score an array (N, H, W) or (N, H, W, 3) or a list of (H, W) or (H, W, 3).")
+      .def("waiting", &Scorer::waiting, py::call_guard<py::gil_scoped_release>(),
+           "Images that wait for the network.")
+      .def("executions", &Scorer::executions, "Batches that were given to the network so far.")
       .def("close", &Scorer::close, py::call_guard<py::gil_scoped_release>(),
            "Finish what was submitted, then let go of threads and runner.");
 }

@@ -30,6 +30,10 @@ PYBIND11_MODULE(_native, module) {
       raise_as("InputError", error.what());
     } catch (const scrd::ClosedError& error) {
       raise_as("ClosedError", error.what());
+    } catch (const scrd::OverloadedError& error) {
+      raise_as("OverloadedError", error.what());
+    } catch (const scrd::CancelledError& error) {
+      raise_as("CancelledError", error.what());
     }
   });
 

@@ -33,21 +33,28 @@ void keep(const NetworkOutputs::Values& values, std::size_t size, const std::str
   std::memcpy(to, values.data, size * sizeof(float));
 }
 
-// A submitted batch. Its pieces may be served by several threads; the last one fulfils the promise.
+using Clock = std::chrono::steady_clock;
+
+// A submitted batch. Its images may be served by several threads; who ends the last one fulfils the
+// promise.
 struct Job {
   std::vector<ImageView> images;
   std::unique_ptr<Scores> scores;
   std::promise<std::unique_ptr<Scores>> promise;
-  std::atomic<std::size_t> unfinished{0};  // pieces
+  Terms terms;
+  Clock::time_point gather_until;
+  std::atomic<std::size_t> unfinished{0};  // images
   std::mutex mutex;
   std::exception_ptr error;  // the first one; guarded by mutex
 
-  void piece_finished(std::exception_ptr thrown = nullptr) {
+  bool is_cancelled() const { return terms.cancelled && *terms.cancelled; }
+
+  void finished(std::size_t count, std::exception_ptr thrown = nullptr) {
     if (thrown) {
       std::lock_guard<std::mutex> lock(mutex);
       if (!error) error = std::move(thrown);
     }
-    if (unfinished.fetch_sub(1) != 1) return;
+    if (unfinished.fetch_sub(count) != count) return;
     if (error) {
       promise.set_exception(std::move(error));
     } else {
@@ -56,9 +63,31 @@ struct Job {
   }
 };
 
-struct Piece {
+// Some images of a job, one after the other.
+struct Range {
   std::shared_ptr<Job> job;
-  std::size_t first = 0, count = 0;  // images of the job
+  std::size_t first = 0, count = 0;
+
+  void finished(std::exception_ptr thrown = nullptr) const {
+    job->finished(count, std::move(thrown));
+  }
+};
+
+bool is_wanted(const Range& range) { return !range.job->is_cancelled(); }
+
+// What was taken from the queues because nobody waits for it. Not under mutex_: who lets go of a
+// job's owner may need another lock, as Python's.
+void cancel(std::vector<Range> ranges) {
+  for (const Range& range : ranges) {
+    range.finished(std::make_exception_ptr(
+        CancelledError("batch: expected scores to be waited for, got them cancelled")));
+  }
+}
+
+// What goes through the network at once: one range, or several of batches that gather.
+struct Piece {
+  std::vector<Range> ranges;
+  std::size_t count = 0;  // images
 };
 
 // What one stream works with. `pixels` has two halves, so that one can be filled while the network
@@ -82,17 +111,29 @@ class Scorer::Service : public std::enable_shared_from_this<Service> {
 
   void begin();
   Future submit(std::vector<ImageView> images, bool is_batch, Wanted wanted,
-                std::shared_ptr<void> owner);
+                std::shared_ptr<void> owner, Terms terms);
   void close();
+  std::size_t waiting() const;
+  std::size_t executions() const { return executions_; }
   bool is_forked() const { return process_ != this_process(); }
 
  private:
   bool take(Piece& piece, bool wait);
-  bool prepare(const Piece& piece, float* pixels, float* thumbnails) const;
-  bool start(const Piece& piece, const Stream& stream, const float* pixels) const;
-  bool wait(const Piece& piece, Stream& stream) const;
+  bool enqueue(const std::shared_ptr<Job>& job);
+  bool has_cancelled() const;
+  std::vector<Range> take_cancelled();
+  std::size_t count_waiting() const;
+  std::size_t count_gathered() const;
+  std::size_t bucket_of(std::size_t count) const;
+  void cut(Piece& piece);
+  void fail_or_split(const Piece& piece, std::exception_ptr thrown);
+  bool prepare(const Piece& piece, float* pixels, float* thumbnails);
+  bool start(const Piece& piece, const Stream& stream, const float* pixels);
+  bool wait(const Piece& piece, Stream& stream);
   void distances_of(const NetworkOutputs& outputs, const Piece& piece, Stream& stream) const;
   void finish(const Piece& piece, const Stream& stream, const float* thumbnails) const;
+  void finish_range(const Range& range, const Stream& stream, const float* thumbnails,
+                    std::size_t first) const;
   void serve(Stream& stream);
 
   std::shared_ptr<Runner> runner_;
@@ -102,9 +143,12 @@ class Scorer::Service : public std::enable_shared_from_this<Service> {
   const long process_;
   std::vector<std::unique_ptr<Stream>> streams_;
 
-  std::mutex mutex_;
+  std::atomic<std::size_t> executions_{0};
+
+  mutable std::mutex mutex_;
   std::condition_variable ready_;
-  std::deque<Piece> queue_;           // guarded by mutex_
+  std::deque<Range> queue_;           // guarded by mutex_
+  std::deque<Range> alone_;           // guarded by mutex_; come before the others
   bool closing_ = false;              // guarded by mutex_
   std::vector<std::thread::id> own_;  // guarded by mutex_
 
@@ -128,9 +172,13 @@ Scorer::~Scorer() {
 }
 
 Scorer::Future Scorer::submit(std::vector<ImageView> images, bool is_batch, Wanted wanted,
-                              std::shared_ptr<void> owner) {
-  return service_->submit(std::move(images), is_batch, wanted, std::move(owner));
+                              std::shared_ptr<void> owner, Terms terms) {
+  return service_->submit(std::move(images), is_batch, wanted, std::move(owner), std::move(terms));
 }
+
+std::size_t Scorer::waiting() const { return service_->waiting(); }
+
+std::size_t Scorer::executions() const { return service_->executions(); }
 
 void Scorer::close() { service_->close(); }
 
@@ -197,7 +245,7 @@ void Scorer::Service::begin() {
 }
 
 Scorer::Future Scorer::Service::submit(std::vector<ImageView> images, bool is_batch, Wanted wanted,
-                                       std::shared_ptr<void> owner) {
+                                       std::shared_ptr<void> owner, Terms terms) {
   if (is_forked()) {
     throw ClosedError(
         "scorer: expected the process that made it, got a fork of it; load the engine in the "
@@ -223,20 +271,32 @@ Scorer::Future Scorer::Service::submit(std::vector<ImageView> images, bool is_ba
     job->scores->distances[k].reset(new float[n * side * side]);
   }
   Future future = job->promise.get_future();
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (closing_) throw ClosedError("scorer: expected an open one, got one after close()");
-    std::vector<Piece> pieces;
-    for (std::size_t first = 0; first < n; first += pieces.back().count) {
-      std::size_t count = 1;
-      for (std::size_t bucket : runner_->buckets()) count = bucket <= n - first ? bucket : count;
-      pieces.push_back({job, first, count});
-    }
-    job->unfinished = pieces.size();
-    queue_.insert(queue_.end(), pieces.begin(), pieces.end());
-  }
+  job->gather_until = Clock::now() + terms.gather_for;
+  job->terms = std::move(terms);
+  job->unfinished = n;
+  while (!enqueue(job)) cancel(take_cancelled());
   ready_.notify_all();
   return future;
+}
+
+// False: some of what waits is cancelled.
+bool Scorer::Service::enqueue(const std::shared_ptr<Job>& job) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (closing_) throw ClosedError("scorer: expected an open one, got one after close()");
+  if (has_cancelled()) return false;  // also so that their images do not gather here
+  const std::size_t n = job->images.size(), most = job->terms.most_waiting;
+  const std::size_t others = count_waiting();
+  if (n <= most && others <= most - n) {
+    queue_.push_back({job, 0, n});
+    return true;
+  }
+  fail<OverloadedError>("batch", "at most " + std::to_string(most) + " images waiting with it",
+                        std::to_string(others) + " others and " + std::to_string(n) + " of it");
+}
+
+std::size_t Scorer::Service::waiting() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return count_waiting();
 }
 
 void Scorer::Service::close() {
@@ -256,36 +316,129 @@ void Scorer::Service::close() {
   runner_.reset();
 }
 
+std::vector<Range> Scorer::Service::take_cancelled() {
+  std::vector<Range> taken;
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (std::deque<Range>* queue : {&alone_, &queue_}) {
+    const auto first = std::stable_partition(queue->begin(), queue->end(), is_wanted);
+    taken.insert(taken.end(), first, queue->end());
+    queue->erase(first, queue->end());
+  }
+  return taken;
+}
+
+// The next five are called with mutex_ held.
+
+bool Scorer::Service::has_cancelled() const {
+  return !std::all_of(alone_.begin(), alone_.end(), is_wanted) ||
+         !std::all_of(queue_.begin(), queue_.end(), is_wanted);
+}
+
+std::size_t Scorer::Service::count_waiting() const {
+  std::size_t count = 0;
+  for (const Range& range : queue_) count += is_wanted(range) ? range.count : 0;
+  for (const Range& range : alone_) count += is_wanted(range) ? range.count : 0;
+  return count;
+}
+
+// How many images at the front of the queue may go together, as far as that matters.
+std::size_t Scorer::Service::count_gathered() const {
+  std::size_t count = 0;
+  for (const Range& range : queue_) {
+    if (!range.job->terms.gathers || count >= runner_->buckets().back()) break;
+    count += range.count;
+  }
+  return count;
+}
+
+// The largest batch size that so many images fill.
+std::size_t Scorer::Service::bucket_of(std::size_t count) const {
+  std::size_t found = 1;
+  for (std::size_t bucket : runner_->buckets()) found = bucket <= count ? bucket : found;
+  return found;
+}
+
+// Takes a piece from the queues, of which one has something.
+void Scorer::Service::cut(Piece& piece) {
+  piece = Piece();
+  std::deque<Range>& queue = alone_.empty() ? queue_ : alone_;
+  const std::size_t gathered = alone_.empty() ? count_gathered() : 0;
+  const std::size_t size = bucket_of(gathered > 0 ? gathered : queue.front().count);
+  while (piece.count < size) {
+    Range& front = queue.front();
+    const std::size_t count = std::min(front.count, size - piece.count);
+    piece.ranges.push_back({front.job, front.first, count});
+    piece.count += count;
+    front.first += count;
+    front.count -= count;
+    if (front.count == 0) queue.pop_front();
+  }
+}
+
 // The next piece of the queue, waiting for one if asked to. False: there is none.
 bool Scorer::Service::take(Piece& piece, bool wait) {
   std::unique_lock<std::mutex> lock(mutex_);
-  if (wait) ready_.wait(lock, [this] { return closing_ || !queue_.empty(); });
-  if (queue_.empty()) return false;
-  piece = std::move(queue_.front());
-  queue_.pop_front();
-  return true;
+  while (true) {
+    if (has_cancelled()) {
+      lock.unlock();
+      cancel(take_cancelled());
+      lock.lock();
+    }
+    if (alone_.empty() && queue_.empty()) {
+      if (!wait || closing_) return false;
+      ready_.wait(lock);
+      continue;
+    }
+    if (alone_.empty() && !closing_ && queue_.front().job->terms.gathers &&
+        count_gathered() < runner_->buckets().back() && count_gathered() == count_waiting()) {
+      // Only while all that waits gathers: nobody waits for others behind one that does not.
+      const Clock::time_point until = queue_.front().job->gather_until;
+      if (Clock::now() < until) {
+        if (!wait) return false;
+        ready_.wait_until(lock, until);
+        continue;
+      }
+    }
+    cut(piece);
+    return true;
+  }
 }
 
-bool Scorer::Service::prepare(const Piece& piece, float* pixels, float* thumbnails) const {
+// Of a piece of several batches it is not known which one is to blame: each goes again, alone.
+void Scorer::Service::fail_or_split(const Piece& piece, std::exception_ptr thrown) {
+  if (piece.ranges.size() == 1) return piece.ranges[0].finished(std::move(thrown));
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    alone_.insert(alone_.end(), piece.ranges.begin(), piece.ranges.end());
+  }
+  ready_.notify_all();
+}
+
+bool Scorer::Service::prepare(const Piece& piece, float* pixels, float* thumbnails) {
   try {
-    preprocess(piece.job->images.data() + piece.first, piece.count, pixels_, pixels);
-    for (std::size_t i = 0; tail_.prior() && i < piece.count; ++i) {
-      tail_.prior()->thumbnail(pixels + i * input_values(1, pixels_),
-                               thumbnails + i * Prior::kCells);
+    for (const Range& range : piece.ranges) {
+      preprocess(range.job->images.data() + range.first, range.count, pixels_, pixels);
+      for (std::size_t i = 0; tail_.prior() && i < range.count; ++i) {
+        tail_.prior()->thumbnail(pixels + i * input_values(1, pixels_),
+                                 thumbnails + i * Prior::kCells);
+      }
+      pixels += input_values(range.count, pixels_);
+      thumbnails += tail_.prior() ? range.count * Prior::kCells : 0;
     }
     return true;
   } catch (...) {
-    piece.job->piece_finished(std::current_exception());
+    fail_or_split(piece, std::current_exception());
     return false;
   }
 }
 
-bool Scorer::Service::start(const Piece& piece, const Stream& stream, const float* pixels) const {
+bool Scorer::Service::start(const Piece& piece, const Stream& stream, const float* pixels) {
   try {
+    executions_.fetch_add(1);
     runner_->start(stream.index, pixels, piece.count);
     return true;
   } catch (...) {
-    piece.job->piece_finished(std::current_exception());
+    fail_or_split(piece, std::current_exception());
     return false;
   }
 }
@@ -309,7 +462,7 @@ void Scorer::Service::distances_of(const NetworkOutputs& outputs, const Piece& p
   cosine_distances(outputs.teacher, outputs.student, distances, false);
 }
 
-bool Scorer::Service::wait(const Piece& piece, Stream& stream) const {
+bool Scorer::Service::wait(const Piece& piece, Stream& stream) {
   try {
     const NetworkOutputs outputs = runner_->wait(stream.index);
     if (outputs.teacher[0].data != nullptr) {
@@ -325,7 +478,7 @@ bool Scorer::Service::wait(const Piece& piece, Stream& stream) const {
          stream.scale_weights.data());
     return true;
   } catch (...) {
-    piece.job->piece_finished(std::current_exception());
+    fail_or_split(piece, std::current_exception());
     return false;
   }
 }
@@ -333,25 +486,35 @@ bool Scorer::Service::wait(const Piece& piece, Stream& stream) const {
 // From what `wait` kept to scores and maps.
 void Scorer::Service::finish(const Piece& piece, const Stream& stream,
                              const float* thumbnails) const {
-  const Scores& scores = *piece.job->scores;
+  std::size_t first = 0;  // in the piece
+  for (const Range& range : piece.ranges) {
+    finish_range(range, stream, thumbnails, first);
+    first += range.count;
+  }
+}
+
+// first: where the range begins in the piece.
+void Scorer::Service::finish_range(const Range& range, const Stream& stream,
+                                   const float* thumbnails, std::size_t first) const {
+  const Scores& scores = *range.job->scores;
   const std::size_t pixels = tail_.size() * tail_.size();
   std::exception_ptr error;
-  for (std::size_t i = 0; i < piece.count && !error; ++i) {
-    const std::size_t image = piece.first + i;
+  for (std::size_t i = 0; i < range.count && !error; ++i) {
+    const std::size_t image = range.first + i, place = first + i;
     std::array<const float*, kScales> distances;
     for (int k = 0; k < kScales; ++k) {
       const std::size_t values = tail_.sides()[k] * tail_.sides()[k];
-      distances[k] = stream.distances[k].data() + i * values;
+      distances[k] = stream.distances[k].data() + place * values;
       if (scores.distances[k]) {
         std::memcpy(scores.distances[k].get() + image * values, distances[k],
                     values * sizeof(float));
       }
     }
-    const float* weights = stream.scale_weights.data() + i * kScales;
+    const float* weights = stream.scale_weights.data() + place * kScales;
     std::memcpy(scores.scale_weights.get() + image * kScales, weights, kScales * sizeof(float));
     float mean, *score = scores.scores.get() + image;
     try {
-      tail_(distances, tail_.prior() ? thumbnails + i * Prior::kCells : nullptr, weights, 1,
+      tail_(distances, tail_.prior() ? thumbnails + place * Prior::kCells : nullptr, weights, 1,
             scores.maps ? scores.maps.get() + image * pixels : nullptr, maximum_ ? &mean : score,
             maximum_ ? score : nullptr);
     } catch (const NotFiniteError&) {  // the image was good: the network is to blame
@@ -362,7 +525,7 @@ void Scorer::Service::finish(const Piece& piece, const Stream& stream,
       error = std::current_exception();
     }
   }
-  piece.job->piece_finished(std::move(error));
+  range.finished(std::move(error));
 }
 
 // A stream's thread: while the network works on one piece, the next one is prepared, and while it
@@ -388,8 +551,8 @@ void Scorer::Service::serve(Stream& stream) {
   }
 }
 
-PendingScores::PendingScores(Scorer::Future future)
-    : process_(this_process()), future_(future.share()) {}
+PendingScores::PendingScores(Scorer::Future future, std::shared_ptr<std::atomic<bool>> cancelled)
+    : process_(this_process()), cancelled_(std::move(cancelled)), future_(future.share()) {}
 
 bool PendingScores::is_done(const SharedFuture& future) {
   return !future.valid() || future.wait_for(std::chrono::seconds(0)) == std::future_status::ready;

@@ -13,6 +13,7 @@ behind its last copy, never for the device.
 import os
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from scrd_fast.errors import (
     DeviceFaultError,
     DeviceMemoryError,
     NotFiniteError,
+    OverloadedError,
     expect,
 )
 from scrd_fast.kernels.anomaly_map import combine_distances, cosine_distances, tail
@@ -178,7 +180,7 @@ class PendingCuda:
 
     def __init__(self, numbers: Tensor, maps: Tensor | None, finished: torch.cuda.Event) -> None:
         """numbers: as of a bucket."""
-        self._results, self._finished = (numbers, maps), finished
+        self._results, self.finished = (numbers, maps), finished
         self._process = os.getpid()
 
     def _check_process(self) -> None:
@@ -190,7 +192,10 @@ class PendingCuda:
         """Whether `get` would not wait."""
         self._check_process()
         with explain_faults():
-            return self._finished.query()
+            return self.finished.query()
+
+    def cancel(self) -> None:
+        """Nothing: the stream is the queue, and nothing is taken from it again."""
 
     def wait(self, seconds: float) -> bool:
         """Wait this long at most; whether it is done."""
@@ -210,7 +215,7 @@ class PendingCuda:
         """
         self._check_process()
         with explain_faults():
-            self._finished.synchronize()
+            self.finished.synchronize()
         numbers, maps = self._results
         scores, weights = numbers[:, 0].contiguous(), numbers[:, 1:].contiguous()
         bad = (~scores.isfinite()).nonzero()
@@ -227,6 +232,8 @@ class CudaScorer:
         self._network: CapturedNetwork | None = network
         self._lock = Lock()
         self._process = os.getpid()
+        self._submitted: deque[tuple[torch.cuda.Event, int]] = deque()  # ends, and images
+        self._executions = 0
 
     def close(self) -> None:
         """Finish what was submitted, then let go of the network."""
@@ -237,13 +244,30 @@ class CudaScorer:
                 self._network.stream.synchronize()
             self._network = None
 
-    def submit(self, batch: Any, maps: bool, distances: bool = False) -> PendingCuda:
+    def waiting(self) -> int:
+        """Images whose scores are not there."""
+        with self._lock:
+            return self._count_waiting()
+
+    def _count_waiting(self) -> int:
+        with explain_faults():
+            while self._submitted and self._submitted[0][0].query():
+                self._submitted.popleft()
+        return sum(count for _, count in self._submitted)
+
+    def executions(self) -> int:
+        """Graphs that were replayed so far."""
+        return self._executions
+
+    def submit(self, batch: Any, maps: bool, distances: bool = False,
+               most_waiting: int | None = None, gather_for: float | None = None) -> PendingCuda:
         """Enqueue a batch and return: a tensor (N, H, W[, 3]) on the CPU or this GPU, an array,
         or a list of images of different sizes. Images on the CPU are copied before it returns.
-        Distances stay in the captured graph: they are not given.
+        Distances stay in the captured graph: they are not given. Each batch goes alone, whatever
+        gather_for says.
 
-        Raises InputError, ClosedError, DeviceFaultError, and DeviceMemoryError, after which it can
-        still be used.
+        Raises InputError, ClosedError, OverloadedError, DeviceFaultError, and DeviceMemoryError,
+        after which it can still be used.
         """
         if self._process != os.getpid():
             raise ClosedError("scorer: expected the process that made it, got a fork of it; load"
@@ -255,9 +279,16 @@ class CudaScorer:
             if network is None:
                 raise ClosedError("scorer: expected an open one, got one after close()")
             _check_devices(images, network.device)
+            others = self._count_waiting()
+            if most_waiting is not None and others + len(images) > most_waiting:
+                raise OverloadedError(f"batch: expected at most {most_waiting} images waiting with"
+                                      f" it, got {others} others and {len(images)} of it")
             try:
                 with explain_faults():
-                    return _enqueue(network, images, maps)
+                    pending = _enqueue(network, images, maps)
+                self._submitted.append((pending.finished, len(images)))
+                self._executions += sum(1 for _ in pieces(len(images), list(network.buckets)))
+                return pending
             except torch.cuda.OutOfMemoryError as error:
                 raise DeviceMemoryError(
                     f"batch: expected images that fit into the free memory of {network.device},"

@@ -24,6 +24,9 @@ class PendingScores(Protocol):
 
     def done(self) -> bool: ...
 
+    def cancel(self) -> None:
+        """Drop the batch where it still waits: `get` then raises CancelledError."""
+
     def wait(self, seconds: float) -> bool:
         """Wait this long at most; whether it is done."""
 
@@ -35,8 +38,15 @@ class PendingScores(Protocol):
 class Scorer(Protocol):
     """Images in, scores and maps out: _native.Scorer on CPUs, backends.cuda.CudaScorer on GPUs."""
 
-    def submit(self, batch: Any, maps: bool, distances: bool = False) -> PendingScores:
-        """Begin; a scorer on a GPU does not give distances."""
+    def submit(self, batch: Any, maps: bool, distances: bool = False,
+               most_waiting: int | None = None, gather_for: float | None = None) -> PendingScores:
+        """Begin, on the terms of `Engine.submit`; a scorer on a GPU does not give distances."""
+
+    def waiting(self) -> int:
+        """Images that wait for the network."""
+
+    def executions(self) -> int:
+        """Batches that were given to the network so far."""
 
     def close(self) -> None:
         """Finish what was submitted, then let go of the network."""

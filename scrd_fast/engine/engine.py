@@ -77,6 +77,11 @@ class Pending:
         """Whether `result` would return at once."""
         return self._pending.done()
 
+    def cancel(self) -> None:
+        """Drop the batch where it still waits: `result` then raises CancelledError. What the
+        network has begun is finished, and on a GPU that is all that was submitted."""
+        self._pending.cancel()
+
     def result(self, timeout: float | None = None) -> Result:
         """Wait for the scores, `timeout` seconds at most, and return them; again and again.
 
@@ -167,21 +172,35 @@ class Engine:
         self._close()
         self._scorer.close()  # another thread may have begun it: wait for its end, too
 
-    def submit(self, batch: Any, *, maps: bool = True, distances: bool = False) -> Pending:
+    def submit(self, batch: Any, *, maps: bool = True, distances: bool = False,
+               most_waiting: int | None = None, gather_for: float | None = None) -> Pending:
         """Begin to score a batch of images and return at once.
 
         batch: as in `score`, without paths; its memory must not be written to until the result
         is there. Batches are scored in order of submission, and the next one is prepared while
-        the network works on the one before. Raises InputError for arguments that do not fit, and
-        EngineFileError where the file was written into since it was loaded.
+        the network works on the one before. most_waiting: images that may wait for the network,
+        those of this batch included; None: any number. gather_for: seconds, 60 at most, that its
+        images wait for others, so that those of several callers go through the network together;
+        with 0 only those that wait anyhow do. A sum may then be rounded as in a batch of another
+        size. None: it goes alone. On a GPU it always does. Raises InputError for arguments
+        that do not fit, OverloadedError where too many wait, and EngineFileError where the file was
+        written into since it was loaded.
         """
         if is_path(batch) or _is_paths(batch):
             raise InputError("batch: expected images, got paths; score(paths) reads them")
         check_range(batch, "batch")
         if self._mapped is not None:
             self._mapped.check_unchanged()
-        return Pending(self._scorer.submit(self._inputs(batch, "batch"), maps, distances),
-                       self.decisions)
+        return Pending(self._scorer.submit(self._inputs(batch, "batch"), maps, distances,
+                                           most_waiting, gather_for), self.decisions)
+
+    def waiting(self) -> int:
+        """Images that wait for the network."""
+        return self._scorer.waiting()
+
+    def executions(self) -> int:
+        """Batches that were given to the network so far."""
+        return self._scorer.executions()
 
     def score(self, batch: Any, *, maps: bool = True) -> Result:
         """Score a batch of images.

@@ -21,7 +21,14 @@ from scrd_fast.data.decode import ahead
 from scrd_fast.data.decode.image import DecodedImage, Source
 from scrd_fast.data.decode.read import FileRead, read_file
 from scrd_fast.engine.engine import Pending
-from scrd_fast.errors import BackendUnavailable, ClosedError, InputError, NotFiniteError
+from scrd_fast.errors import (
+    BackendUnavailable,
+    CancelledError,
+    ClosedError,
+    InputError,
+    NotFiniteError,
+    OverloadedError,
+)
 from scrd_fast.ops.anomaly_map import native_tail
 from scrd_fast.spec import ScoringSpec
 from tests.support.models import EACH_BACKEND, pictures
@@ -253,6 +260,54 @@ def test_waiting_for_a_result(slow):
     assert pending.get()[0] == pytest.approx(1.5)
     with pytest.raises(InputError, match=r"^get: expected to be called once, got a second call"):
         pending.get()
+
+
+def test_terms_of_a_batch():
+    """More than may wait is refused, what is cancelled is dropped, what gathers goes together."""
+    release = threading.Event()
+
+    def wait(outputs):
+        release.wait(30)
+        return outputs
+
+    scorer = scorer_of(Network(wait), buckets=(1, 4))
+    # The network works on the first, and the second is prepared: neither waits any more.
+    taken = [scorer.submit(grey(level), maps=False) for level in (0.7, 0.8)]
+    while scorer.executions() < 1 or scorer.waiting() > 0:
+        time.sleep(0.001)
+    dropped = scorer.submit(grey(0.1, 0.2), maps=False, most_waiting=4)
+    gathered = [scorer.submit(grey(level), maps=False, most_waiting=4, gather_for=0)
+                for level in (0.3, 0.4)]
+    with pytest.raises(OverloadedError, match="batch: expected at most 4 images waiting with it,"
+                                              " got "):
+        scorer.submit(grey(0.6), maps=False, most_waiting=4)
+    dropped.cancel()
+    # There is room where something was cancelled.
+    gathered += [scorer.submit(grey(level), maps=False, most_waiting=4, gather_for=0)
+                 for level in (0.5, 0.6)]
+    release.set()
+    with pytest.raises(CancelledError):
+        dropped.get()
+    for level, pending in zip((0.7, 0.8, 0.3, 0.4, 0.5, 0.6), taken + gathered, strict=True):
+        assert pending.get()[0] == pytest.approx(3 * level)
+    assert scorer.waiting() == 0
+    assert scorer.executions() == 3  # the last four went together
+    scorer.close()
+
+
+def test_terms_of_an_engines_batch(engine):
+    with pytest.raises(OverloadedError, match="expected at most 3 images waiting"):
+        engine.submit(pictures(4, 64), most_waiting=3)
+    for bad in (-1, 61, math.nan):
+        with pytest.raises(InputError, match=r"^gather_for: expected seconds from 0 to 60"):
+            engine.submit(pictures(1, 64), gather_for=bad)
+    before = engine.executions()
+    pending = engine.submit(pictures(2, 64), gather_for=0.01, most_waiting=8)
+    np.testing.assert_array_equal(pending.result().scores, engine.score(pictures(2, 64)).scores)
+    assert engine.executions() > before
+    assert engine.waiting() == 0
+    pending.cancel()  # too late, and no harm
+    assert pending.result().scores.shape == (2,)
 
 
 def test_a_timeout_says_so(small_file):

@@ -22,6 +22,16 @@ class ClosedError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// More work waits than was allowed to.
+class OverloadedError : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Work was dropped because nobody wanted it any more.
+class CancelledError : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 template <typename Error = InputError>
 [[noreturn]] inline void fail(const std::string& argument, const std::string& expected,
                               const std::string& got) {

@@ -2,9 +2,12 @@
 #pragma once
 
 #include <array>
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <future>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -23,6 +26,19 @@ struct Wanted {
   bool distances = false;  // that the maps are made of
 };
 
+// How a batch is queued.
+struct Terms {
+  // Images that may wait, those of this batch included; beyond that submit throws OverloadedError.
+  std::size_t most_waiting = std::numeric_limits<std::size_t>::max();
+  // Its images may go through the network together with those of other such batches, and wait this
+  // long at most for enough of them to come. The network's sums may then depend on who else is
+  // there, by a rounding.
+  bool gathers = false;
+  std::chrono::nanoseconds gather_for{0};
+  // Once it is true what still waits is dropped, and the future throws CancelledError.
+  std::shared_ptr<const std::atomic<bool>> cancelled;
+};
+
 // Scores of n images in their order: scores (n), scale_weights (n, 3), maps (n, size, size) or
 // null, distances (n, sides[k], sides[k]) or null.
 struct Scores {
@@ -34,8 +50,9 @@ struct Scores {
 };
 
 // Any number of threads may call one Scorer. Batches are served in order of submission, and cut
-// into pieces of the runner's batch sizes. One thread per stream of the runner keeps it busy: while
-// the network works on a piece, its thread prepares the next one and finishes the one before.
+// into pieces of the runner's batch sizes, or gathered into them. One thread per stream of the
+// runner keeps it busy: while the network works on a piece, its thread prepares the next one and
+// finishes the one before.
 class Scorer {
  public:
   using Future = std::future<std::unique_ptr<Scores>>;
@@ -53,11 +70,17 @@ class Scorer {
   // (InputError, NotFiniteError), those of the network by the future. Throws ClosedError after
   // close().
   Future submit(std::vector<ImageView> images, bool is_batch, Wanted wanted,
-                std::shared_ptr<void> owner = nullptr);
+                std::shared_ptr<void> owner = nullptr, Terms terms = {});
 
   std::unique_ptr<Scores> score(std::vector<ImageView> images, bool is_batch, Wanted wanted) {
     return submit(std::move(images), is_batch, wanted).get();
   }
+
+  // Images that wait for a stream.
+  std::size_t waiting() const;
+
+  // Pieces that were given to the network so far.
+  std::size_t executions() const;
 
   // Ends what was submitted, then lets go of threads and runner. Called from one of the scorer's
   // own threads (a runner may do anything) it does not wait for the end.
@@ -73,7 +96,15 @@ class PendingScores {
  public:
   using Between = std::function<void()>;
 
-  explicit PendingScores(Scorer::Future future);
+  // cancelled: that of the batch's terms, where it is wanted that `cancel` drops it.
+  explicit PendingScores(Scorer::Future future,
+                         std::shared_ptr<std::atomic<bool>> cancelled = nullptr);
+
+  // Drops the batch where it still waits: `get` then throws CancelledError. What the network has
+  // begun is finished.
+  void cancel() {
+    if (cancelled_) *cancelled_ = true;
+  }
 
   // Whether get would not wait.
   bool done() const { return is_done(future()); }
@@ -93,6 +124,7 @@ class PendingScores {
   SharedFuture future() const;
 
   const long process_;
+  const std::shared_ptr<std::atomic<bool>> cancelled_;
   mutable std::mutex mutex_;
   SharedFuture future_;  // not valid once get was called; guarded by mutex_
 };
