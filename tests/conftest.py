@@ -78,3 +78,15 @@ def run_with_file_limit() -> Callable[[str], str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """One for all tests of a process, which may leave anything in its log."""
+    from tests.support.browser import CHROMIUM, DRIVER, Browser
+
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("needs Chromium and its driver (Debian: chromium, chromium-driver)")
+    browser = Browser()
+    yield browser
+    browser.driver.quit()

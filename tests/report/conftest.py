@@ -42,22 +42,10 @@ def report_page(run_folder, tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="session")
-def chromium():
-    """One for all tests of a process, which may leave anything in its log."""
-    from tests.report.browser import CHROMIUM, DRIVER, Browser
-
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("needs Chromium and its driver (Debian: chromium, chromium-driver)")
-    browser = Browser()
-    yield browser
-    browser.driver.quit()
-
-
 @pytest.fixture
 def browser(chromium):
     """After each test: no error was told, and nothing was asked for."""
-    from tests.report.browser import WIDE
+    from tests.support.browser import WIDE
 
     chromium.show(WIDE)
     chromium.driver.get_log("browser")

@@ -1,9 +1,7 @@
 """A page as a whole in a real Chromium: who can use it, what hostile names do to it, what may leave
 it, paper, and how soon it is there."""
 
-import importlib.util
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +18,7 @@ pytest.importorskip("selenium", reason="drives the browser")
 
 from selenium.webdriver.common.keys import Keys
 
-from tests.report.browser import NARROW, SCHEMES, WIDE
+from tests.support.browser import NARROW, WIDE
 
 
 @pytest.fixture(scope="module")
@@ -129,43 +127,17 @@ def test_runs_without_labels_or_images(browser, small_file, tmp_path):
     assert browser.text("#status").startswith("0 of 3 images above")
 
 
-@pytest.fixture(scope="module")
-def axe():
-    found = importlib.util.find_spec("axe_playwright_python")
-    if found is None:
-        pytest.skip("needs axe, which axe-playwright-python brings")
-    return (Path(found.submodule_search_locations[0]) / "axe.min.js").read_text("utf-8")
-
-
-def check_access(browser):
-    """In both colour schemes and widths."""
-    for scheme in SCHEMES:
-        for size in (WIDE, NARROW):
-            browser.show(size, scheme)
-            violations = browser.driver.execute_async_script("""
-                const done = arguments[0];
-                const rules = {'target-size': {enabled: true}};
-                axe.run(document, {resultTypes: ['violations'], rules}).then(
-                  (found) => done(found.violations.map((v) => [v.impact, v.id, v.nodes[0].html])),
-                  (error) => done(String(error)))""")
-            assert isinstance(violations, list), violations
-            assert [each for each in violations if each[0] in ("serious", "critical")] == [], (
-                scheme, size)
-
-
-def test_axe_finds_nothing_serious(browser, report_page, axe):
+def test_axe_finds_nothing_serious(browser, report_page):
     browser.open(report_page)
-    browser.run(axe)
-    check_access(browser)
+    browser.check_access()
     browser.open_first()
-    check_access(browser)
+    browser.check_access()
 
 
-def test_the_page_of_a_build(browser, small_file, axe, tmp_path):
+def test_the_page_of_a_build(browser, small_file, tmp_path):
     write_build_report(small_file, tmp_path / "build.html")
     browser.driver.get((tmp_path / "build.html").as_uri())
-    browser.run(axe)
-    check_access(browser)
+    browser.check_access()
     browser.show(NARROW)
     assert browser.run("return document.documentElement.scrollWidth") <= NARROW[0]
     assert len(browser.all("svg .point")) == 1

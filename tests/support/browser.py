@@ -1,10 +1,12 @@
 """Chromium, as the tests of the pages use it."""
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
@@ -19,12 +21,13 @@ SCHEMES = ("light", "dark")
 
 
 class Browser:
-    """Without a window, and without a network: no name of a host is found."""
+    """Without a window, and without a network: no host is found but this one."""
 
     def __init__(self) -> None:
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM
-        for argument in ("--headless=new", "--host-resolver-rules=MAP * ~NOTFOUND",
+        for argument in ("--headless=new",
+                         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
                          "--disable-background-networking", "--disable-dev-shm-usage",
                          *(["--no-sandbox"] if getattr(os, "geteuid", int)() == 0 else [])):
             options.add_argument(argument)
@@ -83,6 +86,26 @@ class Browser:
             return [width, height, Array.from(copy.getImageData(0, 0, width, height).data)]""",
             selector)
         return np.array(values, np.uint8).reshape(height, width, 4)
+
+    def check_access(self):
+        """Whether axe finds what keeps people out, in both colour schemes and widths."""
+        found = importlib.util.find_spec("axe_playwright_python")
+        if found is None:
+            pytest.skip("needs axe, which axe-playwright-python brings")
+        self.run((Path(found.submodule_search_locations[0]) / "axe.min.js").read_text("utf-8"))
+        for scheme in SCHEMES:
+            for size in (WIDE, NARROW):
+                self.show(size, scheme)
+                violations = self.driver.execute_async_script("""
+                    const done = arguments[0];
+                    const rules = {'target-size': {enabled: true}};
+                    axe.run(document, {resultTypes: ['violations'], rules}).then(
+                      (found) => done(found.violations.map(
+                        (v) => [v.impact, v.id, v.nodes[0].html])),
+                      (error) => done(String(error)))""")
+                assert isinstance(violations, list), violations
+                assert [each for each in violations if each[0] in ("serious", "critical")] == [], (
+                    scheme, size)
 
     def cards(self):
         """Which images the page of the gallery shows."""
