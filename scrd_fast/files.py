@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import secrets
 import stat
 import tempfile
@@ -10,9 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from scrd_fast.errors import OutputError, fail
+from scrd_fast.errors import OutputError, expect, fail
 
 Contents = bytes | memoryview  # of a file or a part of it; a view where it is mapped
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _PREFIX, _SUFFIX = ".scrd-", ".part"  # of temporary files; not the name: it may be as long as any
 
 
@@ -41,6 +43,12 @@ def _place(path: Path, *, folder: bool) -> Path:
     if not folder and not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "expected a file, got a device or a pipe")
     return real
+
+
+def check_name(name: str, argument: str) -> None:
+    """Raise InputError unless a model can be called so by every server, and a folder for it."""
+    expect(_NAME.fullmatch(name) is not None, argument,
+           "a name of letters, digits, '_', '-' and '.'", repr(name[:60]))
 
 
 def is_path(value: Any) -> bool:

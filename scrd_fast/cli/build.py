@@ -115,18 +115,46 @@ def _tell_built(path: Path, manifest: "Manifest") -> None:
         typer.echo("  calibration kept: the model is the same, and so are the scores")
 
 
-@app.command(epilog=example("scrd-fast export model.safetensors model.onnx"))
+@app.command(epilog=example("scrd-fast export model.safetensors model.onnx",
+                            "scrd-fast export brain.safetensors --triton-repo models/"))
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint (.safetensors).")],
-    out: Annotated[Path, typer.Argument(help="ONNX file to write.")],
+    out: Annotated[Path | None, typer.Argument(help="ONNX file to write.")] = None,
+    triton_repo: Annotated[Path | None, typer.Option(
+        help="Model repository of Triton Inference Server to add the model to.")] = None,
+    openvino: Annotated[Path | None, typer.Option(
+        help="Model repository of OpenVINO Model Server to add the model to.")] = None,
+    name: Annotated[str | None, typer.Option(
+        help="What the model is called there; else as the checkpoint's file.")] = None,
+    version: Annotated[int, typer.Option(help="Its version there.", min=1)] = 1,
 ) -> None:
-    """Write a portable ONNX graph: uint8 images in; score, map and scale weights out."""
-    from scrd_fast.building.build import export_onnx
+    """Write a portable ONNX graph, alone or as other servers take it.
 
+    uint8 images go in; score, map and scale weights come out.
+    """
+    from scrd_fast.building.build import export_onnx
+    from scrd_fast.building.repositories import (
+        write_openvino_repository,
+        write_triton_repository,
+    )
+    from scrd_fast.errors import expect
+
+    repositories = ((triton_repo, write_triton_repository), (openvino, write_openvino_repository))
+    expect(out is not None or triton_repo is not None or openvino is not None, "out",
+           "an ONNX file, --triton-repo or --openvino", "none")
+    is_named = name is not None or version != 1
+    expect(not is_named or triton_repo is not None or openvino is not None, "--name and --version",
+           "--triton-repo or --openvino with them", "neither")
+    written = []
     with show_progress("exporting"):
-        export_onnx(checkpoint, out)
-    typer.echo(f"{out}: input images uint8 (batch, height, width, 3);"
-               " outputs score, map, scale_weights")
+        if out is not None:
+            written.append(export_onnx(checkpoint, out))
+        for folder, write in repositories:
+            if folder is not None:
+                written.append(write(checkpoint, folder, name=name, version=version))
+    for each in written:
+        typer.echo(f"{each}: input images uint8 (batch, height, width, 3);"
+                   " outputs score, map, scale_weights")
 
 
 @app.command(epilog=example("scrd-fast info model.scrd"))
