@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all check csrc-test csrc-tsan csrc-neon bench bench-classes gpu-check bench-compare benchmarks-page detection detection-page clean
+.PHONY: demo test test-all check csrc-test csrc-tsan csrc-neon bench bench-classes gpu-check bench-compare bench-serving benchmarks-page detection detection-page clean
 
 demo: $(VENV)/.demo
 	$(BIN)/scrd-fast demo --out $(OUT)
@@ -44,6 +44,10 @@ bench-compare: $(VENV)/.test
 
 benchmarks-page: $(VENV)/.test
 	$(BIN)/python -m benchmarks.report --page
+
+# A service under load, beside the Python API; about 10 minutes. Adds to benchmarks/results.
+bench-serving: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.serving --store
 
 # How well anomalies are found, at most about 3 hours; goes on where it was stopped. BUDGET: factor
 # of all steps, by default what fits.

@@ -31,6 +31,7 @@ FLOORS = (
     ("evaluation",),
     ("report",),
     ("outputs",),
+    ("serving",),
     ("demo",),
     ("cli",),
     ("__init__", "__main__"),

@@ -48,6 +48,13 @@ def decode_ahead(items: Iterable[Any], rule: DecodingRule) -> Iterator[Any]:
     return _scale(_read_ahead(items, rule), rule)
 
 
+def decode_file(path: Path, rule: DecodingRule) -> Decoded:
+    """What a file gives that is its own series."""
+    (found,) = _scale([read_file(path, rule)], rule)
+    assert isinstance(found, Decoded)
+    return found
+
+
 @cache
 def _keep_freed_memory() -> None:
     """Let glibc keep what files leave, up to twice the largest block ever freed, for the next ones.

@@ -1,0 +1,67 @@
+"""scrd-fast serve as its user meets it: what is wrong is said in one line."""
+
+import socket
+import sys
+
+import pytest
+
+from tests.cli.commands import run_here
+from tests.serving.conftest import run_service
+
+
+@pytest.fixture
+def taken():
+    """A port that another listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize(("arguments", "error"), [
+    (["{folder}/gone.scrd"], "gone.scrd"),
+    (["m={file}", "m={file}"], "models: expected names and versions that differ; write"
+                               " NAME:VERSION=PATH, got m version 1 twice"),
+    (["a/b={file}"], "expected a name of letters"),
+    (["m:x={file}"], "expected a version that is a number from 1, got 'x'"),
+    (["{file}", "--tls-cert", "{file}"], "--tls-cert and --tls-key: expected both or none"),
+    (["{file}", "--tls-cert", "{file}", "--tls-key", "{file}"],
+     "--tls-cert and --tls-key: expected a certificate and its key in PEM"),
+    (["{file}", "--token-file", "{folder}/gone"], "--token-file: expected a file of ASCII"),
+    (["{file}", "--token-file", "{folder}/short"], "token: expected 16 printable ASCII"),
+    (["{file}", "--port", "{taken}"], "--port: expected a port that can be listened on, got"
+                                      " 127.0.0.1:"),
+    (["{file}", "--port", "0", "--grpc-port", "{taken}"],
+     "--grpc-port: expected a port that can be listened on"),
+    (["{file}", "--host", "no.such.host.invalid"], "expected a port that can be listened on"),
+    (["{file}", "--gather-ms", "-1"], "--gather-ms"),
+])
+def test_errors(served_file, tmp_path, taken, arguments, error):
+    (tmp_path / "short").write_text("short")
+    filled = [each.format(file=served_file, folder=tmp_path, taken=taken) for each in arguments]
+    done = run_here("serve", *filled)
+    assert done.returncode == 2
+    assert error in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1 + done.stderr.count("warning: ")
+
+
+def test_a_missing_extra_is_named(served_file, monkeypatch):
+    for name in list(sys.modules):
+        if name.startswith("scrd_fast.serving"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    done = run_here("serve", served_file)
+    assert done.returncode == 2
+    assert "serve: expected uvicorn, got none; what serves comes with:" in done.stderr
+    assert "pip install 'scrd-fast[serve]'" in done.stderr
+
+
+def test_who_lets_others_in_is_warned(served_file, tmp_path):
+    with run_service(tmp_path / "log", served_file, "--host", "0.0.0.0", "--grpc-port",
+                     "-1") as running:
+        text = running.log.read_text()
+        assert "others reach this service; it has no --token-file and --tls-cert" in text
+        assert "gRPC" not in text
+        running.http = ("127.0.0.1", running.http[1])
+        assert running.ask("GET", "/v2/health/live").status == 200
+    with run_service(tmp_path / "log", served_file) as running:
+        assert "warning" not in running.log.read_text()
