@@ -320,8 +320,12 @@ class ServedModel:
         expect(isinstance(files, list) and len(tensor.shape) == 1, FILES,
                "BYTES of shape [N], each an encoded image", f"{tensor.datatype}"
                f" {list(tensor.shape)}")
-        found = await asyncio.gather(*(self._score_file(bytes(file), maps) for file in files))
-        return self._join(found, maps)
+        tasks = [asyncio.ensure_future(self._score_file(bytes(file), maps)) for file in files]
+        try:
+            return self._join(await asyncio.gather(*tasks), maps)
+        finally:
+            for task in tasks:  # where one failed, nobody waits for the others
+                task.cancel()
 
     async def _score_file(self, content: bytes, maps: bool) -> Result | str:
         """The result of a file's image, or why there is none."""
