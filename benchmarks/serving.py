@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,21 +139,19 @@ def overhead(engine: Engine, serving: Serving, image: NDArray[np.uint8], rounds:
 
 def rate_of(calls: list[Callable[[], Any]], seconds: float) -> float:
     """Images per second of threads that each call again and again."""
-    counts = [0] * len(calls)
     end = time.perf_counter() + seconds
 
-    def run(k: int) -> None:
+    def run(call: Callable[[], Any]) -> int:
+        count = 0
         while time.perf_counter() < end:
-            calls[k]()
-            counts[k] += 1
+            call()
+            count += 1
+        return count
 
-    threads = [threading.Thread(target=run, args=(k,)) for k in range(len(calls))]
     began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(counts) / (time.perf_counter() - began)
+    with ThreadPoolExecutor(len(calls)) as pool:
+        count = sum(pool.map(run, calls))
+    return count / (time.perf_counter() - began)
 
 
 def throughput(engine: Engine, serving: Serving, image: NDArray[np.uint8], seconds: float,
@@ -276,7 +275,7 @@ def measure(backbone: str, side: int, seconds: float, folder: Path) -> dict[str,
     image = pictures(side, 1)
     began = environment()
     with scrd_fast.load_engine(path) as engine, run_service(path, folder / "log") as serving:
-        found = overhead(engine, serving, image, rounds=max(5, round(seconds)))
+        found = overhead(engine, serving, image, rounds=min(40, max(5, round(seconds))))
         found |= throughput(engine, serving, image, max(1.0, seconds / 12), rounds=3)
         found |= loads(serving, image, found, seconds)
     return {"model": f"{backbone}, {side} px, fp32", "seconds": seconds, **found,

@@ -23,6 +23,7 @@ from scrd_fast.serving.service import Service
 from scrd_fast.serving.tracing import Trace
 
 _MOST_HEAD_BYTES = 1 << 16
+_KEEP_ALIVE_SECONDS = 75  # that a client may wait before its next request
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ async def _start_http(service: Service, bodies: Bodies, options: ServerOptions,
     http = _HttpServer(uvicorn.Config(
         make_app(service, bodies), host=options.host, port=options.port, http=protocol,
         loop="asyncio", ws="none", lifespan="off", access_log=False, log_config=None,
-        log_level="critical", server_header=False,
+        log_level="critical", server_header=False, timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(options.grace_seconds),
         ssl_certfile=options.certificate, ssl_keyfile=options.key))
     task = asyncio.ensure_future(_run(http, options))
