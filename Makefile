@@ -45,7 +45,7 @@ bench-compare: $(VENV)/.test
 benchmarks-page: $(VENV)/.test
 	$(BIN)/python -m benchmarks.report --page
 
-# A service under load, beside the Python API; about 10 minutes. Adds to benchmarks/results.
+# A service under load, beside the Python API; about 17 minutes. Adds to benchmarks/results.
 bench-serving: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.serving --store
 
