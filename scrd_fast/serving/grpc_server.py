@@ -192,11 +192,16 @@ def _response(answer: InferAnswer) -> Any:
         outputs=outputs, raw_output_contents=[to_raw(each) for each in answer.outputs])
 
 
+def address_of(host: str, port: int) -> str:
+    """Both as addresses write them."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def add_port(server: grpc.aio.Server, host: str, port: int, certificate: Sequence[bytes] | None,
              ) -> int:
     """Let a server listen; gives the port, which may have been 0. certificate: the key and the
     chain, in PEM. Raises InputError where it cannot listen there."""
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    address = address_of(host, port)
     try:
         if certificate is None:
             return server.add_insecure_port(address)

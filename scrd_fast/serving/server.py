@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from scrd_fast.errors import InputError, expect, fail
 from scrd_fast.serving.bodies import Bodies
-from scrd_fast.serving.grpc_server import add_port, make_server
+from scrd_fast.serving.grpc_server import add_port, address_of, make_server
 from scrd_fast.serving.http import make_app
 from scrd_fast.serving.model import Terms
 from scrd_fast.serving.repository import ModelSource, Repository
@@ -23,21 +23,20 @@ from scrd_fast.serving.service import Service
 from scrd_fast.serving.tracing import Trace
 
 _MOST_HEAD_BYTES = 1 << 16
+_GRACE_SECONDS = 30  # in which what was taken is answered at the end
 _KEEP_ALIVE_SECONDS = 75  # that a client may wait before its next request
 
 
 @dataclass(frozen=True)
 class ServerOptions:
     """port: 0 for any that is free; grpc_port: None for no gRPC. most_bytes: of one request;
-    receive_seconds: in which a request must have come. certificate, key: PEM files, for TLS.
-    grace_seconds: in which what was taken is answered at the end."""
+    receive_seconds: in which a request must have come. certificate, key: PEM files, for TLS."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     grpc_port: int | None = 8001
     most_bytes: int = 64 << 20
     receive_seconds: float = 30.0
-    grace_seconds: float = 30.0
     certificate: Path | None = None
     key: Path | None = None
 
@@ -49,7 +48,7 @@ class ServerOptions:
     def is_local(self) -> bool:
         """Whether only this machine reaches it."""
         try:
-            return ipaddress.ip_address(self.host).is_loopback
+            return ipaddress.ipaddress_of(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
 
@@ -151,15 +150,15 @@ async def serve(
                 grpc_server = make_server(service, bodies)
                 grpc_port = add_port(grpc_server, options.host, options.grpc_port, certificate)
                 await grpc_server.start()
-                grpc_address = _address(options.host, grpc_port)
-            tell(f"{scheme}://{_address(options.host, port)}", grpc_address)
+                grpc_address = address_of(options.host, grpc_port)
+            tell(f"{scheme}://{address_of(options.host, port)}", grpc_address)
             await _done_before(stop, http_task)
         finally:
             service.is_stopping = True
             http.should_exit = True
             await asyncio.gather(  # raises what ended the server before it was told to
                 http_task,
-                *([grpc_server.stop(options.grace_seconds)] if grpc_server is not None else []))
+                *([grpc_server.stop(_GRACE_SECONDS)] if grpc_server is not None else []))
     finally:
         await repository.close()
         await asyncio.to_thread(service.trace.close)
@@ -186,7 +185,7 @@ async def _start_http(service: Service, bodies: Bodies, options: ServerOptions,
         make_app(service, bodies), host=options.host, port=options.port, http=protocol,
         loop="asyncio", ws="none", lifespan="off", access_log=False, log_config=None,
         log_level="critical", server_header=False, timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(options.grace_seconds),
+        timeout_graceful_shutdown=_GRACE_SECONDS,
         ssl_certfile=options.certificate, ssl_keyfile=options.key))
     task = asyncio.ensure_future(_run(http, options))
     while not http.started:
@@ -201,11 +200,7 @@ async def _run(http: _HttpServer, options: ServerOptions) -> None:
     try:
         await http.serve()
     except SystemExit:  # what it makes of a port that is taken
-        fail("--port", "a port that can be listened on", _address(options.host, options.port))
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        fail("--port", "a port that can be listened on", address_of(options.host, options.port))
 
 
 def _read_certificate(options: ServerOptions) -> tuple[bytes, bytes] | None:
