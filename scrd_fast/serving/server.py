@@ -48,7 +48,7 @@ class ServerOptions:
     def is_local(self) -> bool:
         """Whether only this machine reaches it."""
         try:
-            return ipaddress.ipaddress_of(self.host).is_loopback
+            return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
 
