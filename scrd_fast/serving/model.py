@@ -1,7 +1,8 @@
 """A model as the service offers it: an engine behind the protocol's inputs and outputs.
 
 Decoding files, looking through large batches and scoring are done by threads, the rest of a request
-on the event loop. The scorer's own queue gathers what several clients ask for, bounds what waits and drops what nobody waits for.
+on the event loop. The scorer's own queue gathers what several clients ask for, bounds what waits
+and drops what nobody waits for.
 """
 
 import asyncio
