@@ -7,12 +7,9 @@ and drops what nobody waits for.
 
 import asyncio
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import SimpleQueue
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -30,7 +27,9 @@ from scrd_fast.errors import (
 from scrd_fast.machine import count_cores
 from scrd_fast.serving.files import read_image
 from scrd_fast.serving.messages import InferAnswer, InferRequest
+from scrd_fast.serving.pace import Pace
 from scrd_fast.serving.tensors import BYTES, Tensor
+from scrd_fast.serving.waiter import Waiter
 
 IMAGES, FILES = "images", "files"
 MAP = "map"  # given where it is asked for by name alone: it is 100 times the rest
@@ -39,7 +38,6 @@ _PIXELS = ("UINT8", "UINT16", "FP32")
 _INLINE_BYTES = 1 << 20
 # A request is taken where half its time would do: what is taken shall be answered in time.
 _HEADROOM = 0.5
-_LEARNING = 0.1  # weight of a request in the mean pace
 
 
 class DeadlineError(ScrdError):
@@ -84,98 +82,18 @@ class Output:
     shape: tuple[int, ...]
 
 
-class _Waiter:
-    """A thread that waits for batches in their order and tells the event loop."""
-
-    def __init__(self, name: str) -> None:
-        self._queue: SimpleQueue[tuple[Pending, Callable[[Any], None]] | None] = SimpleQueue()
-        self._thread = Thread(target=self._run, name=f"wait for {name}", daemon=True)
-        self._thread.start()
-
-    async def wait(self, pending: Pending) -> Result:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
-
-        def settle(outcome: Result | BaseException) -> None:
-            if future.done():
-                return
-            if isinstance(outcome, BaseException):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
-
-        def tell(outcome: Result | BaseException) -> None:
-            loop.call_soon_threadsafe(settle, outcome)
-
-        self._queue.put((pending, tell))
-        try:
-            return await future
-        except asyncio.CancelledError:
-            pending.cancel()
-            raise
-
-    def close(self) -> None:
-        """Wait for the end of all that was given."""
-        self._queue.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            pending, tell = item
-            try:
-                outcome: Any = pending.result()
-            except BaseException as error:  # whatever it is: who waits must hear of it
-                outcome = error
-            try:
-                tell(outcome)
-            except RuntimeError:  # the loop was closed: nobody waits
-                continue
-
-
-class _Pace:
-    """How fast images are scored, as the ends of requests tell."""
-
-    def __init__(self) -> None:
-        self.images = 0  # that were taken and are not scored
-        self._is_warm = False
-        self._each = 0.0  # seconds; 0: not known yet
-        self._last = 0.0  # when a request ended, or began while nothing was under way
-
-    def begin(self, count: int) -> None:
-        """A request was taken."""
-        if self.images == 0:
-            self._last = time.perf_counter()
-        self.images += count
-
-    def measure(self, count: int) -> None:
-        """A request's images are scored; `end` follows."""
-        now = time.perf_counter()
-        each, self._last = (now - self._last) / count, now
-        if self._is_warm:
-            self._each += (each - self._each) * (_LEARNING if self._each else 1)
-        self._is_warm = True  # the first request also pays for what is made once
-
-    def end(self, count: int) -> None:
-        """A request is over, however it ended."""
-        self.images -= count
-
-    def seconds(self, count: int) -> float:
-        """Until what was taken is scored and `count` images more."""
-        return (self.images + count) * self._each
-
-
 class ServedModel:
     """An engine that answers requests of the protocol."""
 
     def __init__(self, name: str, version: str, engine: Engine, terms: Terms) -> None:
         self.name, self.version, self.engine, self.terms = name, version, engine, terms
-        self._waiter = _Waiter(name)
+        self._waiter = Waiter(name)
         self._decoders = ThreadPoolExecutor(count_cores(), "decode")
         self._submitters = ThreadPoolExecutor(1, "submit")
         # Of images of files that are in memory, which may be a thousand times the file's size.
         self._decoded = asyncio.Semaphore(2 * count_cores())
         self.fault: str | None = None  # why nothing can be scored any more
-        self._pace = _Pace()
+        self._pace = Pace()
         self._active = 0  # requests
         self._idle = asyncio.Event()
         self._idle.set()

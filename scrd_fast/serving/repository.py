@@ -1,18 +1,28 @@
 """The models of a service by name and version, and what loads and unloads them."""
 
 import asyncio
+import os
 import re
+import sys
+import threading
 from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.load import load_engine
 from scrd_fast.errors import ScrdError, expect
 from scrd_fast.files import check_name
 from scrd_fast.serving.model import ServedModel, Terms
 
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
+# Of an engine's threads beyond the service's own: the event loop, which parses and refuses, gets a
+# core when it needs one, though the engine would keep all of them busy.
+_NICENESS = 10
 
 
 class NotFoundError(ScrdError):
@@ -155,7 +165,7 @@ class Repository:
     async def _load(self, key: tuple[str, str]) -> None:
         source = self._sources[key]
         try:
-            engine = await asyncio.to_thread(load_engine, source.path, trust=self._trust)
+            engine = await self._load_engine(source.path)
         except ScrdError as error:
             # Clients hear it, and nothing of where files lie.
             reason = str(error).replace(str(source.path), source.path.name)
@@ -167,6 +177,27 @@ class Repository:
         self._served[key] = ServedModel(source.name, source.version, engine, self._terms)
         if before is not None:
             await before.close()
+
+    async def _load_engine(self, path: Path) -> Engine:
+        """The engine of a file, warm, whose threads give way to the service's own."""
+        def load() -> Engine:
+            _give_way()
+            engine = load_engine(path, trust=self._trust)
+            try:
+                # All of its threads begin here, below this one, and the first client need not wait
+                # for what is made once.
+                side = engine.spec.input_size
+                engine.score(np.zeros((1, side, side), np.uint8), maps=False)
+            except BaseException:
+                engine.close()
+                raise
+            return engine
+
+        pool = ThreadPoolExecutor(1, "load")  # its thread never gets its priority back
+        try:
+            return await asyncio.get_running_loop().run_in_executor(pool, load)
+        finally:
+            pool.shutdown(wait=False)
 
     async def close(self) -> None:
         """Answer what was taken, then let go of all."""
@@ -180,3 +211,11 @@ class Repository:
         if not self.may_load:
             raise ForbiddenError("repository: expected a service started with --allow-load, got"
                                  " one without")
+
+
+def _give_way() -> None:
+    """Lower the priority of this thread and of those that it will start."""
+    if sys.platform == "linux":  # elsewhere a priority is the whole process's
+        thread = threading.get_native_id()
+        now = os.getpriority(os.PRIO_PROCESS, thread)
+        os.setpriority(os.PRIO_PROCESS, thread, now + _NICENESS)

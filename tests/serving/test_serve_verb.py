@@ -1,12 +1,15 @@
 """scrd-fast serve as its user meets it: what is wrong is said in one line."""
 
+import os
 import socket
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.cli.commands import run_here
-from tests.serving.conftest import run_service
+from tests.serving.conftest import run_service, tensor_of
 
 
 @pytest.fixture
@@ -42,6 +45,26 @@ def test_errors(served_file, tmp_path, taken, arguments, error):
     assert error in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1 + done.stderr.count("warning: ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_what_scores_gives_way_to_what_answers(served_file, tmp_path):
+    """The engine's threads take most of the time, at a lower priority than the event loop's."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    with run_service(tmp_path / "log", f"m={served_file}") as running:
+        images = np.random.default_rng(0).integers(0, 256, (8, 64, 64), dtype=np.uint8)
+        tensor = tensor_of(images)
+        for _ in range(10):
+            assert running.infer(tensor).status == 200
+        ticks: dict[int, int] = {}
+        for task in Path(f"/proc/{running.process.pid}/task").iterdir():
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+            niceness = int(fields[16]) - own
+            ticks[niceness] = ticks.get(niceness, 0) + int(fields[11])
+            if task.name == str(running.process.pid):
+                assert niceness == 0
+    assert set(ticks) == {0, min(10, 19 - own)}
+    assert ticks[max(ticks)] > 0
 
 
 def test_a_missing_extra_is_named(served_file, monkeypatch):
