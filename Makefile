@@ -89,7 +89,7 @@ CXX ?= g++
 CXXFLAGS ?= -O1 -g
 WARNINGS := -Wall -Wextra -Wno-psabi
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
-TSAN_TESTS := thread_pool anomaly_map scorer
+TSAN_TESTS := thread_pool anomaly_map scorer terms pending_scores
 ASAN := -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS
 TSAN := -fsanitize=thread
 NEON_CXX := aarch64-linux-gnu-g++

@@ -12,6 +12,7 @@
 #include "module.hpp"
 #include "owner.hpp"
 #include "python_runner.hpp"
+#include "scrd/pending_scores.hpp"
 #include "scrd/scorer.hpp"
 
 namespace scrd::python {

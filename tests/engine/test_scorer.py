@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,25 +13,19 @@ import pytest
 import torch
 
 import scrd_fast
-from scrd_fast import _native
 from scrd_fast.backends.registry import choose_backend
 from scrd_fast.data.decode import ahead
 from scrd_fast.data.decode.image import DecodedImage, Source
 from scrd_fast.data.decode.read import FileRead, read_file
-from scrd_fast.engine.engine import Pending
 from scrd_fast.errors import (
     BackendUnavailable,
-    CancelledError,
     ClosedError,
     InputError,
     NotFiniteError,
     OverloadedError,
 )
-from scrd_fast.ops.anomaly_map import native_tail
-from scrd_fast.spec import ScoringSpec
 from tests.support.models import EACH_BACKEND, pictures
-
-SPEC = ScoringSpec(input_size=32, blur_sigma=2.0)
+from tests.support.networks import Network, grey, scorer_of
 
 
 @pytest.fixture(scope="module", params=EACH_BACKEND)
@@ -129,30 +121,6 @@ def test_two_thousand_batches_leave_the_memory_as_it_was(small_path, tmp_path, b
     assert after <= 1.02 * before, f"{before / 2**20:.1f} MB, then {after / 2**20:.1f} MB"
 
 
-class Network:
-    """In place of a network: distances from the first pixel, and whatever `then` does to them."""
-
-    def __init__(self, then=lambda outputs: outputs) -> None:
-        self.then = then
-        self.calls = 0
-
-    def __call__(self, pixels):
-        self.calls += 1
-        n = len(pixels)
-        distances = [np.broadcast_to(pixels[:, :1, 0, 0, None], (n, side, side)).copy()
-                     for side in (8, 4, 2)]
-        return self.then([*distances, np.full((n, 3), 1 / 3, np.float32)])
-
-
-def scorer_of(network, buckets=(1, 2)):
-    return _native.Scorer(_native.PythonRunner(network, 32, list(buckets)), 32, (0.0,) * 3,
-                          (1.0,) * 3, native_tail(SPEC), False)
-
-
-def grey(*levels: float) -> np.ndarray:
-    return np.stack([np.full((32, 32), level, np.float32) for level in levels])
-
-
 def test_batches_are_cut_into_pieces_in_order():
     network = Network()
     scorer = scorer_of(network)
@@ -234,67 +202,6 @@ def test_batches_that_do_not_fit(engine, batch, error, message):
         engine.submit(batch)
 
 
-@pytest.fixture
-def slow():
-    """A scorer whose batch of grey 0.5 ends when the event is set."""
-    release = threading.Event()
-
-    def wait(outputs):
-        release.wait(30)
-        return outputs
-
-    scorer = scorer_of(Network(wait))
-    yield scorer.submit(grey(0.5), maps=False), release
-    release.set()
-    scorer.close()
-
-
-def test_waiting_for_a_result(slow):
-    pending, release = slow
-    start = time.perf_counter()
-    assert not pending.wait(0.05)
-    assert time.perf_counter() - start < 5
-    assert not pending.done()
-    release.set()
-    assert pending.wait(30)
-    assert pending.get()[0] == pytest.approx(1.5)
-    with pytest.raises(InputError, match=r"^get: expected to be called once, got a second call"):
-        pending.get()
-
-
-def test_terms_of_a_batch():
-    """More than may wait is refused, what is cancelled is dropped, what gathers goes together."""
-    release = threading.Event()
-
-    def wait(outputs):
-        release.wait(30)
-        return outputs
-
-    scorer = scorer_of(Network(wait), buckets=(1, 4))
-    # The network works on the first, and the second is prepared: neither waits any more.
-    taken = [scorer.submit(grey(level), maps=False) for level in (0.7, 0.8)]
-    while scorer.executions() < 1 or scorer.waiting() > 0:
-        time.sleep(0.001)
-    dropped = scorer.submit(grey(0.1, 0.2), maps=False, most_waiting=4)
-    gathered = [scorer.submit(grey(level), maps=False, most_waiting=4, gather_for=0)
-                for level in (0.3, 0.4)]
-    with pytest.raises(OverloadedError, match="batch: expected at most 4 images waiting with it,"
-                                              " got "):
-        scorer.submit(grey(0.6), maps=False, most_waiting=4)
-    dropped.cancel()
-    # There is room where something was cancelled.
-    gathered += [scorer.submit(grey(level), maps=False, most_waiting=4, gather_for=0)
-                 for level in (0.5, 0.6)]
-    release.set()
-    with pytest.raises(CancelledError):
-        dropped.get()
-    for level, pending in zip((0.7, 0.8, 0.3, 0.4, 0.5, 0.6), taken + gathered, strict=True):
-        assert pending.get()[0] == pytest.approx(3 * level)
-    assert scorer.waiting() == 0
-    assert scorer.executions() == 3  # the last four went together
-    scorer.close()
-
-
 def test_terms_of_an_engines_batch(engine):
     with pytest.raises(OverloadedError, match="expected at most 3 images waiting"):
         engine.submit(pictures(4, 64), most_waiting=3)
@@ -308,41 +215,6 @@ def test_terms_of_an_engines_batch(engine):
     assert engine.waiting() == 0
     pending.cancel()  # too late, and no harm
     assert pending.result().scores.shape == (2,)
-
-
-def test_a_timeout_says_so(small_file):
-    with scrd_fast.load_engine(small_file) as engine:
-        pending = [engine.submit(pictures(4, 64, seed)) for seed in range(10)]
-        with pytest.raises(TimeoutError, match=r"^result: expected scores within 0 s, got none"):
-            pending[-1].result(timeout=0)
-        assert pending[-1].result().scores.shape == (4,)
-
-
-def test_an_error_is_raised_each_time():
-    def overflow(outputs):
-        outputs[0][:] = np.nan
-        return outputs
-
-    scorer = scorer_of(Network(overflow))
-    pending = Pending(scorer.submit(grey(0.5), maps=False))
-    for _ in range(2):
-        with pytest.raises(NotFiniteError, match="network's output for image 0"):
-            pending.result()
-    scorer.close()
-
-
-def test_two_threads_wait_for_one_result_each_with_its_own_patience(slow):
-    pending, release = Pending(slow[0]), slow[1]
-    with ThreadPoolExecutor(1) as pool:
-        patient = pool.submit(pending.result)
-        time.sleep(0.1)
-        with pytest.raises(TimeoutError, match=r"within 0.05 s"):
-            pending.result(timeout=0.05)
-        release.set()
-        assert patient.result(30).scores == pytest.approx(1.5)
-    for bad in (-1, math.nan):
-        with pytest.raises(InputError, match=r"^timeout: expected seconds from 0, got"):
-            pending.result(timeout=bad)
 
 
 def test_files_that_cannot_be_scored_are_named(engine, tmp_path, monkeypatch):
