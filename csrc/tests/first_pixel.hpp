@@ -64,7 +64,7 @@ class FirstPixel : public Runner {
   }
 
   std::atomic<int> pieces{0};
-  float fails_on = -1;
+  std::atomic<float> fails_on{-1};
 
  private:
   struct Stream {

@@ -5,6 +5,7 @@ An image is called anomalous where its score lies above the threshold, as in `de
 for others, NotFiniteError for NaN or infinity among the scores.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -163,6 +164,20 @@ def auroc(labels: Any, scores: Any) -> float:
     numbers.
     """
     return float(_steps(labels, scores)[1].auroc())
+
+
+def auroc_standard_error(auroc: float, anomalous: int, normal: int) -> float:
+    """Standard error of an AUROC of so many images, by Hanley and McNeil (Radiology 143, 1982, p. 29).
+
+    Theirs is 0 where the images are told apart without fault, whatever their number; here an AUROC
+    counts as at most half an image of the smaller class below 1.
+    """
+    area = min(auroc, 1 - 0.5 / min(anomalous, normal))
+    of_two_anomalous = area / (2 - area)
+    of_two_normal = 2 * area**2 / (1 + area)
+    variance = (area * (1 - area) + (anomalous - 1) * (of_two_anomalous - area**2)
+                + (normal - 1) * (of_two_normal - area**2)) / (anomalous * normal)
+    return math.sqrt(variance)
 
 
 def average_precision(labels: Any, scores: Any) -> float:

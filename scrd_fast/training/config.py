@@ -78,8 +78,8 @@ class TrainConfig:
     validation_share: float = field(default=0.1, metadata={
         "help": "Share of the images that is held out where no others are given to validate on."})
     selection: str = field(default="validation", metadata={
-        "help": "validation picks the best checkpoint by held-out normals against synthesised"
-                " anomalies; published_test by the labelled test set, as the published code does,"
+        "help": "validation picks the checkpoint by held-out normals against synthesised anomalies,"
+                " the last whose AUROC is within a standard error of the largest; published_test by the labelled test set, as the published code does,"
                 " which makes the test figure optimistic."})
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from scrd_fast.data.anomalies import Donors, synthesise
 from scrd_fast.data.dataset import ImageSet
 from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.errors import expect
-from scrd_fast.metrics.ranking import auroc
+from scrd_fast.metrics.ranking import auroc, auroc_standard_error
 from scrd_fast.model.reference import score_pixels
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.spec import ScoringSpec
@@ -36,6 +36,11 @@ class Validation:
     def auroc(self, model: SCRD, spec: ScoringSpec) -> float:
         result, _ = score_pixels(model, spec, self.pixels, maps=False)
         return auroc(self.labels, result.score(spec))
+
+    def standard_error(self, auroc: float) -> float:
+        """Of such an AUROC of these images."""
+        anomalous = int(self.labels.sum())
+        return auroc_standard_error(auroc, anomalous, len(self.labels) - anomalous)
 
 
 class HeldOut:

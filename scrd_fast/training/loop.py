@@ -339,7 +339,10 @@ def _run_steps(
             if process.first:
                 value = images.judge.auroc(trainer.model, spec)
                 teller.tell_value(done, value)
-                run.keep(trainer, {**entry, run.figure: value, **figures})
+                entry[run.figure] = value
+                if config.selection == "validation":  # the published choice is the largest
+                    entry["standard_error"] = images.judge.standard_error(value)
+                run.keep(trainer, {**entry, **figures})
             process.wait()
         begin = batches.steps
 

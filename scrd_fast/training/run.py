@@ -5,6 +5,7 @@ whatever stops a run between both, the best model is in one of them.
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -125,8 +126,20 @@ class Run:
         return self.step == self.config.steps
 
     def _best(self, entries: list[Entry]) -> Entry | None:
-        """The first of those with the largest figure."""
-        return max(entries, key=lambda entry: entry[self.figure], default=None)
+        """The last of those whose figure is the largest, or below it by its standard error at
+        most; without a standard error the first of the largest.
+
+        Synthesised anomalies are soon found nearly all, and then the largest of many figures is a
+        matter of luck: an early model may have it that has not learned yet what is normal.
+        """
+        largest = best = None
+        for entry in entries:
+            if largest is None or entry[self.figure] > largest[self.figure]:
+                largest = best = entry
+            elif entry[self.figure] >= largest[self.figure] - largest.get("standard_error",
+                                                                          -math.inf):
+                best = entry
+        return best
 
     @property
     def best(self) -> float | None:
@@ -232,7 +245,7 @@ class Run:
         """Write the state after a validation, and the checkpoint where it is the best so far."""
         self.step = entry["step"]
         before, displaced = self._best(self.history), dict[str, Tensor]()
-        better = before is None or entry[self.figure] > before[self.figure]
+        better = self._best([*self.history, entry]) is entry
         if self.step % self.config.validate_every == 0:
             self.history.append(entry)
         else:

@@ -14,6 +14,7 @@ from sklearn.metrics import (
 from scrd_fast.errors import InputError, NotFiniteError
 from scrd_fast.metrics.ranking import (
     auroc,
+    auroc_standard_error,
     average_precision,
     best_accuracy,
     best_f1,
@@ -59,6 +60,18 @@ def test_against_scikit_learn(levels, dtype):
         assert f1_score(labels, scores > threshold) == pytest.approx(value, abs=1e-12)
         value, threshold = best_accuracy(labels, scores)
         assert accuracy_score(labels, scores > threshold) == pytest.approx(value, abs=1e-12)
+
+
+def test_the_standard_error_is_that_of_many_studies():
+    """Of two normal distributions; and the example of Hanley and McNeil, 51 and 58 images."""
+    assert auroc_standard_error(0.893, 51, 58) == pytest.approx(0.032, abs=5e-4)
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [60, 40])
+    for distance in (0.0, 1.0, 2.0):
+        found = [auroc(labels, rng.normal(labels * distance)) for _ in range(600)]
+        assert auroc_standard_error(float(np.mean(found)), 40, 60) == pytest.approx(
+            np.std(found), rel=0.2)
+    assert 0.001 < auroc_standard_error(1.0, 200, 200) < 0.005  # none was wrong, so far
 
 
 def best_of_curve(labels, scores, weights=None) -> float:

@@ -108,6 +108,7 @@ def figures(by_step: dict[int, float], steps: list[int]) -> Iterator[None]:
     left = list(steps)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Validation, "auroc", lambda *_: by_step[left.pop(0)])
+        patch.setattr(Validation, "standard_error", lambda *_: 0.05)
         yield
     assert left == []
 
@@ -135,6 +136,31 @@ def test_a_finished_run_that_is_extended_is_a_longer_run(images, tmp_path, by_st
         longer = scrd_fast.train(images, parts, steps=6, resume=True, **OPTIONS)
     assert longer.metrics["history"] == expected.metrics["history"]
     assert content(parts) == content(whole)
+
+
+@pytest.mark.parametrize(("aurocs", "step"), [
+    ([0.5, 0.9, 0.88, 0.84], 6),  # 0.84 is further from the largest than 0.05
+    ([0.9, 0.86, 0.86, 0.86], 8),
+    ([0.9, 0.86, 0.92, 0.8], 6),
+    ([0.9, 0.84, 0.84, 0.84], 2),
+    ([1.0, 1.0, 1.0, 0.2], 6)])
+def test_of_figures_that_luck_may_explain_the_last_is_chosen(images, tmp_path, aurocs, step):
+    out = tmp_path / "m.safetensors"
+    by_step = dict(zip((2, 4, 6, 8), aurocs, strict=True))
+    with figures(by_step, [*by_step]):
+        found = scrd_fast.train(images, out, steps=8, **OPTIONS)
+    assert found.metrics["step"] == load_checkpoint(out).metrics["step"] == step
+    assert [entry["standard_error"] for entry in found.metrics["history"]] == [0.05] * 4
+
+
+def test_the_published_choice_is_the_first_of_the_largest(images, tmp_path):
+    out = tmp_path / "m.safetensors"
+    test = images[:4], [0, 1, 0, 1]
+    by_step = {2: 0.8, 4: 0.9, 6: 0.9, 8: 0.89}
+    with figures(by_step, [*by_step]):
+        found = scrd_fast.train(images[4:], out, steps=8, selection="published_test", test=test,
+                                **OPTIONS)
+    assert found.metrics["step"] == 4
 
 
 def test_a_run_without_a_validation_of_its_schedule_is_extended(images, tmp_path):
