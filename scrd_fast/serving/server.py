@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import signal
 import ssl
@@ -151,9 +152,13 @@ async def serve(
                 grpc_port = add_port(grpc_server, options.host, options.grpc_port, certificate)
                 await grpc_server.start()
                 grpc_address = address_of(options.host, grpc_port)
+            # Collections shall not look at what stays: 46 000 objects, which takes 20 to 40 ms.
+            gc.collect()
+            gc.freeze()
             tell(f"{scheme}://{address_of(options.host, port)}", grpc_address)
             await _done_before(stop, http_task)
         finally:
+            gc.unfreeze()
             service.is_stopping = True
             http.should_exit = True
             await asyncio.gather(  # raises what ended the server before it was told to
