@@ -79,7 +79,8 @@ class TrainConfig:
         "help": "Share of the images that is held out where no others are given to validate on."})
     selection: str = field(default="validation", metadata={
         "help": "validation picks the checkpoint by held-out normals against synthesised anomalies,"
-                " the last whose AUROC is within a standard error of the largest; published_test by the labelled test set, as the published code does,"
+                " the last whose AUROC is within a standard error of the largest; published_test by"
+                " the labelled test set, as the published code does,"
                 " which makes the test figure optimistic."})
 
     def __post_init__(self) -> None:
