@@ -169,8 +169,9 @@ def auroc(labels: Any, scores: Any) -> float:
 def auroc_standard_error(auroc: float, anomalous: int, normal: int) -> float:
     """Standard error of an AUROC of so many images.
 
-    By Hanley and McNeil (Radiology 143, 1982, p. 29). Theirs is 0 where the images are told apart without fault, whatever their number; here an AUROC
-    counts as at most half an image of the smaller class below 1.
+    By Hanley and McNeil (Radiology 143, 1982, p. 29). Theirs is 0 where the images are told apart
+    without fault, whatever their number; here an AUROC counts as at most half an image of the
+    smaller class below 1.
     """
     area = min(auroc, 1 - 0.5 / min(anomalous, normal))
     of_two_anomalous = area / (2 - area)
