@@ -2,7 +2,9 @@
 
 import time
 
-_LEARNING = 0.1  # weight of a request in the mean
+# Of what was measured, with each request more. Requests of a batch end together, so that their
+# intervals are one long and many of almost nothing: the mean must be of several batches.
+_FORGETTING = 0.02
 
 
 class Pace:
@@ -10,7 +12,7 @@ class Pace:
 
     def __init__(self) -> None:
         self.images = 0  # that were taken and are not scored
-        self._each = 0.0  # seconds; 0: not known yet
+        self._seconds = self._scored = 0.0  # that it took for so many images
         self._last = 0.0  # when a request ended, or began while nothing was under way
 
     def begin(self, count: int) -> None:
@@ -22,8 +24,9 @@ class Pace:
     def measure(self, count: int) -> None:
         """A request's images are scored; `end` follows."""
         now = time.perf_counter()
-        each, self._last = (now - self._last) / count, now
-        self._each += (each - self._each) * (_LEARNING if self._each else 1)
+        self._seconds += now - self._last - _FORGETTING * self._seconds
+        self._scored += count - _FORGETTING * self._scored
+        self._last = now
 
     def end(self, count: int) -> None:
         """A request is over, however it ended."""
@@ -31,4 +34,5 @@ class Pace:
 
     def seconds(self, count: int) -> float:
         """Until what was taken is scored and `count` images more."""
-        return (self.images + count) * self._each
+        each = self._seconds / self._scored if self._scored else 0.0  # not known yet
+        return (self.images + count) * each

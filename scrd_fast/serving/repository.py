@@ -184,10 +184,11 @@ class Repository:
             _give_way()
             engine = load_engine(path, trust=self._trust)
             try:
-                # All of its threads begin here, below this one, and the first client need not wait
-                # for what is made once.
+                # All of its threads begin here, below this one, and no client need wait for what is
+                # made once, for each size of batch.
                 side = engine.spec.input_size
-                engine.score(np.zeros((1, side, side), np.uint8), maps=False)
+                for count in engine.manifest.buckets:
+                    engine.score(np.zeros((count, side, side), np.uint8), maps=False)
             except BaseException:
                 engine.close()
                 raise
