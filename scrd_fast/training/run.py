@@ -136,9 +136,10 @@ class Run:
         for entry in entries:
             if largest is None or entry[self.figure] > largest[self.figure]:
                 largest = best = entry
-            elif entry[self.figure] >= largest[self.figure] - largest.get("standard_error",
-                                                                          -math.inf):
-                best = entry
+            else:
+                below = largest[self.figure] - entry[self.figure]
+                if below <= largest.get("standard_error", -math.inf):
+                    best = entry
         return best
 
     @property
@@ -244,13 +245,13 @@ class Run:
     def keep(self, trainer: Trainer, entry: Entry) -> None:
         """Write the state after a validation, and the checkpoint where it is the best so far."""
         self.step = entry["step"]
-        before, displaced = self._best(self.history), dict[str, Tensor]()
+        displaced = dict[str, Tensor]()
         better = self._best([*self.history, entry]) is entry
         if self.step % self.config.validate_every == 0:
             self.history.append(entry)
         else:
             self.end = entry
-            if better and before is not None:  # what a longer run would still have
+            if better and self.history:  # what a longer run would still have
                 stored = load_checkpoint(self.out).model.state_dict()
                 displaced = {f"{_BEST}{name}": value for name, value in stored.items()
                              if not name.startswith("teacher.")}

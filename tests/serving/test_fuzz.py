@@ -178,17 +178,13 @@ def send_some(running, call, seed, count):
 
 def send_all(running, count):
     """From several clients at a time: many requests end only when the service's patience does."""
+    running.infer(tensor_of(ONE))
+    before = resident_bytes(running.process)
     with grpc.insecure_channel(running.grpc) as channel, ThreadPoolExecutor(CLIENTS) as pool:
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-
-        def send(seed, each):
-            return sum(pool.map(lambda client: send_some(running, call, seed + client, each),
-                                range(CLIENTS)), Counter())
-
-        # Good ones that come together make what the network of larger batches needs once.
-        statuses = send(0, 10)
-        before = resident_bytes(running.process)
-        statuses += send(CLIENTS, count // CLIENTS - 10)
+        found = pool.map(lambda seed: send_some(running, call, seed, count // CLIENTS),
+                         range(CLIENTS))
+        statuses = sum(found, Counter())
         expected = running.infer(tensor_of(ONE))
     assert statuses.total() == count
     assert running.process.poll() is None
