@@ -2,13 +2,10 @@
 
 #include <unistd.h>
 
-#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <cstring>
-#include <deque>
 #include <exception>
 #include <mutex>
 #include <string>
@@ -16,6 +13,7 @@
 #include <thread>
 #include <utility>
 
+#include "batch_queue.hpp"
 #include "scrd/error.hpp"
 
 namespace scrd {
@@ -31,63 +29,6 @@ void keep(const NetworkOutputs::Values& values, std::size_t size, const std::str
   }
   std::memcpy(to, values.data, size * sizeof(float));
 }
-
-using Clock = std::chrono::steady_clock;
-
-// A submitted batch. Its images may be served by several threads; who ends the last one fulfils the
-// promise.
-struct Job {
-  std::vector<ImageView> images;
-  std::unique_ptr<Scores> scores;
-  std::promise<std::unique_ptr<Scores>> promise;
-  Terms terms;
-  Clock::time_point gather_until;
-  std::atomic<std::size_t> unfinished{0};  // images
-  std::mutex mutex;
-  std::exception_ptr error;  // the first one; guarded by mutex
-
-  bool is_cancelled() const { return terms.cancelled && *terms.cancelled; }
-
-  void finished(std::size_t count, std::exception_ptr thrown = nullptr) {
-    if (thrown) {
-      std::lock_guard<std::mutex> lock(mutex);
-      if (!error) error = std::move(thrown);
-    }
-    if (unfinished.fetch_sub(count) != count) return;
-    if (error) {
-      promise.set_exception(std::move(error));
-    } else {
-      promise.set_value(std::move(scores));
-    }
-  }
-};
-
-// Some images of a job, one after the other.
-struct Range {
-  std::shared_ptr<Job> job;
-  std::size_t first = 0, count = 0;
-
-  void finished(std::exception_ptr thrown = nullptr) const {
-    job->finished(count, std::move(thrown));
-  }
-};
-
-bool is_wanted(const Range& range) { return !range.job->is_cancelled(); }
-
-// What was taken from the queues because nobody waits for it. Not under mutex_: who lets go of a
-// job's owner may need another lock, as Python's.
-void cancel(std::vector<Range> ranges) {
-  for (const Range& range : ranges) {
-    range.finished(std::make_exception_ptr(
-        CancelledError("batch: expected scores to be waited for, got them cancelled")));
-  }
-}
-
-// What goes through the network at once: one range, or several of batches that gather.
-struct Piece {
-  std::vector<Range> ranges;
-  std::size_t count = 0;  // images
-};
 
 // What one stream works with. `pixels` has two halves, so that one can be filled while the network
 // reads the other, and so have the thumbnails that a prior reads; `distances` and `scale_weights`
@@ -112,19 +53,11 @@ class Scorer::Service : public std::enable_shared_from_this<Service> {
   Future submit(std::vector<ImageView> images, bool is_batch, Wanted wanted,
                 std::shared_ptr<void> owner, Terms terms);
   void close();
-  std::size_t waiting() const;
+  std::size_t waiting() const { return queue_->waiting(); }
   std::size_t executions() const { return executions_; }
   bool is_forked() const { return process_ != this_process(); }
 
  private:
-  bool take(Piece& piece, bool wait);
-  bool enqueue(const std::shared_ptr<Job>& job);
-  bool has_cancelled() const;
-  std::vector<Range> take_cancelled();
-  std::size_t count_waiting() const;
-  std::size_t count_gathered() const;
-  std::size_t bucket_of(std::size_t count) const;
-  void cut(Piece& piece);
   void fail_or_split(const Piece& piece, std::exception_ptr thrown);
   bool prepare(const Piece& piece, float* pixels, float* thumbnails);
   bool start(const Piece& piece, const Stream& stream, const float* pixels);
@@ -144,12 +77,10 @@ class Scorer::Service : public std::enable_shared_from_this<Service> {
 
   std::atomic<std::size_t> executions_{0};
 
-  mutable std::mutex mutex_;
-  std::condition_variable ready_;
-  std::deque<Range> queue_;           // guarded by mutex_
-  std::deque<Range> alone_;           // guarded by mutex_; come before the others
-  bool closing_ = false;              // guarded by mutex_
-  std::vector<std::thread::id> own_;  // guarded by mutex_
+  std::unique_ptr<BatchQueue> queue_;
+
+  std::mutex own_mutex_;
+  std::vector<std::thread::id> own_;  // guarded by own_mutex_
 
   std::mutex close_mutex_;
   std::vector<std::thread> threads_;  // guarded by close_mutex_ once they run
@@ -192,6 +123,7 @@ Scorer::Service::Service(std::shared_ptr<Runner> runner, PixelSpec pixels, Tail 
   bool rising = !buckets.empty() && buckets[0] == 1;
   for (std::size_t i = 1; i < buckets.size(); ++i) rising = rising && buckets[i - 1] < buckets[i];
   if (!rising) fail("buckets", "batch sizes rising from 1", "others");
+  queue_ = std::make_unique<BatchQueue>(buckets);
   if (pixels_.size != tail_.size()) {
     fail("tail", "a map of side " + std::to_string(pixels_.size) + " as the network's input",
          std::to_string(tail_.size()));
@@ -226,15 +158,11 @@ void Scorer::Service::begin() {
   try {
     for (std::unique_ptr<Stream>& stream : streams_) {
       threads_.emplace_back([self = shared_from_this(), &stream] { self->serve(*stream); });
-      std::lock_guard<std::mutex> lock(mutex_);
+      std::lock_guard<std::mutex> lock(own_mutex_);
       own_.push_back(threads_.back().get_id());
     }
   } catch (const std::system_error&) {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      closing_ = true;
-    }
-    ready_.notify_all();
+    queue_->close();
     for (std::thread& thread : threads_) thread.join();
     const std::size_t started = threads_.size();
     threads_.clear();
@@ -273,40 +201,18 @@ Scorer::Future Scorer::Service::submit(std::vector<ImageView> images, bool is_ba
   job->gather_until = Clock::now() + terms.gather_for;
   job->terms = std::move(terms);
   job->unfinished = n;
-  while (!enqueue(job)) cancel(take_cancelled());
-  ready_.notify_all();
+  queue_->push(job);
   return future;
-}
-
-// False: some of what waits is cancelled.
-bool Scorer::Service::enqueue(const std::shared_ptr<Job>& job) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  if (closing_) throw ClosedError("scorer: expected an open one, got one after close()");
-  if (has_cancelled()) return false;  // also so that their images do not gather here
-  const std::size_t n = job->images.size(), most = job->terms.most_waiting;
-  const std::size_t others = count_waiting();
-  if (n <= most && others <= most - n) {
-    queue_.push_back({job, 0, n});
-    return true;
-  }
-  fail<OverloadedError>("batch", "at most " + std::to_string(most) + " images waiting with it",
-                        std::to_string(others) + " others and " + std::to_string(n) + " of it");
-}
-
-std::size_t Scorer::Service::waiting() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  return count_waiting();
 }
 
 void Scorer::Service::close() {
   if (is_forked()) return;
   bool is_own = false;
+  queue_->close();
   {
-    std::lock_guard<std::mutex> lock(mutex_);
-    closing_ = true;
+    std::lock_guard<std::mutex> lock(own_mutex_);
     for (std::thread::id id : own_) is_own = is_own || id == std::this_thread::get_id();
   }
-  ready_.notify_all();
   if (is_own) return;  // a thread cannot wait for its own end
   std::lock_guard<std::mutex> lock(close_mutex_);
   for (std::thread& thread : threads_) thread.join();
@@ -315,102 +221,10 @@ void Scorer::Service::close() {
   runner_.reset();
 }
 
-std::vector<Range> Scorer::Service::take_cancelled() {
-  std::vector<Range> taken;
-  std::lock_guard<std::mutex> lock(mutex_);
-  for (std::deque<Range>* queue : {&alone_, &queue_}) {
-    const auto first = std::stable_partition(queue->begin(), queue->end(), is_wanted);
-    taken.insert(taken.end(), first, queue->end());
-    queue->erase(first, queue->end());
-  }
-  return taken;
-}
-
-// The next five are called with mutex_ held.
-
-bool Scorer::Service::has_cancelled() const {
-  return !std::all_of(alone_.begin(), alone_.end(), is_wanted) ||
-         !std::all_of(queue_.begin(), queue_.end(), is_wanted);
-}
-
-std::size_t Scorer::Service::count_waiting() const {
-  std::size_t count = 0;
-  for (const Range& range : queue_) count += is_wanted(range) ? range.count : 0;
-  for (const Range& range : alone_) count += is_wanted(range) ? range.count : 0;
-  return count;
-}
-
-// How many images at the front of the queue may go together, as far as that matters.
-std::size_t Scorer::Service::count_gathered() const {
-  std::size_t count = 0;
-  for (const Range& range : queue_) {
-    if (!range.job->terms.gathers || count >= runner_->buckets().back()) break;
-    count += range.count;
-  }
-  return count;
-}
-
-// The largest batch size that so many images fill.
-std::size_t Scorer::Service::bucket_of(std::size_t count) const {
-  std::size_t found = 1;
-  for (std::size_t bucket : runner_->buckets()) found = bucket <= count ? bucket : found;
-  return found;
-}
-
-// Takes a piece from the queues, of which one has something.
-void Scorer::Service::cut(Piece& piece) {
-  piece = Piece();
-  std::deque<Range>& queue = alone_.empty() ? queue_ : alone_;
-  const std::size_t gathered = alone_.empty() ? count_gathered() : 0;
-  const std::size_t size = bucket_of(gathered > 0 ? gathered : queue.front().count);
-  while (piece.count < size) {
-    Range& front = queue.front();
-    const std::size_t count = std::min(front.count, size - piece.count);
-    piece.ranges.push_back({front.job, front.first, count});
-    piece.count += count;
-    front.first += count;
-    front.count -= count;
-    if (front.count == 0) queue.pop_front();
-  }
-}
-
-// The next piece of the queue, waiting for one if asked to. False: there is none.
-bool Scorer::Service::take(Piece& piece, bool wait) {
-  std::unique_lock<std::mutex> lock(mutex_);
-  while (true) {
-    if (has_cancelled()) {
-      lock.unlock();
-      cancel(take_cancelled());
-      lock.lock();
-    }
-    if (alone_.empty() && queue_.empty()) {
-      if (!wait || closing_) return false;
-      ready_.wait(lock);
-      continue;
-    }
-    if (alone_.empty() && !closing_ && queue_.front().job->terms.gathers &&
-        count_gathered() < runner_->buckets().back() && count_gathered() == count_waiting()) {
-      // Only while all that waits gathers: nobody waits for others behind one that does not.
-      const Clock::time_point until = queue_.front().job->gather_until;
-      if (Clock::now() < until) {
-        if (!wait) return false;
-        ready_.wait_until(lock, until);
-        continue;
-      }
-    }
-    cut(piece);
-    return true;
-  }
-}
-
 // Of a piece of several batches it is not known which one is to blame: each goes again, alone.
 void Scorer::Service::fail_or_split(const Piece& piece, std::exception_ptr thrown) {
   if (piece.ranges.size() == 1) return piece.ranges[0].finished(std::move(thrown));
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    alone_.insert(alone_.end(), piece.ranges.begin(), piece.ranges.end());
-  }
-  ready_.notify_all();
+  queue_->put_back(piece);
 }
 
 bool Scorer::Service::prepare(const Piece& piece, float* pixels, float* thumbnails) {
@@ -534,7 +348,7 @@ void Scorer::Service::serve(Stream& stream) {
   bool is_running = false;
   std::size_t turn = 0;
   while (true) {
-    const bool is_next = take(next, !is_running);
+    const bool is_next = queue_->take(next, !is_running);
     if (!is_next && !is_running) return;
     float* pixels = stream.pixels.get() + turn * stream.half;
     const std::size_t thumbnails = stream.thumbnails.size() / 2;
