@@ -79,6 +79,7 @@ _EXTRAS = {
     "train": ("what trains and builds comes", TRAIN_PACKAGES),
     "serve": ("what serves comes", ("starlette", "uvicorn", "httptools", "grpc", "google",
                                     "prometheus_client")),
+    "dicom": ("what receives and sends DICOM comes", ("pynetdicom", "pydicom", "highdicom")),
     "tracing": ("what traces requests comes", ("opentelemetry",)),
 }
 PYTORCH_MISSING = "PyTorch is not installed; pip install 'scrd-fast[train]'"

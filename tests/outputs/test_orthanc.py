@@ -1,14 +1,9 @@
 """What the command line writes, sent to a real receiver: it takes all objects, lists them in their
 sources' studies, shows them and gives them back."""
 
-import http.client
 import io
-import json
-import os
 import shutil
-import socket
 import subprocess
-import time
 from collections import Counter
 
 import cv2
@@ -22,69 +17,20 @@ import pydicom
 
 from tests.cli.commands import main
 from tests.outputs.dicom_series import CR, calibrate, has_tool, write_enhanced, write_series
+from tests.support.orthanc import ORTHANC, ORTHANC_MISSING, get, get_json, run_orthanc
 
-ORTHANC = shutil.which("Orthanc", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 pytestmark = [
-    pytest.mark.skipif(ORTHANC is None, reason="Orthanc, the receiver, is not installed"),
+    pytest.mark.skipif(ORTHANC is None, reason=ORTHANC_MISSING),
     pytest.mark.skipif(not has_tool("storescu"), reason="storescu (dcmtk) is not installed")]
 STUDIES = {"ct": "1.2.3.5", "mr": "1.2.3.6"}
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
-def find_ports():
-    """Two that are free."""
-    with socket.socket() as one, socket.socket() as other:
-        for each in (one, other):
-            each.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]
-
-
-def get(port, place):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    try:
-        connection.request("GET", place)
-        answer = connection.getresponse()
-        body = answer.read()
-        assert answer.status == 200, (place, answer.status, body[:500])
-        return body
-    finally:
-        connection.close()
-
-
-def get_json(port, place):
-    return json.loads(get(port, place))
-
-
-def is_up(name, ports):
-    """Whether it listens on both; other servers have other names."""
-    try:
-        socket.create_connection(("127.0.0.1", ports[1]), timeout=1).close()
-        return get_json(ports[0], "/system")["Name"] == name
-    except OSError:
-        return False
-
-
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory):
     """The ports of a server of its own: of HTTP and of DICOM."""
-    folder = tmp_path_factory.mktemp("orthanc")
-    name, ports = str(folder), find_ports()
-    (folder / "orthanc.json").write_text(json.dumps({
-        "Name": name, "StorageDirectory": str(folder / "storage"), "HttpPort": ports[0],
-        "DicomPort": ports[1], "DicomAet": "ORTHANC", "Plugins": [], "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False}))
-    # It ends with its standard input, so that it does not outlive a test run that is killed.
-    with (folder / "log").open("w") as log, subprocess.Popen(
-            ["sh", "-c", '"$@" & read end; kill $!; wait', "sh", ORTHANC, folder / "orthanc.json"],
-            stdin=subprocess.PIPE, stdout=log, stderr=log) as process:
-        late = time.monotonic() + 20
-        while not is_up(name, ports) and time.monotonic() < late:
-            time.sleep(0.05)
-        assert is_up(name, ports), (folder / "log").read_text()
+    with run_orthanc(tmp_path_factory.mktemp("orthanc")) as ports:
         yield ports
-        process.stdin.close()
-        assert process.wait(20) in (0, 143)
-    assert not is_up(name, ports)
 
 
 @pytest.fixture(scope="module")
