@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from scrd_fast.data.decode.quiet import silent_libraries
 from scrd_fast.errors import InputError, OutputError
 from scrd_fast.serving.dicom.receive import Receiver
 from scrd_fast.serving.dicom.rules import Allowed, Peer
@@ -46,12 +47,14 @@ def listen(options: NodeOptions, spool: Spool, scoring: Scoring, sending: Sendin
     Raises InputError where the address cannot be listened on, and whatever ended one of the
     threads: what was accepted is in the spool then, and the next start goes on.
     """
-    from pynetdicom import AE, AllStoragePresentationContexts
+    from pynetdicom import AE, AllStoragePresentationContexts, _config
     from pynetdicom.sop_class import (
         StorageCommitmentPushModel,
         Verification,
     )
 
+    # It would make texts of all that is sent, which nobody may read.
+    _config.LOG_HANDLER_LEVEL = "none"
     entity = AE(options.aet)
     entity.require_called_aet = True
     entity.maximum_associations = _ASSOCIATIONS
@@ -75,19 +78,20 @@ def listen(options: NodeOptions, spool: Spool, scoring: Scoring, sending: Sendin
                    ("score", lambda: scoring.do_next(spool, stopped.is_set)),
                    ("send", lambda: sending.do_next(spool, stopped.is_set)),
                    ("watch", _Watch(spool, options)))]
-    try:
-        with spool.ledger.change():
-            spool.ledger.tell("started")
-        for worker in workers:
-            worker.start()
-        ready(server.socket.getsockname()[1])
-        stopped.wait()
-    finally:
-        stopped.set()
-        server.shutdown()  # ends associations: who gets no answer sends again
-        for worker in workers:
-            if worker.ident is not None:
-                worker.join()
+    with silent_libraries():  # once, and not for each instance anew
+        try:
+            with spool.ledger.change():
+                spool.ledger.tell("started")
+            for worker in workers:
+                worker.start()
+            ready(server.socket.getsockname()[1])
+            stopped.wait()
+        finally:
+            stopped.set()
+            server.shutdown()  # ends associations: who gets no answer sends again
+            for worker in workers:
+                if worker.ident is not None:
+                    worker.join()
     if failures:
         raise failures[0]
     with spool.ledger.change():

@@ -3,7 +3,9 @@
 import io
 import json
 import logging
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from scrd_fast.errors import DataError, OutputError
@@ -34,7 +36,7 @@ class Receiver:
         from pynetdicom import evt
 
         return [(evt.EVT_REQUESTED, self._check_sender), (evt.EVT_REJECTED, self._tell_rejected),
-                (evt.EVT_C_STORE, self._store), (evt.EVT_C_ECHO, lambda event: SUCCESS),
+                (evt.EVT_PDU_SENT, _acknowledge_at_once), (evt.EVT_C_STORE, self._store), (evt.EVT_C_ECHO, lambda event: SUCCESS),
                 (evt.EVT_N_ACTION, self._commit)]
 
     def _check_sender(self, event: "Event") -> None:
@@ -126,6 +128,20 @@ def make_report(report: dict[str, Any]) -> "tuple[int, Dataset]":
     for item in found.FailedSOPSequence:
         item.FailureReason = _NO_SUCH_INSTANCE
     return PARTLY, found
+
+
+def _acknowledge_at_once(event: "Event") -> None:
+    """Let TCP acknowledge what comes next as soon as it comes.
+
+    After an answer Linux waits up to 40 ms before it acknowledges, in the hope of another answer to
+    send along. dcmtk writes the first bytes of a request by themselves, and Nagle's algorithm holds
+    back all others until those are acknowledged: so each instance would take 40 ms.
+    """
+    quick = getattr(socket, "TCP_QUICKACK", None)
+    connection = event.assoc.dul.socket
+    if quick is not None and connection is not None and connection.socket is not None:
+        with suppress(OSError):  # it is closed already
+            connection.socket.setsockopt(socket.IPPROTO_TCP, quick, 1)
 
 
 def _name_peer(event: "Event") -> str:
