@@ -32,7 +32,7 @@ NOT_SLOWER = 0.9  # of four associations against one, on a machine that does oth
 
 def write_files(folder: Path, first: int) -> None:
     """FILES instances of one series, numbered from `first`, in AT_ONCE folders."""
-    image = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    image = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
     for i in range(FILES):
         place = folder / str(i % AT_ONCE)
         place.mkdir(parents=True, exist_ok=True)
@@ -44,12 +44,12 @@ def write_files(folder: Path, first: int) -> None:
 @contextmanager
 def run_node(folder: Path) -> Iterator[int]:
     """A node that waits for more for ever; gives its port."""
-    log = folder / "log"
+    log, engine = folder / "log", engine_file(untrained("resnet18", 64, folder), "fp32")
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "scrd_fast", "dicom-listen", "--engine",
-             str(engine_file(untrained("resnet18", 64, folder), "fp32")), "--to", "NOBODY@127.0.0.1:9", "--port", "0",
-             "--spool", str(folder / "spool"), "--complete-after", "1e9"], stderr=file)
+            [sys.executable, "-m", "scrd_fast", "dicom-listen", "--engine", str(engine),
+             "--to", "NOBODY@127.0.0.1:9", "--port", "0", "--spool", str(folder / "spool"),
+             "--complete-after", "1e9"], stderr=file)
     try:
         found = None
         while found is None:
@@ -68,7 +68,8 @@ def send(port: int, commands: list[list[Path]]) -> float:
     senders = [subprocess.Popen(
         ["storescu", "-pdu", "131072", "+sd", "-aec", "SCRD-FAST", "127.0.0.1", str(port),
          *map(str, folders)]) for folders in commands]
-    if any([sender.wait() for sender in senders]):
+    codes = [sender.wait() for sender in senders]
+    if any(codes):
         raise SystemExit("error: storescu could not send all")
     return time.perf_counter() - began
 

@@ -40,6 +40,24 @@ Precision = Annotated[str, typer.Option(
     help="auto, fp32, bf16, fp16 (on a GPU), int8 or, with TensorRT, fp8 (8 bits with --images);"
          " auto is the fastest for which the fidelity limits hold, as measured here.")]
 
+OBJECTS = "pm,seg,sc,sr"  # DICOM objects of results, where no others are asked for
+OBJECTS_HELP = ("pm (parametric map), seg (segmentations), sc (secondary captures) and sr"
+                " (structured report), with commas between.")
+UID_ROOT_HELP = ("what new unique identifiers begin with, such as an organisation's own root; else"
+                 " they are UUIDs under 2.25.")
+
+
+def check_objects(objects: Sequence[str], uid_root: str | None) -> None:
+    """Raise InputError for values of --objects and --uid-root that write_dicom does not take, and
+    MissingExtra where what writes DICOM is not installed."""
+    from scrd_fast.errors import InputError
+    from scrd_fast.outputs.dicom.write import check_options
+
+    try:
+        check_options(objects, uid_root)
+    except InputError as error:
+        raise InputError(f"--{str(error).replace('uid_root', 'uid-root', 1)}") from error
+
 
 @contextmanager
 def load_ahead(engine: Path, *, trust: bool) -> "Iterator[Callable[[], Engine]]":

@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scrd_fast.cli.app import Json, Quiet, Trust, app, example
+from scrd_fast.cli.app import (
+    OBJECTS,
+    OBJECTS_HELP,
+    UID_ROOT_HELP,
+    Json,
+    Quiet,
+    Trust,
+    app,
+    check_objects,
+    example,
+)
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -44,11 +54,9 @@ def dicom_listen(
     complete_after: Annotated[float, typer.Option(
         help="Seconds without another image after which a study is complete.", min=0)] = 60,
     objects: Annotated[str, typer.Option(
-        help="What is sent: pm (parametric map), seg (segmentations), sc (secondary captures) and"
-             " sr (structured report), with commas between.")] = "pm,seg,sc,sr",
+        help=f"What is sent, of {OBJECTS_HELP}")] = OBJECTS,
     uid_root: Annotated[str | None, typer.Option(
-        help="What new unique identifiers begin with, such as an organisation's own root; else they"
-             " are UUIDs under 2.25.")] = None,
+        help=UID_ROOT_HELP.capitalize())] = None,
     spool_gigabytes: Annotated[float, typer.Option(
         help="Received files beyond this are refused, and sent again by their sender.",
         min=0)] = 50,
@@ -82,7 +90,6 @@ def dicom_listen(
     with explain_missing("dicom-listen", "dicom"):
         import pynetdicom  # noqa: F401
 
-        from scrd_fast.outputs.dicom.write import check_options
         from scrd_fast.serving.dicom.node import NodeOptions, listen
         from scrd_fast.serving.dicom.rules import LEAVE_OUT, Allowed, Peer, SeriesRule, check_aet
         from scrd_fast.serving.dicom.scoring import Scoring
@@ -90,7 +97,7 @@ def dicom_listen(
         from scrd_fast.serving.dicom.spool import Spool
 
     kinds = [each.strip() for each in objects.split(",")]
-    check_options(kinds, uid_root)
+    check_objects(kinds, uid_root)
     destination, allowed = Peer.parse(to, "--to"), Allowed.parse(allow or [])
     expect(host in ("127.0.0.1", "::1", "localhost") or bool(allowed.senders), "--allow",
            f"somebody who may send, as others reach --host {host}", "nobody")

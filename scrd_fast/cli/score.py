@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scrd_fast.cli.app import (
+    OBJECTS,
+    OBJECTS_HELP,
+    UID_ROOT_HELP,
     Json,
     Quiet,
     Trust,
     Verbose,
     app,
+    check_objects,
     example,
     load_ahead,
     raise_all,
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
     from scrd_fast.errors import ScrdError
     from scrd_fast.report.scores import Take
 
-OBJECTS, MAPS_FORMAT = "pm,seg,sc,sr", "nifti"  # where nothing else is asked for
+MAPS_FORMAT = "nifti"  # where nothing else is asked for
 
 
 @app.command(epilog=example("scrd-fast score model.scrd images/ --out scores.csv"))
@@ -53,11 +57,9 @@ def score(
     dicom: Annotated[Path | None, typer.Option(
         help="Folder for results as DICOM objects of the sources' own studies.")] = None,
     objects: Annotated[str, typer.Option(
-        help="With --dicom: pm (parametric map), seg (segmentations), sc (secondary captures) and"
-             " sr (structured report), with commas between.")] = OBJECTS,
+        help=f"With --dicom: {OBJECTS_HELP}")] = OBJECTS,
     uid_root: Annotated[str | None, typer.Option(
-        help="With --dicom: what new unique identifiers begin with, such as an organisation's own"
-             " root; else they are UUIDs under 2.25.")] = None,
+        help=f"With --dicom: {UID_ROOT_HELP}")] = None,
     run: Annotated[Path | None, typer.Option(
         help="Folder for what scrd-fast report makes a page of: scores, small pictures and maps."),
     ] = None,
@@ -142,7 +144,7 @@ class _Wanted:
 
 def _check_wanted(wanted: _Wanted) -> None:
     """Raise InputError for an option without that which it belongs to, and for bad values."""
-    from scrd_fast.errors import InputError, expect
+    from scrd_fast.errors import expect
 
     for name, given, belongs in (
             ("--own-scale", wanted.own_scale, "overlays"),
@@ -157,12 +159,7 @@ def _check_wanted(wanted: _Wanted) -> None:
         expect(wanted.maps_format in FORMATS, "--maps-format", f"one of {FORMATS}",
                repr(wanted.maps_format))
     if wanted.dicom is not None:
-        from scrd_fast.outputs.dicom.write import check_options
-
-        try:
-            check_options(wanted.objects, wanted.uid_root)
-        except InputError as error:
-            raise InputError(f"--{str(error).replace('uid_root', 'uid-root', 1)}") from error
+        check_objects(wanted.objects, wanted.uid_root)
     if wanted.run is not None:
         from scrd_fast.report.run_folder import EVALUATION
 

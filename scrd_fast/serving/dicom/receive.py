@@ -36,8 +36,8 @@ class Receiver:
         from pynetdicom import evt
 
         return [(evt.EVT_REQUESTED, self._check_sender), (evt.EVT_REJECTED, self._tell_rejected),
-                (evt.EVT_PDU_SENT, _acknowledge_at_once), (evt.EVT_C_STORE, self._store), (evt.EVT_C_ECHO, lambda event: SUCCESS),
-                (evt.EVT_N_ACTION, self._commit)]
+                (evt.EVT_PDU_SENT, _acknowledge_at_once), (evt.EVT_C_STORE, self._store),
+                (evt.EVT_C_ECHO, lambda event: SUCCESS), (evt.EVT_N_ACTION, self._commit)]
 
     def _check_sender(self, event: "Event") -> None:
         requestor = event.assoc.requestor
