@@ -43,6 +43,7 @@ CREATE TABLE event (
     series TEXT, instance TEXT, detail TEXT);
 """
 
+AWAY, BACK = "destination away", "destination back"  # events
 # Of a job: to be scored; its results to be sent; all of them sent; not to be scored by the rules;
 # given up. Of a result: to be sent; sent; given up.
 WAITING, SCORED, DONE, SKIPPED, DEAD, SENT = "waiting", "scored", "done", "skipped", "dead", "sent"
@@ -147,12 +148,11 @@ class Ledger:
     def tell(self, what: str, *, peer: str | None = None, study: str | None = None,
              series: str | None = None, instance: str | None = None, detail: str | None = None
              ) -> None:
-        """Add an event, as a part of a change that is under way or by itself."""
-        with self._lock:
-            self._connection.execute(
-                "INSERT INTO event (time, what, peer, study, series, instance, detail)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (time.time(), what, peer, study, series, instance, detail))
+        """Add an event, as a part of a change."""
+        self._connection.execute(
+            "INSERT INTO event (time, what, peer, study, series, instance, detail)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (time.time(), what, peer, study, series, instance, detail))
 
     # What came in
 
@@ -237,7 +237,7 @@ class Ledger:
         return self.job(found[0].id) if found else None
 
     def end_job(self, job: Job, state: str, reason: str | None = None) -> None:
-        """A job is done, skipped or dead; as a part of a change or by itself."""
+        """A job is done, skipped or dead; as a part of a change."""
         self._connection.execute("UPDATE job SET state = ?, reason = ? WHERE id = ?",
                                  (state, reason, job.id))
         self.tell(state, study=job.study, series=job.series, detail=reason)
@@ -365,8 +365,18 @@ class Ledger:
             return {"jobs": jobs, "results": results, "arriving": open_studies,
                     "bytes": self.held_bytes(),
                     "due": self._one("SELECT min(due) FROM result WHERE state = ?", WAITING),
-                    "trouble": self._one("SELECT reason FROM result WHERE state = ? AND reason IS"
-                                         " NOT NULL ORDER BY due DESC", WAITING)}
+                    "trouble": self._trouble()}
+
+    def _trouble(self) -> str | None:
+        """Why results wait: the destination is away, or does not take one of them."""
+        last = self._connection.execute(
+            "SELECT what, detail FROM event WHERE what IN (?, ?) ORDER BY id DESC LIMIT 1",
+            (AWAY, BACK)).fetchone()
+        if last is not None and last[0] == AWAY:
+            return f"the destination cannot be reached: {last[1]}"
+        found: str | None = self._one("SELECT reason FROM result WHERE state = ? AND reason IS NOT"
+                                      " NULL ORDER BY due DESC", WAITING)
+        return found
 
     def events(self) -> Iterator[dict[str, Any]]:
         """All that happened, the oldest first; without what does not apply."""

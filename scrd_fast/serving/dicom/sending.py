@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ssl import SSLContext
 from typing import TYPE_CHECKING, Any
 
-from scrd_fast.serving.dicom.ledger import ToSend
+from scrd_fast.serving.dicom.ledger import AWAY, BACK, ToSend
 from scrd_fast.serving.dicom.receive import make_report
 from scrd_fast.serving.dicom.rules import Peer
 from scrd_fast.serving.dicom.spool import Spool
@@ -54,7 +54,8 @@ class Sending:
             return False
         if self._failures:
             log.warning("%s answers again", self.to)
-            spool.ledger.tell("destination back", peer=str(self.to))
+            with spool.ledger.change(durable=False):
+                spool.ledger.tell(BACK, peer=str(self.to))
         self._failures = 0
         try:
             for each in due:
@@ -67,7 +68,8 @@ class Sending:
     def _fail(self, spool: Spool, reason: str) -> None:
         if not self._failures:  # told once, not each minute
             log.warning("%s cannot be reached, results wait: %s", self.to, reason)
-            spool.ledger.tell("destination away", peer=str(self.to), detail=reason)
+            with spool.ledger.change(durable=False):
+                spool.ledger.tell(AWAY, peer=str(self.to), detail=reason)
         self._not_before = time.monotonic() + pause_after(self._failures)
         self._failures += 1
 

@@ -135,7 +135,8 @@ class Spool:
                 _move(received, dead / "received")
             else:
                 _move([dead / "results" / name for name in names], results)
-                _move([dead / "received" / path.name for path in received], received[0].parent)
+                _move([dead / "received" / path.name for path in received],
+                      self.folder / "received")
                 shutil.rmtree(dead, ignore_errors=True)
             if state in (DEAD, DONE, SKIPPED):
                 shutil.rmtree(results, ignore_errors=True)
@@ -154,7 +155,10 @@ class Spool:
             part.unlink()
         for path in self.folder.glob("received/*.dcm"):
             if not self.ledger.knows(path.stem):
-                instance = read_instance(path)
+                try:
+                    instance = read_instance(path)
+                except DataError as error:
+                    raise DataError(f"{path}: {error}; move it away") from error
                 with self.ledger.change():
                     self.ledger.add(instance, path.stat().st_size, path.stat().st_mtime)
                     self.ledger.tell("found", study=instance.study, series=instance.series,

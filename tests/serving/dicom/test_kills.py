@@ -88,7 +88,7 @@ def test_a_series_that_always_kills_is_given_up(small_file, archive, tmp_path):
     with run_node(small_file, tmp_path / "spool", archive.port) as node:
         wait_for(lambda: node.status().dead, log=node.log)
         assert "ended 3 times" in node.status().dead[0].reason
-        assert {path.stem for path in node.spool.glob("dead/*/received/*")} == set(sent)
+        wait_for(lambda: {path.stem for path in node.spool.glob("dead/*/received/*")} == set(sent))
         assert archive.count() == 0
 
 
