@@ -79,6 +79,8 @@ _EXTRAS = {
     "train": ("what trains and builds comes", TRAIN_PACKAGES),
     "serve": ("what serves comes", ("starlette", "uvicorn", "httptools", "grpc", "google",
                                     "prometheus_client")),
+    "archive": ("what scores archives comes", ("pyarrow", "fsspec")),
+    "ray": ("what works on Ray comes", ("ray",)),
     "tracing": ("what traces requests comes", ("opentelemetry",)),
 }
 PYTORCH_MISSING = "PyTorch is not installed; pip install 'scrd-fast[train]'"
