@@ -204,8 +204,7 @@ def _read(place: str) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{place}: cannot be read: {error.strerror or type(error).__name__}"
                         ) from error
     except pa.ArrowException as error:
-        # Behind a colon come the cells of the row.
-        reason = ": ".join(" ".join(str(error).split()).split(": ")[:2])[:200]
+        reason = " ".join(str(error).split())[:200]
         raise DataError(f"{place}: expected a manifest in UTF-8 CSV or Parquet, got a file that is"
                         f" none, or is damaged: {reason}") from error
 

@@ -82,7 +82,9 @@ class Output:
             found = self._fs.ls(self._at(folder), detail=False, refresh=True)
         except FileNotFoundError:
             return set()
-        return {Path(each).name for each in found}
+        # Some file systems list a folder as if it were in itself.
+        return {Path(each).name for each in found
+                if each.strip("/") != self._at(folder).strip("/")}
 
     @contextmanager
     def put(self, name: str) -> Iterator[Path]:
@@ -95,7 +97,7 @@ class Output:
             path = Path(folder) / "file"
             yield path
             with writing(f"{self.place}/{name}"):
-                self._fs.makedirs(self._at(Path(name).parent.as_posix()), exist_ok=True)
+                self._fs.makedirs(self._at(name).rpartition("/")[0], exist_ok=True)
                 self._fs.pipe_file(self._at(name), path.read_bytes())
 
     def write_rows(self, folder: str, range_: Range, rows: list[tuple[Any, ...]]) -> None:

@@ -13,7 +13,7 @@ from scrd_fast.serving.archive.output import BEGUN, SCORES, Output
 from scrd_fast.serving.archive.places import Copies
 
 SAVE_SECONDS = 20.0  # after which results that no shard holds yet are saved
-_LONGEST = 10.0  # seconds more that saving waits for the end of a batch
+LONGEST = 10.0  # seconds more that saving waits for the end of a batch
 
 Result = tuple[Any, ...]  # of a file: frame, score, ... error, as in output.SCHEMA
 
@@ -68,7 +68,7 @@ def score_rows(engine: Engine, rows: Rows, output: Output,
             done = begin + number
             waited = time.monotonic() - saved
             if begins and waited > save_seconds and (
-                    count % BATCH == 0 or waited > save_seconds + _LONGEST):
+                    count % BATCH == 0 or waited > save_seconds + LONGEST):
                 output.write_rows(BEGUN, range_, results)
                 saved = time.monotonic()
             yield done
