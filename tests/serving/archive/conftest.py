@@ -1,10 +1,12 @@
 """An engine that scores hundreds of images in a second, archives for it, and what runs left."""
 
+import contextlib
 import csv
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -97,14 +99,42 @@ def read_rows(out: Path) -> list[dict[str, object]]:
             for row in parquet.read_table(shard).to_pylist()]
 
 
-def command(archive: Path, engine_file: Path, out: Path, *more: object) -> list[str]:
+def command(archive: Path, engine_file: Path, out: Path, *more: object, rows: int = ROWS,
+            ) -> list[str]:
     return [sys.executable, "-m", "scrd_fast", "score-archive", str(archive), "--engine",
-            str(engine_file), "--out", str(out), "--rows", str(ROWS), *map(str, more)]
+            str(engine_file), "--out", str(out), "--rows", str(rows), *map(str, more)]
 
 
-def wait_for_shards(process: "subprocess.Popen[str]", out: Path, count: int) -> None:
+def count_shards(out: Path) -> int:
+    return len(list(out.glob("scores/rows-*")))
+
+
+def parent_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def find_actors(starter: int) -> set[int]:
+    """The processes of actors that score archives, on the raylets that a process has started."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if b"ray::_Actor" in (process / "cmdline").read_bytes() and (
+                    parent_of(parent_of(int(process.name))) == starter):
+                found.add(int(process.name))
+    return found
+
+
+def wait_for_end(processes: set[int]) -> None:
+    """Until none of these runs any more."""
+    end = time.monotonic() + 60
+    while any(Path(f"/proc/{each}").exists() for each in processes):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def wait_for_shards(process: "subprocess.Popen[Any]", out: Path, count: int) -> None:
     """Until a run has written so many; it may have ended."""
-    end = time.monotonic() + 120
-    while len(list(out.glob("scores/rows-*"))) < count and process.poll() is None:
+    end = time.monotonic() + 240
+    while count_shards(out) < count and process.poll() is None:
         assert time.monotonic() < end
         time.sleep(0.01)

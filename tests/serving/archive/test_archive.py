@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 import zipfile
+from collections.abc import Callable
 from itertools import pairwise
 
 import fsspec
@@ -17,11 +18,12 @@ import numpy as np
 import pytest
 
 import scrd_fast
+from scrd_fast.data.decode.read import read_file
 from scrd_fast.errors import DataError, InputError, OutputError
 from scrd_fast.serving.archive import score_archive, scoring
 from scrd_fast.serving.archive.manifest import read_manifest
 from scrd_fast.serving.archive.output import Output
-from scrd_fast.serving.archive.watchdog import Watchdog
+from scrd_fast.serving.archive.watchdog import Watchdog, name_steps
 from tests.cli.commands import run
 from tests.serving.archive.conftest import (
     ROWS,
@@ -307,3 +309,26 @@ def test_places_that_are_not_there(archive, engine_file, tmp_path):
             score_archive(str(manifest), str(engine), str(tmp_path / "out"), rows=ROWS)
         assert "\n" not in str(refused.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_watchdog_tells_reading_from_scoring(engine_file, tmp_path):
+    """While a large volume is read, and while a large batch is in the network."""
+    nibabel = pytest.importorskip("nibabel")
+    path = tmp_path / "large.nii.gz"
+    values = np.random.default_rng(0).integers(0, 999, (256, 256, 100), np.int16)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
+    with scrd_fast.load_engine(engine_file) as engine:
+        def look(work: Callable[[], object]) -> set[str]:
+            thread = threading.Thread(target=work)
+            thread.start()
+            seen = set()
+            while thread.is_alive():
+                seen.add(name_steps())
+                time.sleep(0.002)
+            return seen
+
+        read = look(lambda: read_file(path, engine.spec.decoding))
+        scored = look(lambda: engine.submit(np.zeros((400, 64, 64), np.uint8), maps=False).result())
+    assert f"reading {path}" in read
+    assert "the engine" in scored
+    assert name_steps() == "nothing that it knows of"

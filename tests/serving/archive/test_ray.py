@@ -1,39 +1,116 @@
 """Archives on Ray: what one machine gives, whoever dies."""
 
-import contextlib
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ray", reason="needs Ray")
+from scrd_fast.errors import InputError
+from tests.serving.archive.conftest import (
+    command,
+    count_shards,
+    find_actors,
+    read_results,
+    read_rows,
+    wait_for_shards,
+    write_manifest,
+)
 
-from tests.serving.archive.conftest import command, read_results, wait_for_shards
-
-
-def actors_of(out: Path) -> set[int]:
-    """The processes of Ray's that score into a folder."""
-    found = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if b"ray::_Actor" in (process / "cmdline").read_bytes():
-                found.add(int(process.name))
-    return found
+ray = pytest.importorskip("ray", reason="needs Ray")
 
 
 def test_the_verb_on_ray(archive, engine_file, undisturbed, tmp_path):
     """Bit for bit what one machine gives, although an actor is killed."""
     out = tmp_path / "out"
-    before = actors_of(out)
     process = subprocess.Popen(
         command(archive, engine_file, out, "--ray", "local"), text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE)
     wait_for_shards(process, out, 1)
-    for each in actors_of(out) - before:
-        os.kill(each, signal.SIGKILL)
+    (actor,) = find_actors(process.pid)
+    os.kill(actor, signal.SIGKILL)
     said, errors = process.communicate(timeout=300)
     assert process.returncode == 1, errors
     assert said.endswith(f"{out}: 400 files, 400 images, 4 not scored\n")
     assert read_results(out) == read_results(undisturbed)
+
+
+@pytest.fixture
+def cluster():
+    """Two raylets of one CPU each on this machine; their address."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        made.add_node(num_cpus=1)
+        made.wait_for_nodes()
+        yield made.address
+    finally:
+        made.shutdown()
+
+
+def cpu_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.slow
+def test_two_raylets_share_the_work(archive, engine_file, undisturbed, cluster, tmp_path):
+    """An engine on each of them, which are told apart by the CPU's time that they take."""
+    lines = archive.read_text().splitlines()
+    names = [line.partition(",")[2] for line in lines[1:]]
+    manifest = write_manifest(archive.with_name("longer.csv"), 20 * names)
+    process = subprocess.Popen(
+        command(manifest, engine_file, tmp_path / "out", "--ray", cluster, "--quiet", rows=400),
+        stderr=subprocess.PIPE, text=True)
+    wait_for_shards(process, tmp_path / "out", 2)
+    actors = find_actors(os.getpid())
+    assert len(actors) == 2
+    began, spent = {each: cpu_seconds(each) for each in actors}, {}
+    while count_shards(tmp_path / "out") < 18 and process.poll() is None:
+        spent = {each: cpu_seconds(each) - began[each] for each in actors}
+        time.sleep(0.1)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    rows = read_rows(tmp_path / "out")
+    assert [row["score"] for row in rows] == 20 * [row["score"] for row in read_rows(undisturbed)]
+    print(f"seconds of the CPU's time: {sorted(spent.values())}")
+    assert min(spent.values()) > 0.5 * max(spent.values())
+
+
+def test_no_such_cluster(archive, engine_file, tmp_path):
+    done = subprocess.run(command(archive, engine_file, tmp_path / "out", "--ray", "127.0.0.1:1"),
+                          capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: --ray: expected local, or the address of a cluster that runs, got '127.0.0.1:1': ")
+
+
+@pytest.fixture
+def local_ray():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+def test_a_data_set_of_ray(archive, engine_file, undisturbed, local_ray):
+    """Paths go in, and come out with scores, beside whatever else was there."""
+    import ray.data
+
+    from scrd_fast.serving.archive import score_dataset
+
+    expected = read_rows(undisturbed)[:120]
+    made = ray.data.from_items([
+        {"id": row["id"], "path": str(archive.parent / row["path"]), "age": number}
+        for number, row in enumerate(expected)])
+    found = score_dataset(made, engine_file, batch_size=50).take_all()
+    assert len(found) == 120
+    for row in found:
+        wanted = expected[row["age"]]
+        assert list(row) == ["id", "path", "age", *list(wanted)[3:]]
+        assert [row[name] for name in ("id", *list(wanted)[3:])] == [
+            wanted[name] for name in ("id", *list(wanted)[3:])]
+    with pytest.raises(InputError, match="dataset: expected a column path, got id"):
+        score_dataset(made.select_columns(["id"]), engine_file)
