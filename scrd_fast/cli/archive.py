@@ -18,8 +18,8 @@ def score_archive(
     out: Annotated[str, typer.Option(
         help="Folder, or its URL, for the results; a run that was stopped goes on in its own.")],
     ray: Annotated[str | None, typer.Option(
-        help="Score by actors of Ray: local, or the address of a cluster whose nodes see the same"
-             " places.")] = None,
+        help="Score by actors of Ray: local, or HOST:PORT or auto for a cluster that this machine"
+             " is of, whose nodes see the same places.")] = None,
     actors: Annotated[int | None, typer.Option(
         help="With --ray: how many engines; one for each node by default.", min=1)] = None,
     rows: Annotated[int, typer.Option(

@@ -12,9 +12,10 @@ from scrd_fast.engine.load import load_engine, read_runnable
 from scrd_fast.errors import OutputError
 from scrd_fast.progress import Progress, silent
 from scrd_fast.report.tables import open_table
-from scrd_fast.serving.archive.manifest import Manifest, Rows, check_rows, read_manifest
+from scrd_fast.serving.archive.manifest import Manifest, Rows, read_manifest
 from scrd_fast.serving.archive.output import FAILED, SCORES, SUMMARY, Output, shard_name
 from scrd_fast.serving.archive.places import Copies, absolute
+from scrd_fast.serving.archive.ray_runner import check_ray, score_on_ray
 from scrd_fast.serving.archive.scoring import score_rows
 from scrd_fast.serving.archive.watchdog import Watchdog
 
@@ -50,7 +51,8 @@ def score_archive(
     cannot be written, and what loading the engine raises. What cannot be read or scored is a row
     with the reason.
     """
-    check_rows(rows)
+    if ray is not None:
+        check_ray()
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog())
         file = stack.enter_context(Copies()).fetch(engine)
@@ -71,8 +73,6 @@ def score_archive(
                 loaded = stack.enter_context(load_engine(file, trust=trust))
                 steps = score_here(loaded, shards, output)
             else:
-                from scrd_fast.serving.archive.ray_runner import score_on_ray
-
                 progress(0, 0, "starting Ray")
                 steps = score_on_ray(ray, actors, about.backend, (
                     absolute(engine), digest, absolute(out)), shards, watchdog)
@@ -91,12 +91,14 @@ def score_here(engine: "Engine", shards: Iterator[Rows], output: Output) -> Iter
 
 def _follow(steps: Iterator[int], done: int, total: int, watchdog: Watchdog, progress: Progress,
             ) -> None:
-    """Take the steps of a runner, and tell how far it is."""
-    progress(done, total, "scoring")
-    first, began = done, time.monotonic()
+    """Take the steps of a runner, and tell how far it is; what comes before the first of them,
+    such as loading the engine, is not in the rate."""
+    first, began = 0, 0.0
     for more in steps:
         watchdog.move()
         done += more
+        if not began:
+            first, began = done, time.monotonic()
         seconds = max(time.monotonic() - began, 1e-3)
         progress(done, total, "scoring", images_per_s=(done - first) / seconds)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 from pyarrow.parquet import ParquetFile
 
-from scrd_fast.errors import DataError, InputError
+from scrd_fast.errors import DataError, expect
 from scrd_fast.serving.archive.places import absolute, file_system, is_url
 
 COLUMNS = ("id", "path")
@@ -97,20 +97,23 @@ def read_manifest(place: str, rows: int) -> Manifest:
 
     rows: how many of them a shard takes. Neighbours that have the same text in a column `series`
     are in one shard, which may then be larger. What is held in memory is 8 bytes a row and a part
-    of the file. Raises DataError, one line for the first of these: no such file, no table, columns
-    that are missing, rows without id or path, ids that occur twice.
+    of the file. Raises InputError for `rows`, and DataError, one line for the first of these: no
+    such file, no table, columns that are missing, rows without id or path, ids that occur twice.
     """
-    counted, starts, last = 0, [0], None
+    expect(1 <= rows <= 10**6, "rows", "from 1 to 1000000 in a shard", rows)
+    counted, starts, series = 0, [0], None
     hashes: list[NDArray[np.int64]] = []
     bad = _Numbers()
     for number, part in _read(place):
         for row in _find_bad(part):
             bad.add(number + row)
-        if SERIES in part.schema.names:
-            for row, series in enumerate(part[SERIES].to_pylist(), counted):
-                if row - starts[-1] >= rows and not (series and series == last):
+        if SERIES not in part.schema.names:
+            starts += range(starts[-1] + rows, counted + len(part), rows)
+        else:
+            for row, name in enumerate(part[SERIES].to_pylist(), counted):
+                if row - starts[-1] >= rows and not (name and name == series):
                     starts.append(row)
-                last = series
+                series = name
         # Python's own, of 64 bits, which nobody can foresee.
         hashes.append(np.fromiter(map(hash, part["id"].to_pylist()), np.int64, len(part)))
         counted += len(part)
@@ -120,8 +123,6 @@ def read_manifest(place: str, rows: int) -> Manifest:
         raise DataError(f"{place}: expected an id and a path in each row, each in one line, got"
                         f" {bad.count} of {counted} rows without: {bad}")
     _check_twice(place, hashes)
-    if len(starts) == 1:
-        starts = list(range(0, counted, rows))
     return Manifest(place, _digest(place), np.array([*starts, counted]))
 
 
@@ -261,9 +262,3 @@ def _choose(place: str, names: list[str]) -> dict[str, str]:
         raise DataError(f"{place}: expected the columns {' and '.join(COLUMNS)}, got none for"
                         f" {' and '.join(missing)}; the file has {', '.join(names)[:200]}")
     return found
-
-
-def check_rows(rows: int) -> None:
-    """Raise InputError unless a shard can take so many rows."""
-    if not 1 <= rows <= 10**6:
-        raise InputError(f"rows: expected from 1 to 1000000 in a shard, got {rows}")

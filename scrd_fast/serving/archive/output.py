@@ -41,6 +41,13 @@ def shard_name(range_: Range) -> str:
     return f"rows-{first:09d}-{end - 1:09d}.parquet"
 
 
+def make_table(rows: list[tuple[Any, ...]], schema: Any) -> Any:
+    """A pyarrow.Table of rows, the fields of the schema in each."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
+    return pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(
+        columns, schema, strict=True)], schema=schema)
+
+
 class Output:
     """The folder of an archive run, local or on another file system of fsspec."""
 
@@ -102,25 +109,23 @@ class Output:
 
     def write_rows(self, folder: str, range_: Range, rows: list[tuple[Any, ...]]) -> None:
         """Write a file of results, the fields of SCHEMA in each."""
-        columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
-        table = pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(
-            columns, SCHEMA, strict=True)], schema=SCHEMA)
-        with self.put(f"{folder}/{shard_name(range_)}") as path:
-            pq.write_table(table, path)
+        name = f"{folder}/{shard_name(range_)}"
+        with self.put(name) as path:
+            pq.write_table(make_table(rows, SCHEMA), path)
 
     def read_rows(self, folder: str, range_: Range, columns: list[str] | None = None) -> Any:
         """The pyarrow.Table of a file of results, None where there is none.
 
         One that is not whole, as a file system without atomic writes may leave it, is removed.
         """
-        name = self._at(f"{folder}/{shard_name(range_)}")
+        name = f"{folder}/{shard_name(range_)}"
         try:
-            with self._fs.open(name, "rb") as file:
+            with self._fs.open(self._at(name), "rb") as file:
                 return pq.read_table(file, columns=columns)
         except FileNotFoundError:
             return None
         except pa.ArrowException:
-            self._fs.rm_file(name)
+            self._fs.rm_file(self._at(name))
             return None
 
     def remove(self, folder: str, range_: Range) -> None:
@@ -140,6 +145,5 @@ class Output:
         with self._fs.open(self._at(ABOUT), "r") as file:
             before = json.load(file)
         differ = [name for name in about if before.get(name) != about[name]]
-        if differ:
-            expect(False, "--out", f"a new folder for another {' and another '.join(differ)}",
-                   f"{self.place}, begun with {before.get(differ[0])}")
+        expect(not differ, "--out", f"a new folder for another {' and another '.join(differ)}",
+               f"{self.place}, begun with {', '.join(str(before.get(name)) for name in differ)}")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -26,16 +27,17 @@ from scrd_fast.errors import (
 )
 from scrd_fast.progress import duration
 from scrd_fast.serving.archive.manifest import Rows
-from scrd_fast.serving.archive.output import SCHEMA, Output
+from scrd_fast.serving.archive.output import SCHEMA, Output, make_table
 from scrd_fast.serving.archive.places import Copies, absolute
 from scrd_fast.serving.archive.scoring import list_results, score_places, score_rows
 from scrd_fast.serving.archive.watchdog import Watchdog
 
 _TELL_SECONDS = 1.0  # between two messages of an actor about how far it is
 _MOST_DEATHS = 5  # of processes at the same shard, or while they load the engine
+_CONNECT_SECONDS = 10.0
 _WAIT_SECONDS = 5.0  # for messages, until an interrupt is heard
 
-_RESULTS = list(SCHEMA)[SCHEMA.get_field_index("frame"):]
+_RESULTS = pa.schema(list(SCHEMA)[SCHEMA.get_field_index("frame"):])
 
 
 class _Actor:
@@ -152,7 +154,7 @@ class _Pool:
             if isinstance(error.cause, ScrdError):
                 raise error.cause from None
             raise
-        except ray.exceptions.RayActorError as error:
+        except ray.exceptions.RayError as error:  # the process is gone, or its node
             shard = None if rows is None else rows.first
             self._deaths[shard] += 1
             if self._deaths[shard] == _MOST_DEATHS:
@@ -169,6 +171,12 @@ class _Pool:
         return worker.done - before
 
 
+def check_ray() -> None:
+    """Raise MissingExtra where Ray is not installed."""
+    with explain_missing("--ray", "ray"):
+        import ray  # noqa: F401
+
+
 def score_on_ray(
     address: str, actors: int | None, backend: str, arguments: tuple[str, str, str],
     shards: Iterator[Rows], watchdog: Watchdog,
@@ -178,17 +186,22 @@ def score_on_ray(
     arguments: of `_Actor.load`. Raises InputError where there is no such cluster, and what loading
     the engine and writing the results raise.
     """
-    with explain_missing("--ray", "ray"):
-        import ray
+    import ray
+
     if backend_of(backend).on_gpu:
         raise BackendUnavailable(f"--ray: expected an engine for CPUs, got one for {backend}")
+    host, _, port = address.rpartition(":")
+    wanted = "local, auto or the HOST:PORT of a cluster that runs"
+    expect(address in ("local", "auto") or (port.isdigit() and "/" not in host), "--ray", wanted,
+           repr(address))
     try:
+        if port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
         ray.init(address=address, log_to_driver=True, logging_level=logging.ERROR,
                  **({"include_dashboard": False} if address == "local" else {}))
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"--ray: expected local, or the address of a cluster that runs, got"
-                         f" {address!r}: {reason}") from error
+        raise InputError(f"--ray: expected {wanted}, got {address!r}: {reason}") from error
     try:
         pool = _Pool(actors, arguments)
         watchdog.what = pool.describe
@@ -211,9 +224,9 @@ class _ScoreBatch:
                 watchdog.move()
                 numbers.append(number)
                 results.append(list_results(row))
-        table = batch.take(np.array(numbers, np.int64))
-        for field_, column in zip(_RESULTS, zip(*results, strict=True), strict=True):
-            table = table.append_column(field_, pa.array(column, field_.type))
+        table, made = batch.take(np.array(numbers, np.int64)), make_table(results, _RESULTS)
+        for column in _RESULTS:
+            table = table.append_column(column, made[column.name])
         return table
 
 

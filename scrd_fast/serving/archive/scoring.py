@@ -21,15 +21,15 @@ Result = tuple[Any, ...]  # of a file: frame, score, ... error, as in output.SCH
 def score_places(engine: Engine, places: Sequence[str]) -> Iterator[tuple[int, bool, ScoreRow]]:
     """Score files, local ones and those of URLs, which are fetched ahead; in their order.
 
-    Gives for each image the number of its file; whether a run could go on from here with the same
-    results: it is the first of its file, of a series and of a batch; and its results. What cannot
-    be fetched, read or scored has the reason there.
+    Gives for each image the number of its file; whether it begins something new, a file that
+    belongs to no DICOM series or a series; and its results, which say why where there are none.
     """
     with Copies() as copies, warnings.catch_warnings():
         # Remarks on files quote their paths, which may name patients: not for the logs of a
         # cluster. `scrd-fast score` shows them.
         warnings.simplefilter("ignore", UserWarning)
         number, last = -1, None
+        series: str | None = None
         for item in engine.stream(copies.paths(places), maps=False):
             source = item.source
             assert source is not None
@@ -38,7 +38,10 @@ def score_places(engine: Engine, places: Sequence[str]) -> Iterator[tuple[int, b
                 if last is not None:
                     copies.remove(last.path)
                 number += 1
-                begins = source.series is None or last is None or source.series != last.series
+                # A file that cannot be read may lie within a series.
+                before, series = series, source.series if item.error is None else (
+                    source.series or series)
+                begins = series is None or series != before
             else:
                 begins = False
             row = make_row(item)

@@ -9,7 +9,9 @@ from typing import Any
 
 from scrd_fast.data.decode.read import read_file
 from scrd_fast.engine.engine import Pending
+from scrd_fast.engine.load import open_engine
 from scrd_fast.progress import duration, tell
+from scrd_fast.serving.archive.manifest import Manifest, read_manifest
 from scrd_fast.serving.archive.output import Output
 from scrd_fast.serving.archive.places import copy_file
 
@@ -21,8 +23,11 @@ _STEPS: Mapping[CodeType, tuple[str, str]] = {
     Pending.result.__code__: ("the engine", ""),
     read_file.__code__: ("reading", "path"),
     copy_file.__code__: ("fetching", "url"),
-    Output.write_rows.__code__: ("writing", "range_"),
-    Output.read_rows.__code__: ("reading results of", "range_"),
+    Output.write_rows.__code__: ("writing", "name"),
+    Output.read_rows.__code__: ("reading", "name"),
+    read_manifest.__code__: ("reading", "place"),
+    Manifest.read.__code__: ("reading the manifest", ""),
+    open_engine.__code__: ("loading", "path"),
 }
 
 

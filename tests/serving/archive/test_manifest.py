@@ -106,6 +106,10 @@ def test_a_series_stays_together(tmp_path):
         f"{n},{n}.png,{each.strip()}\n" for n, each in enumerate(series)))
     manifest = read_manifest(str(path), 3)
     assert manifest.starts.tolist() == [0, 7, 10, 13]
+    assert read_manifest(str(path), 13).starts.tolist() == [0, 13]
+    path.write_text("id,path,series\n" + "".join(f"{n},{n}.png,a\n" for n in range(13)))
+    assert read_manifest(str(path), 3).starts.tolist() == [0, 13]
+    path.write_text(path.read_text().replace(",a", ","))
     assert [each.ids for each in manifest.read(manifest.ranges)] == [
         list(map(str, range(*each))) for each in ((0, 7), (7, 10), (10, 13))]
 

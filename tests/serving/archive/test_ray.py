@@ -1,6 +1,8 @@
 """Archives on Ray: what one machine gives, whoever dies."""
 
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -8,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from scrd_fast.errors import InputError
+import scrd_fast
+from scrd_fast.engine.engine_file import manifest_digest
+from scrd_fast.errors import EngineFileError, InputError
+from scrd_fast.serving.archive import score_archive
+from scrd_fast.serving.archive.ray_runner import _Actor
 from tests.serving.archive.conftest import (
     command,
     count_shards,
@@ -80,12 +86,12 @@ def test_two_raylets_share_the_work(archive, engine_file, undisturbed, cluster, 
     assert min(spent.values()) > 0.5 * max(spent.values())
 
 
-def test_no_such_cluster(archive, engine_file, tmp_path):
-    done = subprocess.run(command(archive, engine_file, tmp_path / "out", "--ray", "127.0.0.1:1"),
-                          capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(
-        "error: --ray: expected local, or the address of a cluster that runs, got '127.0.0.1:1': ")
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999", "ray://127.0.0.1:1", "x"])
+def test_no_such_cluster(archive, engine_file, tmp_path, address):
+    with pytest.raises(InputError, match="^--ray: expected local, auto or the HOST:PORT of a"
+                                         f" cluster that runs, got '{address}'") as refused:
+        score_archive(str(archive), str(engine_file), str(tmp_path / "out"), ray=address)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.fixture
@@ -114,3 +120,25 @@ def test_a_data_set_of_ray(archive, engine_file, undisturbed, local_ray):
             wanted[name] for name in ("id", *list(wanted)[3:])]
     with pytest.raises(InputError, match="dataset: expected a column path, got id"):
         score_dataset(made.select_columns(["id"]), engine_file)
+
+
+def test_another_engine_on_a_node(engine_file, small_file, tmp_path):
+    with scrd_fast.load_engine(small_file) as other, pytest.raises(
+            EngineFileError, match="expected the same engine file on each node"):
+        _Actor().load(str(engine_file), manifest_digest(other.manifest), str(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_shard_that_ends_every_process(archive, engine_file, tmp_path):
+    """As one does that has no memory left: the run ends, and names it."""
+    process = subprocess.Popen(
+        command(archive, engine_file, tmp_path / "out", "--ray", "local", "--quiet", rows=400),
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while process.poll() is None:
+        for each in find_actors(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        time.sleep(0.05)
+    assert process.returncode == 2
+    assert re.search(r"^error: the engine: the process that worked on it ended 5 times, ",
+                     process.stderr.read(), re.MULTILINE)
