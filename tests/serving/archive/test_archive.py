@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -333,3 +334,31 @@ def test_the_watchdog_tells_reading_from_scoring(engine_file, tmp_path):
     assert f"reading {path}" in read
     assert "the engine" in scored
     assert name_steps() == "nothing that it knows of"
+
+
+WITHOUT = """
+import sys
+from tests.support.without_training import forbid_training
+for name in sys.argv.pop(1).split(","):
+    sys.modules[name] = None
+forbid_training()
+from scrd_fast.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("without", "more", "said"), [
+    ("ray", (), ""),
+    ("ray", ("--ray", "local"), "error: --ray: expected ray, got none; what works on Ray comes"
+                                " with: pip install 'scrd-fast[ray]'\n"),
+    ("fsspec", (), "error: score-archive: expected fsspec, got none; what scores archives comes"
+                   " with: pip install 'scrd-fast[archive]'\n")])
+def test_what_is_needed(archive, engine_file, undisturbed, tmp_path, without, more, said):
+    """One machine scores without Ray and without what trains."""
+    out = tmp_path / "out"
+    run_ = command(archive, engine_file, out, "--quiet", *more)
+    done = subprocess.run([sys.executable, "-c", WITHOUT, without, *run_[3:]], text=True,
+                          capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (2 if said else 1, said)
+    assert out.exists() == (not said)
+    assert said or read_results(out) == read_results(undisturbed)
