@@ -85,8 +85,9 @@ class Output:
 
     def names(self, folder: str = "") -> set[str]:
         """Of the files in a folder; none where there is no such folder."""
+        self._fs.invalidate_cache()  # others may write there
         try:
-            found = self._fs.ls(self._at(folder), detail=False, refresh=True)
+            found = self._fs.ls(self._at(folder), detail=False)
         except FileNotFoundError:
             return set()
         # Some file systems list a folder as if it were in itself.

@@ -107,8 +107,9 @@ class _Pool:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         name, cpus = self._nodes[node]
-        actor = ray.remote(_Actor).options(
-            num_cpus=cpus / self._on_node[node], max_restarts=0,
+        share = cpus / self._on_node[node]
+        actor = ray.remote(_Actor).options(  # Ray knows parts of one CPU, and whole ones
+            num_cpus=int(share) if share >= 1 else int(100 * share) / 100, max_restarts=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=True)).remote()
         return _Worker(actor, node, actor.load.remote(*self._arguments))
 
@@ -247,7 +248,7 @@ def score_dataset(
     """
     with explain_missing("score_dataset", "ray"):
         import ray.data
-    names = dataset.schema().names
+    names = dataset.columns() or []
     expect("path" in names, "dataset", "a column path", ", ".join(names))
     place = str(engine.path) if isinstance(engine, Engine) else absolute(os.fspath(engine))
     return dataset.map_batches(
