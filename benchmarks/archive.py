@@ -63,6 +63,8 @@ def start_raylets(count: int) -> Iterator[str]:
     """The address of a cluster on this machine that shares out its CPUs."""
     from ray.cluster_utils import Cluster
 
+    # Ray's workers give way to all else by default, and the one machine's process does not.
+    os.environ["RAY_worker_niceness"] = "0"
     cpus = max((os.cpu_count() or 1) // count, 1)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus})
     try:
