@@ -64,7 +64,7 @@ def start_raylets(count: int) -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     # Ray's workers give way to all else by default, and the one machine's process does not.
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - so it is spelt
     cpus = max((os.cpu_count() or 1) // count, 1)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus})
     try:
