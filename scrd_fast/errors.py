@@ -80,6 +80,8 @@ _EXTRAS = {
     "serve": ("what serves comes", ("starlette", "uvicorn", "httptools", "grpc", "google",
                                     "prometheus_client")),
     "dicom": ("what receives and sends DICOM comes", ("pynetdicom", "pydicom", "highdicom")),
+    "archive": ("what scores archives comes", ("pyarrow", "fsspec")),
+    "ray": ("what works on Ray comes", ("ray",)),
     "tracing": ("what traces requests comes", ("opentelemetry",)),
 }
 PYTORCH_MISSING = "PyTorch is not installed; pip install 'scrd-fast[train]'"

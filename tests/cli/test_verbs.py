@@ -29,8 +29,9 @@ def test_help_names_every_verb():
     done = CliRunner().invoke(cli.app, ["--help"])
     assert done.exit_code == 0
     assert {"demo", "pretrain-teacher", "train", "prior", "convert", "build", "export", "info",
-            "verify", "bench", "score", "calibrate", "monitor", "evaluate", "reproduce", "prepare",
-            "report", "serve", "dicom-listen", "dicom-status", "dicom-retry"} == set(VERBS)
+            "verify", "bench", "score", "score-archive", "calibrate", "monitor", "evaluate",
+            "reproduce", "prepare", "report", "serve", "dicom-listen",
+            "dicom-status", "dicom-retry"} == set(VERBS)
     assert all(re.search(rf"^[^\w-]*{verb} ", done.output, re.MULTILINE) for verb in VERBS)
 
 
