@@ -61,14 +61,14 @@ def dicom_listen(
         help="Received files beyond this are refused, and sent again by their sender.",
         min=0)] = 50,
     keep: Annotated[bool, typer.Option(
-        "--keep", help="Keep received files after their results were sent, and commit to it where a"
-                       " sender asks for storage commitment.")] = False,
+        "--keep", help="Keep what is received from now on when its results were sent, and commit to"
+                       " it where a sender asks for storage commitment.")] = False,
     peer: Annotated[list[str] | None, typer.Option(
         help="With --keep: where one who asks for storage commitment is answered, as"
              " AET@HOST:PORT; again for more.")] = None,
     remember_days: Annotated[float, typer.Option(
-        help="Days that an image is known to be done with, so that it is one when it comes again."
-        , min=0)] = 90,
+        help="Days that an image is known to be done with, so that it is one when it comes again,"
+             " and that events are kept.", min=0)] = 90,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     tls_ca: Annotated[Path | None, typer.Option(
@@ -80,6 +80,7 @@ def dicom_listen(
     """Receive studies by C-STORE, score them, and send results back into them, until stopped."""
     import contextlib
     import logging
+    import math
     import signal
     import threading
 
@@ -115,6 +116,7 @@ def dicom_listen(
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
+    expect(math.isfinite(spool_gigabytes), "--spool-gigabytes", "a number", spool_gigabytes)
     held = Spool(spool, int(spool_gigabytes * 1e9), keep=keep)
     with contextlib.closing(held):
         with show_progress("loading", enabled=not quiet):

@@ -23,7 +23,8 @@ _DAY = 86400.0
 _SCHEMA = """
 CREATE TABLE instance (
     uid TEXT PRIMARY KEY, class TEXT NOT NULL, study TEXT NOT NULL, series TEXT NOT NULL,
-    bytes INTEGER NOT NULL, received REAL NOT NULL, job INTEGER REFERENCES job(id));
+    bytes INTEGER NOT NULL, received REAL NOT NULL, kept INTEGER NOT NULL,
+    job INTEGER REFERENCES job(id));
 CREATE INDEX instance_of_job ON instance(job, study, series);
 CREATE TABLE job (
     id INTEGER PRIMARY KEY, study TEXT NOT NULL, series TEXT NOT NULL, state TEXT NOT NULL,
@@ -122,9 +123,17 @@ class Ledger:
     def _version(self) -> int:
         return int(self._one("PRAGMA user_version"))
 
+    def _read(self, query: str, *values: Any) -> list[Any]:
+        """All rows of a query; raises OutputError where the database cannot be read."""
+        try:
+            with self._lock:
+                return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise OutputError(f"{NAME}: cannot be read: {error}") from error
+
     def _one(self, query: str, *values: Any) -> Any:
-        row = self._connection.execute(query, values).fetchone()
-        return None if row is None else row[0]
+        rows = self._read(query, *values)
+        return rows[0][0] if rows else None
 
     @contextmanager
     def change(self, *, durable: bool = True) -> Iterator[None]:
@@ -142,7 +151,7 @@ class Ledger:
                     if self._connection.in_transaction:
                         self._connection.execute("ROLLBACK")
                     raise
-            except sqlite3.OperationalError as error:
+            except sqlite3.Error as error:
                 raise OutputError(f"{NAME}: cannot be written: {error}") from error
 
     def tell(self, what: str, *, peer: str | None = None, study: str | None = None,
@@ -158,28 +167,33 @@ class Ledger:
 
     def knows(self, uid: str) -> bool:
         """Whether the instance was accepted before."""
-        with self._lock:
-            return self._one("SELECT 1 FROM instance WHERE uid = ?", uid) is not None
+        return self._one("SELECT 1 FROM instance WHERE uid = ?", uid) is not None
 
-    def add(self, instance: Instance, size: int, received: float) -> None:
-        """An instance whose file is there; as a part of a change."""
+    def add(self, instance: Instance, size: int, received: float, *, kept: bool) -> None:
+        """An instance whose file is there; kept: it is never deleted. As a part of a change."""
         self._connection.execute(
-            "INSERT INTO instance VALUES (?, ?, ?, ?, ?, ?, NULL)",
-            (instance.uid, instance.sop_class, instance.study, instance.series, size, received))
+            "INSERT INTO instance VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
+            (instance.uid, instance.sop_class, instance.study, instance.series, size, received,
+             kept))
+
+    def is_kept(self, uid: str, sop_class: str) -> bool:
+        """Whether an instance of this class was accepted to be kept."""
+        return bool(self._one("SELECT kept FROM instance WHERE uid = ? AND class = ?", uid,
+                              sop_class))
 
     def forget(self, uid: str) -> None:
         """An instance whose file is gone; as a part of a change."""
         self._connection.execute("DELETE FROM instance WHERE uid = ?", (uid,))
 
     def held_bytes(self) -> int:
-        with self._lock:
-            return int(self._one("SELECT coalesce(sum(bytes), 0) FROM instance"))
+        """Of the received files that are not done with."""
+        return int(self._one(
+            "SELECT coalesce(sum(bytes), 0) FROM instance LEFT JOIN job ON instance.job = job.id"
+            " WHERE coalesce(job.state, '') NOT IN (?, ?)", DONE, SKIPPED))
 
     def without_job(self) -> list[str]:
         """The UIDs of the instances of studies that are not complete."""
-        with self._lock:
-            return [uid for uid, in self._connection.execute(
-                "SELECT uid FROM instance WHERE job IS NULL")]
+        return [uid for uid, in self._read("SELECT uid FROM instance WHERE job IS NULL")]
 
     def make_jobs(self, quiet_seconds: float) -> int:
         """A job for each series of the studies to which nothing was added for so long; how many."""
@@ -208,11 +222,8 @@ class Ledger:
     # Jobs
 
     def _jobs(self, where: str, *values: Any) -> list[Job]:
-        with self._lock:
-            rows = self._connection.execute(
-                f"SELECT id, study, series, state, attempts, reason FROM job WHERE {where}",
-                values).fetchall()
-        return [Job(*row) for row in rows]
+        return [Job(*row) for row in self._read(
+            f"SELECT id, study, series, state, attempts, reason FROM job WHERE {where}", *values)]
 
     def jobs(self, state: str) -> list[Job]:
         return self._jobs("state = ? ORDER BY id", state)
@@ -220,8 +231,8 @@ class Ledger:
     def unsettled(self) -> list[Job]:
         """Those whose files may not be where they belong."""
         return self._jobs(
-            "state IN (?, ?, ?) OR EXISTS (SELECT 1 FROM instance WHERE job = job.id AND bytes > 0)"
-            " ORDER BY id", WAITING, SCORED, DEAD)
+            "state IN (?, ?, ?) OR EXISTS (SELECT 1 FROM instance WHERE instance.job = job.id AND"
+            " bytes > 0 AND NOT kept) ORDER BY id", WAITING, SCORED, DEAD)
 
     def job(self, number: int) -> Job:
         return self._jobs("id = ?", number)[0]
@@ -264,45 +275,46 @@ class Ledger:
             if not made:
                 self.end_job(job, DONE)
 
-    def instances(self, job: Job) -> list[str]:
-        """The UIDs of what a job is made of, in the order in which it came."""
-        with self._lock:
-            return [uid for uid, in self._connection.execute(
-                "SELECT uid FROM instance WHERE job = ? ORDER BY received, uid", (job.id,))]
+    def instances(self, job: Job, *, kept: bool = True) -> list[str]:
+        """The UIDs of what a job is made of, in the order in which it came; without those that are
+        kept, if that is asked for."""
+        return [uid for uid, in self._read(
+            "SELECT uid FROM instance WHERE job = ? AND kept <= ? ORDER BY received, uid", job.id,
+            kept)]
 
     def release(self, job: Job) -> None:
-        """The files of a job are deleted."""
+        """The files of a job are deleted, but for those that are kept."""
         with self.change(durable=False):
-            self._connection.execute("UPDATE instance SET bytes = 0 WHERE job = ?", (job.id,))
+            self._connection.execute("UPDATE instance SET bytes = 0 WHERE job = ? AND NOT kept",
+                                     (job.id,))
 
     # Results
 
     def files(self, job: Job, *states: str) -> list[str]:
         """The names of a job's results in one of the states."""
-        with self._lock:
-            return [name for name, in self._connection.execute(
-                f"SELECT file FROM result WHERE job = ? AND state IN"
-                f" ({', '.join('?' * len(states))}) ORDER BY file", (job.id, *states))]
+        return [name for name, in self._read(
+            f"SELECT file FROM result WHERE job = ? AND state IN ({', '.join('?' * len(states))})"
+            " ORDER BY file", job.id, *states)]
 
     def to_send(self, most: int) -> list[ToSend]:
         """Results that are due, the oldest first."""
-        with self._lock:
-            rows = self._connection.execute(
-                "SELECT uid, class, file, job, attempts FROM result WHERE state = ? AND due <= ?"
-                " ORDER BY due, job, file LIMIT ?", (WAITING, time.time(), most)).fetchall()
-            jobs = {row[3]: self.job(row[3]) for row in rows}
+        rows = self._read(
+            "SELECT uid, class, file, job, attempts FROM result WHERE state = ? AND due <= ?"
+            " ORDER BY due, job, file LIMIT ?", WAITING, time.time(), most)
+        jobs = {row[3]: self.job(row[3]) for row in rows}
         return [ToSend(Made(*row[:3]), jobs[row[3]], row[4]) for row in rows]
 
-    def record_sent(self, sent: ToSend, peer: str) -> None:
-        """A result has arrived; with the last one its job is over."""
+    def record_sent(self, sent: ToSend, peer: str) -> bool:
+        """A result has arrived; with the last one its job is over: then True."""
         with self.change():
             self._set_result(sent, SENT, None)
             self.tell("sent", peer=peer, study=sent.job.study, series=sent.job.series,
                       instance=sent.made.uid)
-            self._end_if_over(sent.job)
+            return self._end_if_over(sent.job)
 
-    def record_refused(self, refused: ToSend, peer: str, reason: str, later: float | None) -> None:
-        """A result was not taken; it is tried again so many seconds later, None for never."""
+    def record_refused(self, refused: ToSend, peer: str, reason: str, later: float | None) -> bool:
+        """A result was not taken; it is tried again so many seconds later, None for never. True
+        where its job is over."""
         with self.change():
             if later is None:
                 self._set_result(refused, DEAD, reason)
@@ -313,18 +325,20 @@ class Ledger:
             self.tell("refused" if later is not None else "given up", peer=peer,
                       study=refused.job.study, series=refused.job.series,
                       instance=refused.made.uid, detail=reason)
-            self._end_if_over(refused.job)
+            return self._end_if_over(refused.job)
 
     def _set_result(self, result: ToSend, state: str, reason: str | None) -> None:
         self._connection.execute(
             "UPDATE result SET state = ?, reason = ?, attempts = attempts + 1 WHERE uid = ?",
             (state, reason, result.made.uid))
 
-    def _end_if_over(self, job: Job) -> None:
+    def _end_if_over(self, job: Job) -> bool:
         of_state = "SELECT coalesce(reason, '') FROM result WHERE job = ? AND state = ?"
-        if self._one(of_state, job.id, WAITING) is None:
-            reason = self._one(of_state, job.id, DEAD)
-            self.end_job(job, DONE if reason is None else DEAD, reason)
+        if self._one(of_state, job.id, WAITING) is not None:
+            return False
+        reason = self._one(of_state, job.id, DEAD)
+        self.end_job(job, DONE if reason is None else DEAD, reason)
+        return True
 
     # What is asked from outside
 
@@ -355,25 +369,21 @@ class Ledger:
 
     def counts(self) -> dict[str, Any]:
         """How much there is of what; see status.Status."""
-        with self._lock:
-            jobs = dict(self._connection.execute("SELECT state, count(*) FROM job GROUP BY state"))
-            results = dict(self._connection.execute(
-                "SELECT state, count(*) FROM result GROUP BY state"))
-            open_studies = self._connection.execute(
-                "SELECT count(*), count(DISTINCT study), max(received) FROM instance"
-                " WHERE job IS NULL").fetchone()
-            return {"jobs": jobs, "results": results, "arriving": open_studies,
-                    "bytes": self.held_bytes(),
-                    "due": self._one("SELECT min(due) FROM result WHERE state = ?", WAITING),
-                    "trouble": self._trouble()}
+        return {
+            "jobs": dict(self._read("SELECT state, count(*) FROM job GROUP BY state")),
+            "results": dict(self._read("SELECT state, count(*) FROM result GROUP BY state")),
+            "arriving": self._read("SELECT count(*), count(DISTINCT study), max(received)"
+                                   " FROM instance WHERE job IS NULL")[0],
+            "bytes": self.held_bytes(),
+            "due": self._one("SELECT min(due) FROM result WHERE state = ?", WAITING),
+            "trouble": self._trouble()}
 
     def _trouble(self) -> str | None:
         """Why results wait: the destination is away, or does not take one of them."""
-        last = self._connection.execute(
-            "SELECT what, detail FROM event WHERE what IN (?, ?) ORDER BY id DESC LIMIT 1",
-            (AWAY, BACK)).fetchone()
-        if last is not None and last[0] == AWAY:
-            return f"the destination cannot be reached: {last[1]}"
+        last = self._read("SELECT what, detail FROM event WHERE what IN (?, ?) ORDER BY id DESC"
+                          " LIMIT 1", AWAY, BACK)
+        if last and last[0][0] == AWAY:
+            return f"the destination cannot be reached: {last[0][1]}"
         found: str | None = self._one("SELECT reason FROM result WHERE state = ? AND reason IS NOT"
                                       " NULL ORDER BY due DESC", WAITING)
         return found
@@ -383,10 +393,8 @@ class Ledger:
         names = "time", "what", "peer", "study", "series", "instance", "detail"
         after = 0
         while True:
-            with self._lock:
-                rows = self._connection.execute(
-                    f"SELECT id, {', '.join(names)} FROM event WHERE id > ? ORDER BY id LIMIT 1000",
-                    (after,)).fetchall()
+            rows = self._read(f"SELECT id, {', '.join(names)} FROM event WHERE id > ? ORDER BY id"
+                              " LIMIT 1000", after)
             for row in rows:
                 yield {name: value for name, value in zip(names, row[1:], strict=True)
                        if value is not None}
@@ -402,12 +410,11 @@ class Ledger:
                                      (peer, report, time.time()))
             self.tell("commitment asked", peer=peer)
 
-    def due_commitments(self) -> list[tuple[int, str, str, int]]:
-        """(id, peer, report, attempts) of the reports that are due."""
-        with self._lock:
-            return self._connection.execute(
-                "SELECT id, peer, report, attempts FROM commitment WHERE due <= ? ORDER BY due",
-                (time.time(),)).fetchall()
+    def due_commitment(self) -> tuple[int, str, str, int] | None:
+        """(id, peer, report, attempts) of the report that is due first."""
+        rows = self._read("SELECT id, peer, report, attempts FROM commitment WHERE due <= ?"
+                          " ORDER BY due LIMIT 1", time.time())
+        return rows[0] if rows else None
 
     def end_commitment(self, number: int, peer: str, detail: str, later: float | None) -> None:
         """A report was sent, or is given up; or it is tried again so many seconds later."""

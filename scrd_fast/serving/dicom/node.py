@@ -2,16 +2,18 @@
 """
 
 import logging
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scrd_fast.data.decode.quiet import silent_libraries
 from scrd_fast.errors import InputError, OutputError
-from scrd_fast.serving.dicom.receive import Receiver
+from scrd_fast.serving.dicom.receive import MOST_PDU, Receiver
 from scrd_fast.serving.dicom.rules import Allowed, Peer
 from scrd_fast.serving.dicom.scoring import Scoring
 from scrd_fast.serving.dicom.sending import Sending
@@ -21,7 +23,6 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.25  # between looks for work
 _PRUNE_SECONDS = 3600.0
-_MOST_PDU = 2**20  # bytes: a file comes in one or few parts
 _ASSOCIATIONS = 32
 
 
@@ -58,7 +59,7 @@ def listen(options: NodeOptions, spool: Spool, scoring: Scoring, sending: Sendin
     entity = AE(options.aet)
     entity.require_called_aet = True
     entity.maximum_associations = _ASSOCIATIONS
-    entity.maximum_pdu_size = _MOST_PDU
+    entity.maximum_pdu_size = MOST_PDU
     entity.add_supported_context(Verification)
     for context in AllStoragePresentationContexts:
         entity.add_supported_context(str(context.abstract_syntax), _transfer_syntaxes())
@@ -88,7 +89,7 @@ def listen(options: NodeOptions, spool: Spool, scoring: Scoring, sending: Sendin
             stopped.wait()
         finally:
             stopped.set()
-            server.shutdown()  # ends associations: who gets no answer sends again
+            entity.shutdown()  # ends associations: who gets no answer sends again
             for worker in workers:
                 if worker.ident is not None:
                     worker.join()
@@ -138,10 +139,17 @@ def _transfer_syntaxes() -> list[str]:
     return [each for each in ALL_TRANSFER_SYNTAXES if each != DeflatedExplicitVRLittleEndian]
 
 
+class _ListenerContext(ssl.SSLContext):
+    """Leaves the handshake to the connection's own thread; see Receiver."""
+
+    def wrap_socket(self, sock: socket.socket, **options: Any) -> ssl.SSLSocket:  # type: ignore[override]
+        return super().wrap_socket(sock, **options | {"do_handshake_on_connect": False})
+
+
 def listener_tls(certificate: Path, key: Path, authority: Path | None) -> ssl.SSLContext:
     """For listening; authority: whose certificates senders must show, None for none."""
     try:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context = _ListenerContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
         if authority is not None:
             context.load_verify_locations(authority)

@@ -4,13 +4,15 @@ import io
 import json
 import logging
 import socket
+import ssl
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from scrd_fast.errors import DataError, OutputError
 from scrd_fast.serving.dicom.rules import Allowed, Peer
-from scrd_fast.serving.dicom.spool import FullError, Spool, check_uid, read_instance
+from scrd_fast.serving.dicom.spool import Spool, check_uid, read_instance
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -25,35 +27,75 @@ _REQUEST = 1  # the action of storage commitment (PS3.4 J.3.2)
 COMMITTED, PARTLY = 1, 2  # the events that answer it (PS3.4 J.3.3)
 
 
+MOST_BYTES = 2**30  # of an object, which is in memory until it is stored
+MOST_PDU = 2**20  # bytes that are asked for at most: a file comes in one or few parts
+_SECONDS = 30.0  # in which a part must have come
+_TELL_SECONDS = 60.0  # between two events of the same sender who is not let in
+
+
 class Receiver:
     """Answers associations. peers: where those who ask for storage commitment are answered."""
 
     def __init__(self, spool: Spool, allowed: Allowed, peers: dict[str, Peer]) -> None:
         self._spool, self._allowed, self._peers = spool, allowed, peers
+        self._told: dict[str, float] = {}
 
     def handlers(self) -> list[tuple[Any, Callable[..., Any]]]:
         """What pynetdicom calls."""
         from pynetdicom import evt
 
-        return [(evt.EVT_REQUESTED, self._check_sender), (evt.EVT_REJECTED, self._tell_rejected),
-                (evt.EVT_PDU_SENT, _acknowledge_at_once), (evt.EVT_C_STORE, self._store),
+        return [(evt.EVT_CONN_OPEN, self._open), (evt.EVT_REQUESTED, self._check_sender),
+                (evt.EVT_REJECTED, self._tell_rejected),
+                (evt.EVT_PDU_SENT, _expect_more), (evt.EVT_C_STORE, self._store),
                 (evt.EVT_C_ECHO, lambda event: SUCCESS), (evt.EVT_N_ACTION, self._commit)]
+
+    def _open(self, event: "Event") -> None:
+        """Before a first byte is read: end a connection from where nobody may call; bound what the
+        others can hold of memory and time."""
+        connection = event.assoc.dul.socket
+        address = event.address[0]
+        try:
+            if not self._allowed.lets_in(None, address):
+                self._tell_stranger(address, "no sender may call from there")
+                raise ConnectionRefusedError
+            connection.socket.settimeout(_SECONDS)
+            if isinstance(connection.socket, ssl.SSLSocket):
+                # Here, in the connection's own thread: another that says nothing stops nobody.
+                connection.socket.do_handshake()
+        except OSError as error:  # of TLS, too
+            if not isinstance(error, ConnectionRefusedError):
+                log.warning("connection from %s: %s", address, type(error).__name__)
+            connection.close()
+        connection.recv = _Reader(connection.recv)
 
     def _check_sender(self, event: "Event") -> None:
         requestor = event.assoc.requestor
         request = requestor.primitive
-        if not self._allowed.lets_in(request.calling_ae_title, requestor.address):
+        try:
+            lets_in = self._allowed.lets_in(request.calling_ae_title.strip(), requestor.address)
+        except ValueError:  # of what is no address: nobody has allowed it
+            lets_in = False
+        if not lets_in:
             # Rejected for good, by the service user: the calling AE title is not recognised.
             event.assoc.acse.send_reject(1, 1, 3)
             self._tell_rejected(event)
 
     def _tell_rejected(self, event: "Event") -> None:
         requestor = event.assoc.requestor
-        peer = f"{requestor.primitive.calling_ae_title}@{requestor.address}"
-        log.warning("association rejected: %s", peer)
+        self._tell_stranger(f"{requestor.primitive.calling_ae_title}@{requestor.address}",
+                            f"it called {requestor.primitive.called_ae_title}")
+
+    def _tell_stranger(self, peer: str, detail: str) -> None:
+        """Once a minute: who is not let in may try as often as he likes."""
+        now = time.monotonic()
+        self._told = {each: when for each, when in self._told.items()
+                      if now - when < _TELL_SECONDS}
+        if peer in self._told:
+            return
+        self._told[peer] = now
+        log.warning("association rejected: %s, %s", peer, detail)
         with self._spool.ledger.change(durable=False):
-            self._spool.ledger.tell("rejected", peer=peer, detail="it called"
-                                    f" {requestor.primitive.called_ae_title}")
+            self._spool.ledger.tell("rejected", peer=peer, detail=detail)
 
     def _store(self, event: "Event") -> int:
         """The status of a C-STORE: success once the instance is on the disk, and not before."""
@@ -69,8 +111,10 @@ class Receiver:
             self._spool.accept(instance, data, peer)
         except DataError as error:
             return self._refuse(NOT_UNDERSTOOD, peer, str(error))
-        except (FullError, OutputError) as error:
+        except OutputError as error:
             return self._refuse(NO_RESOURCES, peer, str(error))
+        except Exception as error:  # else pynetdicom answers, and nobody hears of it
+            return self._refuse(NO_RESOURCES, peer, f"a fault of this node: {type(error).__name__}")
         return SUCCESS
 
     def _refuse(self, status: int, peer: str, reason: str) -> int:
@@ -95,6 +139,9 @@ class Receiver:
             self._spool.ledger.add_commitment(str(self._peers[name]), json.dumps(report))
         except (DataError, OutputError) as error:
             return self._refuse(_PROCESSING_FAILED, _name_peer(event), str(error)), None
+        except Exception as error:  # as above
+            return self._refuse(_PROCESSING_FAILED, _name_peer(event),
+                                f"a fault of this node: {type(error).__name__}"), None
         return SUCCESS, None
 
     def _judge(self, asked: "Dataset") -> dict[str, Any]:
@@ -105,9 +152,25 @@ class Receiver:
         for item in asked.get("ReferencedSOPSequence") or ():
             named = (check_uid(item.get("ReferencedSOPClassUID")),
                      check_uid(item.get("ReferencedSOPInstanceUID")))
-            (held if self._spool.ledger.knows(named[1]) else others).append(named)
+            sop_class, uid = named
+            (held if self._spool.is_kept(uid, sop_class) else others).append(named)
         return {"transaction": check_uid(asked.get("TransactionUID")), "held": held,
                 "others": others}
+
+
+class _Reader:
+    """Reads from a connection, unless a part is longer than was agreed, which pynetdicom would read
+    from anybody, or what came since the last answer is more than an object may be."""
+
+    def __init__(self, read: Callable[[int], bytearray]) -> None:
+        self._read, self.unanswered = read, 0
+
+    def __call__(self, count: int) -> bytearray:
+        self.unanswered += count
+        if count > MOST_PDU or self.unanswered > MOST_BYTES:
+            log.warning("connection ended: it sends more than was agreed")
+            raise ConnectionAbortedError
+        return self._read(count)
 
 
 def make_report(report: dict[str, Any]) -> "tuple[int, Dataset]":
@@ -130,16 +193,20 @@ def make_report(report: dict[str, Any]) -> "tuple[int, Dataset]":
     return PARTLY, found
 
 
-def _acknowledge_at_once(event: "Event") -> None:
-    """Let TCP acknowledge what comes next as soon as it comes.
+def _expect_more(event: "Event") -> None:
+    """After an answer: count anew what comes, and let TCP acknowledge it as soon as it comes.
 
-    After an answer Linux waits up to 40 ms before it acknowledges, in the hope of another answer to
-    send along. dcmtk writes the first bytes of a request by themselves, and Nagle's algorithm holds
-    back all others until those are acknowledged: so each instance would take 40 ms.
+    Else Linux waits up to 40 ms, in the hope of another answer to send along. dcmtk writes the
+    first bytes of a request by themselves, and Nagle's algorithm holds all others until those are
+    acknowledged: so each instance would take 40 ms.
     """
     quick = getattr(socket, "TCP_QUICKACK", None)
     connection = event.assoc.dul.socket
-    if quick is not None and connection is not None and connection.socket is not None:
+    if connection is None or connection.socket is None:
+        return
+    if isinstance(connection.recv, _Reader):
+        connection.recv.unanswered = 0
+    if quick is not None:
         with suppress(OSError):  # it is closed already
             connection.socket.setsockopt(socket.IPPROTO_TCP, quick, 1)
 

@@ -45,7 +45,8 @@ class Peer:
         return cls(check_aet(found[1], argument), found[2].strip("[]"), int(found[3]))
 
     def __str__(self) -> str:
-        return f"{self.aet}@{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.aet}@{host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,13 @@ class Allowed:
                 senders += [(aet.strip(), ipaddress.ip_network(each)) for each in sorted(found)]
         return cls(tuple(senders))
 
-    def lets_in(self, aet: str, address: str) -> bool:
-        """Whether a sender of this title may call from this address."""
+    def lets_in(self, aet: str | None, address: str) -> bool:
+        """Whether a sender of this title may call from this address; None for any title."""
         here = ipaddress.ip_address(address)
         if isinstance(here, ipaddress.IPv6Address) and here.ipv4_mapped is not None:
             here = here.ipv4_mapped
         return not self.senders or any(
-            aet.strip() == title and (network is None or here in network)
+            aet in (None, title) and (network is None or here in network)
             for title, network in self.senders)
 
 
@@ -108,7 +109,9 @@ class SeriesRule:
         RULE_TAGS. What is told holds no word of the header but its modality."""
         modality = "".join(read_texts(header, "Modality")[:1])
         if self.modalities and modality not in self.modalities:
-            return f"its modality is {modality or 'not told'}, not {' or '.join(self.modalities)}"
+            # It may be any text, a name among it.
+            told = modality if re.fullmatch("[A-Z0-9_]{1,16}", modality) else "not told"
+            return f"its modality is {told}, not {' or '.join(self.modalities)}"
         described = [text for keyword in _DESCRIBED for text in read_texts(header, keyword)]
         if self.description is not None and not _matches(self.description, described):
             return "neither description nor protocol matches --description"

@@ -51,7 +51,7 @@ class Scoring:
         return True
 
     def _end(self, spool: Spool, job: Job, state: str, reason: str) -> None:
-        reason = reason.replace(str(spool.folder), "").strip()
+        reason = _without(reason, spool)
         if state == DEAD:
             log.warning("given up, see dicom-status: series %s: %s", job.series, reason)
         with spool.ledger.change():
@@ -75,6 +75,7 @@ class Scoring:
         items: list[Scored] = []
         for item in self.engine.stream(arranged.paths, maps=True):
             if stopped():
+                spool.ledger.postpone(job, "stopped", 0)
                 return
             items.append(item)
         errors = [item.error for item in items if item.error is not None]
@@ -93,7 +94,7 @@ class Scoring:
             sync_folder(folder.parent)
         notes += tell_shared(written.notes)
         spool.ledger.record_scored(job, [_name(path) for path in written.files], [
-            note.replace(str(spool.folder), "") for note in notes])
+            _without(note, spool) for note in notes])
         spool.settle(job)
 
     def _refuse(self, path: Path) -> str | None:
@@ -102,6 +103,11 @@ class Scoring:
         with silent_libraries():
             return self.rule.refuse(pydicom.dcmread(
                 path, stop_before_pixels=True, specific_tags=RULE_TAGS))
+
+
+def _without(text: str, spool: Spool) -> str:
+    """What is told of files without the folder that all are in."""
+    return text.replace(f"{spool.folder / 'received'}/", "")
 
 
 def _name(path: Path) -> Made:

@@ -22,7 +22,8 @@ MOST_ATTEMPTS = 8  # for an object that a destination answers, but does not take
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds
 _TOGETHER = 100  # objects on one association
 _SECONDS = 30.0  # to wait for an answer
-_WARNINGS = (0xB000, 0xB006, 0xB007)  # it was stored, changed somehow (PS3.4 B.2.3)
+# It was stored, changed somehow (PS3.4 B.2.3); it was there already (PS3.7 C.5.5).
+_STORED = (0x0000, 0xB000, 0xB006, 0xB007, 0x0111)
 
 
 def pause_after(attempts: int) -> float:
@@ -42,7 +43,10 @@ class Sending:
 
     def do_next(self, spool: Spool, stopped: Callable[[], bool]) -> bool:
         """Send what is due; False where nothing is, or the destination is not to be asked yet."""
-        self._answer_commitments(spool)
+        answered = self._answer_commitment(spool)
+        return (not stopped() and self._send_due(spool, stopped)) or answered
+
+    def _send_due(self, spool: Spool, stopped: Callable[[], bool]) -> bool:
         if time.monotonic() < self._not_before:
             return False
         due = spool.ledger.to_send(_TOGETHER)
@@ -85,14 +89,24 @@ class Sending:
                    for context in association.accepted_contexts):
             self._refuse(spool, each, f"the destination takes no {each.made.sop_class}")
             return True
-        status = association.send_c_store(path).get("Status")
+        if not association.is_established:  # it ended between two objects: neither's fault
+            self._fail(spool, "an association ended while it was sent to")
+            return False
+        try:
+            status = association.send_c_store(path).get("Status")
+        except RuntimeError:  # it ended at this very moment
+            self._fail(spool, "an association ended while it was sent to")
+            return False
+        except ValueError:  # an element does not fit into what the destination reads
+            self._refuse(spool, each, "it cannot be encoded as the destination asks")
+            return True
         if status is None:
             self._refuse(spool, each, "the association ended before an answer came")
             self._fail(spool, "an association ended while it was sent to")
             return False
-        if status == 0 or status in _WARNINGS:
-            spool.ledger.record_sent(each, str(self.to))
-            spool.settle(each.job)
+        if status in _STORED:
+            if spool.ledger.record_sent(each, str(self.to)):
+                spool.settle(each.job)
         else:
             self._refuse(spool, each, f"the destination answered with status {status:04x}")
         return True
@@ -102,9 +116,9 @@ class Sending:
         last = last or attempts >= MOST_ATTEMPTS
         log.warning("not taken by %s (attempt %s of %s): %s: %s", self.to, attempts, MOST_ATTEMPTS,
                     each.made.uid, reason)
-        spool.ledger.record_refused(each, str(self.to), reason,
-                                    None if last else pause_after(attempts))
-        spool.settle(each.job)
+        if spool.ledger.record_refused(each, str(self.to), reason,
+                                       None if last else pause_after(attempts)):
+            spool.settle(each.job)
 
     def _associate(self, to: Peer, contexts: Sequence[Any], **more: Any
                    ) -> "tuple[Association | None, str]":
@@ -114,48 +128,59 @@ class Sending:
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = _SECONDS
         entity.connection_timeout = _SECONDS
         tls = None if self.tls is None else (self.tls, to.host)
-        association = entity.associate(to.host, to.port, list(contexts), to.aet, max_pdu=0,
-                                       tls_args=tls, **more)
+        try:
+            association = entity.associate(to.host, to.port, list(contexts), to.aet, max_pdu=0,
+                                           tls_args=tls, **more)
+        except OSError as error:  # the name of a host that nobody knows now
+            return None, error.strerror or type(error).__name__
         if association.is_established:
             return association, ""
         reason = ("it rejected the association" if association.is_rejected else
                   "no association came about")
         return None, reason
 
-    def _answer_commitments(self, spool: Spool) -> None:
+    def _answer_commitment(self, spool: Spool) -> bool:
+        """Tell one who asked for storage commitment; False where nobody is to be told now."""
         from pynetdicom import build_context, build_role
         from pynetdicom.sop_class import (
             StorageCommitmentPushModel,
             StorageCommitmentPushModelInstance,
         )
 
-        for number, peer, report, attempts in spool.ledger.due_commitments():
-            to = Peer.parse(peer, "--peer")
-            association, reason = self._associate(
-                to, [build_context(StorageCommitmentPushModel)],
-                ext_neg=[build_role(StorageCommitmentPushModel, scp_role=True)])
-            if association is not None:
-                event, found = make_report(json.loads(report))
+        due = spool.ledger.due_commitment()
+        if due is None:
+            return False
+        number, peer, report, attempts = due
+        association, reason = self._associate(
+            Peer.parse(peer, "--peer"), [build_context(StorageCommitmentPushModel)],
+            ext_neg=[build_role(StorageCommitmentPushModel, scp_role=True)])
+        if association is not None:
+            event, found = make_report(json.loads(report))
+            try:
                 status, _ = association.send_n_event_report(
                     found, event, StorageCommitmentPushModel, StorageCommitmentPushModelInstance)
-                association.release()
                 code = status.get("Status")
-                if code == 0:
-                    spool.ledger.end_commitment(number, peer, "told", None)
-                    continue
-                reason = "no answer came" if code is None else f"it answered with status {code:04x}"
-            last = attempts + 1 >= MOST_ATTEMPTS
-            log.warning("storage commitment: %s was not told%s: %s", to,
-                        " and will not be" if last else "", reason)
-            spool.ledger.end_commitment(number, peer, reason,
-                                        None if last else pause_after(attempts))
+            except RuntimeError:  # the association has ended
+                code = None
+            association.release() if association.is_established else association.abort()
+            if code == 0:
+                spool.ledger.end_commitment(number, peer, "told", None)
+                return True
+            reason = "no answer came" if code is None else f"it answered with status {code:04x}"
+        last = attempts + 1 >= MOST_ATTEMPTS
+        log.warning("storage commitment: %s was not told%s: %s", peer,
+                    " and will not be" if last else "", reason)
+        spool.ledger.end_commitment(number, peer, reason, None if last else pause_after(attempts))
+        return True
 
 
 def _contexts(due: Sequence[ToSend]) -> list[Any]:
-    """What is proposed: the classes of what is to be sent; results are of explicit little endian.
-    """
+    """What is proposed: the classes of what is to be sent, in explicit little endian, as they are,
+    and C-ECHO's, so that a destination that takes none of the classes is no one that is away."""
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
     from pynetdicom import build_context
+    from pynetdicom.sop_class import Verification
 
-    return [build_context(each, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-            for each in sorted({each.made.sop_class for each in due})]
+    syntaxes = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+    return [build_context(Verification), *(
+        build_context(each, syntaxes) for each in sorted({each.made.sop_class for each in due}))]

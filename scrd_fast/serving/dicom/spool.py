@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 from scrd_fast.data.decode.quiet import silent_libraries
 from scrd_fast.errors import DataError, InputError, OutputError
@@ -47,7 +47,8 @@ class FullError(OutputError):
 class Spool:
     """A folder that one process works on; see the module.
 
-    most_bytes: of received files; keep: received files stay when they are done with.
+    most_bytes: of received files that are not done with; keep: what is received from now on stays
+    when it is.
     """
 
     def __init__(self, folder: Path, most_bytes: int, *, keep: bool = False) -> None:
@@ -59,12 +60,10 @@ class Spool:
             for each in ("received", "results", "dead"):
                 (folder / each).mkdir(parents=True, exist_ok=True)
             self._lock = (folder / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not _try_lock(self._lock):
             self._lock.close()
             raise InputError(f"--spool: expected a folder of its own, got {folder}, which another"
-                             " dicom-listen works on") from error
+                             " dicom-listen works on")
         self.ledger = Ledger(folder, create=True)
         self._take_stock()
         self._held = self.ledger.held_bytes()
@@ -93,7 +92,7 @@ class Spool:
                 return False
             # The file is what counts; what the ledger lacks after a loss of power is read from it.
             with self.ledger.change(durable=False):
-                self.ledger.add(instance, len(data), time.time())
+                self.ledger.add(instance, len(data), time.time(), kept=self.keep)
                 self.ledger.tell("received", peer=peer, study=instance.study,
                                  series=instance.series, instance=instance.uid)
             self._held += len(data)
@@ -140,11 +139,17 @@ class Spool:
                 shutil.rmtree(dead, ignore_errors=True)
             if state in (DEAD, DONE, SKIPPED):
                 shutil.rmtree(results, ignore_errors=True)
-            if state in (DONE, SKIPPED) and not self.keep:
-                for path in received:
-                    path.unlink(missing_ok=True)
+            if state in (DONE, SKIPPED):
+                for uid in self.ledger.instances(job, kept=False):
+                    self._received(uid).unlink(missing_ok=True)
                 self.ledger.release(job)
                 self._held = self.ledger.held_bytes()
+
+    def is_kept(self, uid: str, sop_class: str) -> bool:
+        """Whether an instance is there, and will stay."""
+        return self.ledger.is_kept(uid, sop_class) and (
+            self._received(uid).exists()
+            or any(self.folder.glob(f"dead/*/received/{uid}.dcm")))
 
     def _dead(self, job: Job) -> Path:
         return self.folder / "dead" / str(job.id)
@@ -160,7 +165,8 @@ class Spool:
                 except DataError as error:
                     raise DataError(f"{path}: {error}; move it away") from error
                 with self.ledger.change():
-                    self.ledger.add(instance, path.stat().st_size, path.stat().st_mtime)
+                    self.ledger.add(instance, path.stat().st_size, path.stat().st_mtime,
+                                    kept=self.keep)
                     self.ledger.tell("found", study=instance.study, series=instance.series,
                                      instance=instance.uid)
         for uid in self.ledger.without_job():
@@ -171,6 +177,17 @@ class Spool:
                                      detail="its file is gone from the spool")
         for job in self.ledger.unsettled():
             self.settle(job)
+
+
+def _try_lock(file: TextIO) -> bool:
+    """For a second: dicom-status looks at the lock, too, for a moment."""
+    for _ in range(20):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.05)
+    return False
 
 
 def _move(paths: Iterable[Path], folder: Path) -> None:

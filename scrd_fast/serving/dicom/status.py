@@ -1,11 +1,11 @@
 """What a spool holds, for people and for what watches it."""
 
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scrd_fast.errors import DataError
 from scrd_fast.progress import duration
 from scrd_fast.serving.dicom.ledger import DEAD, DONE, SENT, SKIPPED, WAITING, Ledger
 
@@ -93,6 +93,6 @@ def _is_locked(folder: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
-        return not os.access(folder, os.R_OK)
+    except OSError as error:
+        raise DataError(f"{folder / 'lock'}: cannot be read: {error.strerror}") from error
     return False

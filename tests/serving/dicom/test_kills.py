@@ -92,6 +92,29 @@ def test_a_series_that_always_kills_is_given_up(small_file, archive, tmp_path):
         assert archive.count() == 0
 
 
+def test_stopping_is_no_attempt(small_file, tmp_path):
+    """However often it is stopped while it scores."""
+    import scrd_fast
+    from scrd_fast.serving.dicom.rules import SeriesRule
+    from scrd_fast.serving.dicom.scoring import Scoring
+    from scrd_fast.serving.dicom.spool import Spool, read_instance
+
+    write_study(tmp_path / "sent", 16, 2)
+    spool = Spool(tmp_path / "spool", 10**9)
+    for path in (tmp_path / "sent").iterdir():
+        spool.accept(read_instance(path), path.read_bytes(), "A@b")
+    spool.ledger.make_jobs(0)
+    with scrd_fast.load_engine(small_file) as engine:
+        scoring = Scoring(engine, SeriesRule(), ("sr",), None)
+        for _ in range(5):
+            assert scoring.do_next(spool, lambda: True)
+        (job,) = spool.ledger.jobs("waiting")
+        assert job.attempts == 0
+        assert scoring.do_next(spool, lambda: False)
+    assert spool.ledger.job(job.id).state == "scored"
+    spool.close()
+
+
 @pytest.mark.slow
 def test_at_ten_moments(small_file, archive, tmp_path):
     """While it receives, scores and sends; the sender sends again what was not accepted."""

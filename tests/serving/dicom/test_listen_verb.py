@@ -1,5 +1,6 @@
 """What is wrong with a node's options is one line; TLS keeps out who shows no certificate."""
 
+import socket
 import subprocess
 
 import pytest
@@ -29,6 +30,7 @@ skip_without_tools()
     (["--tls-cert", "{file}", "--tls-key", "{file}"], "expected PEM files that fit together"),
     (["--tls-ca", "{file}"], "--tls-ca: expected --tls-cert or --to-tls with it"),
     (["--to-tls", "--tls-ca", "{file}"], "expected PEM files that fit together"),
+    (["--spool-gigabytes", "inf"], "--spool-gigabytes: expected a number, got inf"),
     (["--spool", "{file}"], "cannot be written: Not a directory"),
     (["--engine", "missing.scrd"], "missing.scrd"),
     (["--port", "1", "--host", "192.0.2.1", "--allow", "A"], "cannot listen on 192.0.2.1, port 1"),
@@ -73,8 +75,20 @@ def test_tls(small_file, archive, certificate, tmp_path):
         assert node.send(tmp_path / "sent", check=False).returncode != 0
         assert node.send(tmp_path / "sent", check=False,
                          more=("+tla", "-ic")).returncode != 0  # without a certificate
-        node.send(tmp_path / "sent", more=("+tls", key, cert, "+cf", cert))
+        with socket.create_connection(("127.0.0.1", node.port)):  # says nothing, and stops nobody
+            node.send(tmp_path / "sent", more=("+tls", key, cert, "+cf", cert))
         check_all_arrived_once(node, archive, sent)
+
+
+def test_a_destination_of_an_unknown_authority_gets_nothing(small_file, certificate, tmp_path):
+    write_study(tmp_path / "sent", 33, 2)
+    cert, key = map(str, certificate)
+    with run_node(small_file, tmp_path / "second", 9, "--tls-cert", cert, "--tls-key", key, "--aet",
+                  "ORTHANC") as second, run_node(
+            small_file, tmp_path / "first", second.port, "--to-tls") as first:
+        first.send(tmp_path / "sent")
+        wait_for(lambda: first.status().trouble, log=first.log)
+        assert (first.status().sent, second.status().arriving) == (0, 0)
 
 
 def test_results_go_by_tls(small_file, archive, certificate, tmp_path):

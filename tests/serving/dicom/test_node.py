@@ -1,12 +1,16 @@
 """A node among real programs: dcmtk sends, Orthanc receives and asks for storage commitment."""
 
+import contextlib
+import socket
 import subprocess
+import threading
 import time
 
 import pytest
 
 from tests.cli.commands import run_here
 from tests.serving.dicom.conftest import (
+    SECONDARY_CAPTURE,
     as_json,
     check_all_arrived_once,
     read_events,
@@ -174,14 +178,102 @@ def test_storage_commitment(small_file, archive, tmp_path):
 
 def test_without_keeping_nothing_is_committed_to(small_file, archive, tmp_path):
     from pynetdicom import AE
-    from pynetdicom.sop_class import StorageCommitmentPushModel
+    from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
     with run_node(small_file, tmp_path / "spool", archive.port) as node:
         entity = AE("SENDER")
+        entity.add_requested_context(Verification)
         entity.add_requested_context(StorageCommitmentPushModel)
         association = entity.associate("127.0.0.1", node.port, ae_title="SCRD-FAST")
-        assert not association.is_established or not association.accepted_contexts
-        association.abort()
+        assert association.is_established
+        assert [each.abstract_syntax for each in association.accepted_contexts] == [Verification]
+        association.release()
+
+
+@contextlib.contextmanager
+def run_receiver(classes, handle):
+    """A destination that takes these classes and C-ECHO alone; gives its port."""
+    from pynetdicom import AE, evt
+    from pynetdicom.sop_class import Verification
+
+    entity = AE("ORTHANC")
+    for each in (*classes, Verification):
+        entity.add_supported_context(each)
+    server = entity.start_server(("127.0.0.1", 0), block=False,
+                                 evt_handlers=[(evt.EVT_C_STORE, handle)])
+    yield server.socket.getsockname()[1]
+    entity.shutdown()
+
+
+def test_a_destination_that_ends_associations(small_file, tmp_path):
+    """After each second answer; results arrive, and none is the worse for it."""
+    from pynetdicom import AllStoragePresentationContexts
+
+    stored = []
+
+    def store(event):
+        stored.append(str(event.request.AffectedSOPInstanceUID))
+        if len(stored) % 2 == 0:
+            threading.Timer(0.003, event.assoc.abort).start()
+        return 0x0000
+
+    write_study(tmp_path / "sent", 95, 3)
+    with run_receiver([each.abstract_syntax for each in AllStoragePresentationContexts],
+                      store) as port, run_node(small_file, tmp_path / "spool", port) as node:
+        node.send(tmp_path / "sent")
+        wait_for(lambda: node.status().sent == 3 + 3, log=node.log)
+        assert set(stored) == {event["instance"] for event in read_events(node.spool, "sent")}
+
+
+def test_a_destination_that_takes_captures_alone(small_file, tmp_path):
+    """It is not away: the others are refused one by one, and tried again later."""
+    stored = []
+
+    def store(event):
+        stored.append(str(event.request.AffectedSOPInstanceUID))
+        return 0x0111 if len(stored) == 1 else 0x0000  # there already
+
+    write_study(tmp_path / "sent", 96, 3)
+    with run_receiver([SECONDARY_CAPTURE], store) as port, run_node(
+            small_file, tmp_path / "spool", port) as node:
+        node.send(tmp_path / "sent")
+        wait_for(lambda: node.status().sent == 3, log=node.log)
+        wait_for(lambda: len(read_events(node.spool, "refused")) > 3, log=node.log)
+        assert not read_events(node.spool, "destination away")
+        assert "takes no" in node.status().trouble
+
+
+def test_a_destination_whose_name_nobody_knows(small_file, tmp_path):
+    write_study(tmp_path / "sent", 97, 2)
+    with run_node(small_file, tmp_path / "spool", 104, "--to",
+                  "ORTHANC@nowhere.invalid:104") as node:
+        node.send(tmp_path / "sent")
+        wait_for(lambda: node.status().trouble, log=node.log)
+        assert node.process.poll() is None
+        assert "cannot be reached" in node.status().trouble
+
+
+def test_what_was_not_agreed_ends_a_connection(small_file, archive, tmp_path):
+    """A part of 4 GiB, announced by somebody who has not said who he is; and a stranger's address.
+    """
+    with run_node(small_file, tmp_path / "spool", archive.port) as node, socket.create_connection(
+            ("127.0.0.1", node.port), timeout=30) as connection:
+        connection.sendall(b"\x01\x00\xff\xff\xff\xff" + bytes(1000))
+        assert is_closed(connection)
+    with run_node(small_file, tmp_path / "spool", archive.port, "--allow",
+                  "SENDER@192.0.2.1") as node, socket.create_connection(
+            ("127.0.0.1", node.port), timeout=30) as connection:
+        assert is_closed(connection)
+        assert node.send(tmp_path, check=False).returncode != 0
+        assert [event["peer"] for event in read_events(node.spool, "rejected")] == ["127.0.0.1"]
+
+
+def is_closed(connection):
+    """Whether the other side ends it, without a word or with an abort."""
+    with contextlib.suppress(ConnectionResetError):
+        while connection.recv(100):
+            pass
+    return True
 
 
 def get_json_of(body):

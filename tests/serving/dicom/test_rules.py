@@ -9,6 +9,7 @@ pytest.importorskip("pydicom", reason="pydicom reads DICOM")
 
 from pydicom import Dataset
 
+from scrd_fast.data.decode.quiet import silent_libraries
 from scrd_fast.errors import DataError, InputError
 from scrd_fast.serving.dicom.ledger import (
     DEAD,
@@ -26,8 +27,9 @@ from scrd_fast.serving.dicom.spool import FullError, Spool, check_uid
 
 def header(**elements):
     found = Dataset()
-    for keyword, value in elements.items():
-        setattr(found, keyword, value)
+    with silent_libraries():  # which say that some is wrong, and so it is
+        for keyword, value in elements.items():
+            setattr(found, keyword, value)
     return found
 
 
@@ -37,6 +39,7 @@ def header(**elements):
     ({"modalities": ("MR", "CT")}, {"Modality": "CT"}, None),
     ({"modalities": ("MR", "CT")}, {"Modality": "US"}, "its modality is US, not MR or CT"),
     ({"modalities": ("MR",)}, {}, "its modality is not told, not MR"),
+    ({"modalities": ("MR",)}, {"Modality": "ADA^LOVELACE"}, "its modality is not told, not MR"),
     ({}, {"SeriesDescription": "Scout"}, "--leave-out"),
     ({}, {"ProtocolName": "head topogram"}, "--leave-out"),
     ({"leave_out": ""}, {"SeriesDescription": "Scout"}, None),
@@ -63,7 +66,7 @@ def test_a_rule_that_is_no_pattern(field):
     (["A@192.0.2.1"], "A", "192.0.2.1", True), (["A@192.0.2.1"], "A", "192.0.2.2", False),
     (["A@192.0.2.0/24", "B"], "A", "192.0.2.77", True), (["A@192.0.2.0/24"], "A", "::1", False),
     (["A@192.0.2.1"], "A", "::ffff:192.0.2.1", True), (["A@localhost"], "A", "127.0.0.1", True),
-    (["A"], "A ", "192.0.2.1", True)])
+    (["A@192.0.2.1"], None, "192.0.2.1", True), (["A@192.0.2.1"], None, "192.0.2.2", False)])
 def test_senders(texts, aet, address, is_let_in):
     assert Allowed.parse(texts).lets_in(aet, address) == is_let_in
 
@@ -78,6 +81,8 @@ def test_no_peer(text):
 def test_peers():
     assert Peer.parse("A B@host.example:104", "--to") == Peer("A B", "host.example", 104)
     assert Peer.parse("A@[::1]:104", "--to") == Peer("A", "::1", 104)
+    for text in ("A@[::1]:104", "A@host:104"):
+        assert str(Peer.parse(text, "--to")) == text
     with pytest.raises(InputError, match=r"^--allow: expected AET, AET@HOST"):
         Allowed.parse(["A@no such host"])
 
@@ -172,3 +177,26 @@ def test_a_spool_is_of_one_process_and_of_this_version(tmp_path):
         Ledger(tmp_path / "spool", create=False)
     with pytest.raises(DataError, match="expected the spool of a DICOM node"):
         Ledger(tmp_path, create=False)
+
+
+def test_only_what_is_kept_is_committed_to(tmp_path):
+    """What came while nothing was kept may be gone by tomorrow; what was kept stays for good."""
+    spool = Spool(tmp_path, 10**9)
+    spool.accept(Instance("1.1", "1.9", "1.2", "1.3"), b"x", "A@b")
+    spool.close()
+    spool = Spool(tmp_path, 10**9, keep=True)
+    spool.accept(Instance("1.2", "1.9", "1.2", "1.3"), b"x", "A@b")
+    assert [spool.is_kept(*each) for each in (("1.1", "1.9"), ("1.2", "1.9"), ("1.2", "1.8"),
+                                              ("1.3", "1.9"))] == [False, True, False, False]
+    spool.close()
+    spool = Spool(tmp_path, 10**9)
+    spool.ledger.make_jobs(0)
+    job = spool.ledger.begin_scoring()
+    spool.ledger.record_scored(job, [], [])
+    spool.settle(job)
+    assert [path.stem for path in (tmp_path / "received").iterdir()] == ["1.2"]
+    assert spool.is_kept("1.2", "1.9")
+    assert spool.ledger.held_bytes() == 0
+    (tmp_path / "received" / "1.2.dcm").unlink()
+    assert not spool.is_kept("1.2", "1.9")
+    spool.close()
