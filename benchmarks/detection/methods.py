@@ -40,6 +40,8 @@ from scrd_fast.training.prior import fit_prior
 from scrd_fast.training.run import state_path
 
 BATCH = 16  # of images that are scored together
+# Which checkpoint training keeps (docs/method.md): rows of another rule are of other models.
+KEPT = "the last within a standard error of the largest"
 
 
 class Scored(NamedTuple):
@@ -90,11 +92,12 @@ class Method:
 
     def settings(self, side: int, budget: float) -> dict[str, Any]:
         """All that decides what is fitted, as JSON has it, with the steps of a budget."""
+        rule = {"kept": KEPT} if self.fit is fit_model else {}
         return json_of({
             "side": side, "backbone": demo.BACKBONE,
             "teacher": None if self.teacher is None else scaled(self.teacher, budget),
             "train": scaled(self.train, budget),
-            "after": self.after.__name__ if self.after else None})
+            "after": self.after.__name__ if self.after else None, **rule})
 
     def cost(self, budget: float) -> float:
         """About how long fitting and scoring take without the teacher, in its steps at 128 px."""
