@@ -238,9 +238,10 @@ class Ledger:
         return self._jobs("id = ?", number)[0]
 
     def begin_scoring(self) -> Job | None:
-        """The job that is due first, one attempt later; None where none is."""
+        """A job that is due, one attempt later; None where none is. Those with the fewest attempts
+        come first: one that kills the process each time holds up no other."""
         with self.change():
-            found = self._jobs("state = ? AND due <= ? ORDER BY due, id LIMIT 1", WAITING,
+            found = self._jobs("state = ? AND due <= ? ORDER BY attempts, due, id LIMIT 1", WAITING,
                                time.time())
             for job in found:
                 self._connection.execute("UPDATE job SET attempts = attempts + 1 WHERE id = ?",

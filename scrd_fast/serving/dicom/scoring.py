@@ -21,7 +21,7 @@ from scrd_fast.serving.dicom.spool import Spool, read_instance, sync_folder
 
 log = logging.getLogger(__name__)
 
-MOST_ATTEMPTS = 3  # that may end in the death of the process
+MOST_ATTEMPTS = 20  # that end in the death of the process, by the series' fault or another's
 DISK_SECONDS = 30.0  # until a result is tried again that the disk refused
 
 

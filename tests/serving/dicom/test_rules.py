@@ -153,6 +153,16 @@ def test_later_instances_of_a_series_are_a_job_of_their_own(tmp_path):
     spool.close()
 
 
+def test_a_series_that_kills_holds_up_no_other(tmp_path):
+    spool = Spool(tmp_path, 10**9)
+    for number in (1, 2):
+        spool.accept(Instance(f"1.{number}", "1.9", "1.2", f"1.3.{number}"), b"x", "A@b")
+        spool.ledger.make_jobs(0)
+    assert [spool.ledger.begin_scoring().series for _ in range(4)] == [
+        "1.3.1", "1.3.2", "1.3.1", "1.3.2"]
+    spool.close()
+
+
 def test_room(tmp_path):
     spool = Spool(tmp_path, 10)
     assert spool.accept(Instance("1.1", "1.9", "1.2", "1.3"), b"x" * 8, "A@b")
