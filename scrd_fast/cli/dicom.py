@@ -141,7 +141,7 @@ def _make_tls(cert: Path | None, key: Path | None, authority: Path | None, to_tl
 
 
 @app.command(epilog=example("scrd-fast dicom-status spool/",
-                            "scrd-fast dicom-status spool/ --audit > audit.jsonl"))
+                            "scrd-fast dicom-status spool/ --audit"))
 def dicom_status(
     spool: Spool = SPOOL,
     as_json: Json = False,
