@@ -24,6 +24,7 @@ pytest.importorskip("fsspec", reason="archives need fsspec")
 
 
 ROWS = 64  # of a shard; 400 images are six and a part
+LONGER = 5
 
 
 def make_engine(folder: Path) -> None:
@@ -97,6 +98,17 @@ def read_rows(out: Path) -> list[dict[str, object]]:
 
     return [row for shard in sorted(out.glob("scores/*.parquet"))
             for row in parquet.read_table(shard).to_pylist()]
+
+
+@pytest.fixture(scope="session")
+def longer(archive, tmp_path_factory) -> Path:
+    """A manifest of the same files LONGER times, so that a run can be stopped before its end."""
+    def make(folder: Path) -> None:
+        lines = archive.read_text().splitlines()[1:]
+        paths = [str(archive.parent / line.partition(",")[2]) for line in lines]
+        write_manifest(folder / "longer.csv", LONGER * paths)
+
+    return made_once(tmp_path_factory, "longer_archive", make) / "longer.csv"
 
 
 def command(archive: Path, engine_file: Path, out: Path, *more: object, rows: int = ROWS,

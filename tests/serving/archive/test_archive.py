@@ -27,6 +27,7 @@ from scrd_fast.serving.archive.output import Output
 from scrd_fast.serving.archive.watchdog import Watchdog, name_steps
 from tests.cli.commands import run
 from tests.serving.archive.conftest import (
+    LONGER,
     ROWS,
     command,
     read_results,
@@ -271,22 +272,25 @@ def test_the_watchdog_is_quiet_while_something_moves(capfd):
     assert len(lines) <= 1 + np.log2((time.monotonic() - began) / 1.4)  # ever more seldom
 
 
-def test_the_verb(archive, engine_file, undisturbed, tmp_path):
+def test_the_verb(longer, engine_file, undisturbed, tmp_path):
     out = tmp_path / "out"
     for signal_, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
         started = len(list(out.glob("scores/*")))
-        process = subprocess.Popen(command(archive, engine_file, out, "--quiet"), text=True,
+        process = subprocess.Popen(command(longer, engine_file, out, "--quiet"), text=True,
                                    stderr=subprocess.PIPE)
         wait_for_shards(process, out, started + 1)
         process.send_signal(signal_)
         _, said = process.communicate(timeout=60)
         assert process.returncode == code
     assert said == "stopped: the same command goes on\n"
-    done = subprocess.run(command(archive, engine_file, out), capture_output=True, text=True,
+    done = subprocess.run(command(longer, engine_file, out), capture_output=True, text=True,
                           check=False)
+    count = 400 * LONGER
     assert (done.returncode, done.stdout) == (
-        1, f"{out}: 400 files, 400 images, 4 not scored\n"), done.stderr
-    assert read_results(out) == read_results(undisturbed)
+        1, f"{out}: {count} files, {count} images, {count // 100} not scored\n"), done.stderr
+    assert [row["id"] for row in read_rows(out)] == [f"id-{number}" for number in range(count)]
+    assert [row["score"] for row in read_rows(out)] == LONGER * [
+        row["score"] for row in read_rows(undisturbed)]
 
 
 @pytest.mark.parametrize(("more", "words"), [

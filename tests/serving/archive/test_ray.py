@@ -16,10 +16,10 @@ from scrd_fast.errors import EngineFileError, InputError
 from scrd_fast.serving.archive import score_archive
 from scrd_fast.serving.archive.ray_runner import _Actor
 from tests.serving.archive.conftest import (
+    LONGER,
     command,
     count_shards,
     find_actors,
-    read_results,
     read_rows,
     wait_for_shards,
     write_manifest,
@@ -28,19 +28,22 @@ from tests.serving.archive.conftest import (
 ray = pytest.importorskip("ray", reason="needs Ray")
 
 
-def test_the_verb_on_ray(archive, engine_file, undisturbed, tmp_path):
+def test_the_verb_on_ray(longer, engine_file, undisturbed, tmp_path):
     """Bit for bit what one machine gives, although an actor is killed."""
     out = tmp_path / "out"
     process = subprocess.Popen(
-        command(archive, engine_file, out, "--ray", "local"), text=True, stdout=subprocess.PIPE,
+        command(longer, engine_file, out, "--ray", "local"), text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE)
     wait_for_shards(process, out, 1)
     (actor,) = find_actors(process.pid)
     os.kill(actor, signal.SIGKILL)
     said, errors = process.communicate(timeout=300)
     assert process.returncode == 1, errors
-    assert said.endswith(f"{out}: 400 files, 400 images, 4 not scored\n")
-    assert read_results(out) == read_results(undisturbed)
+    count = 400 * LONGER
+    assert said.endswith(f"{out}: {count} files, {count} images, {count // 100} not scored\n")
+    assert [row["id"] for row in read_rows(out)] == [f"id-{number}" for number in range(count)]
+    assert [row["score"] for row in read_rows(out)] == LONGER * [
+        row["score"] for row in read_rows(undisturbed)]
 
 
 @pytest.fixture
@@ -67,7 +70,7 @@ def test_two_raylets_share_the_work(archive, engine_file, undisturbed, cluster, 
     """An engine on each of them, which are told apart by the CPU's time that they take."""
     lines = archive.read_text().splitlines()
     names = [line.partition(",")[2] for line in lines[1:]]
-    manifest = write_manifest(archive.with_name("longer.csv"), 20 * names)
+    manifest = write_manifest(archive.with_name("longest.csv"), 20 * names)
     process = subprocess.Popen(
         command(manifest, engine_file, tmp_path / "out", "--ray", cluster, "--quiet", rows=400),
         stderr=subprocess.PIPE, text=True)
