@@ -81,13 +81,15 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             real.parent.mkdir(parents=True, exist_ok=True)
             # Named before it is there, so that an interrupt at any moment leaves none.
             temporary = real.parent / f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            # The system takes the umask off; asking for it would set it, for all threads.
+            number = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+            mode = stat.S_IMODE(os.fstat(number).st_mode)
+            os.close(number)
+            temporary.chmod(0o600)  # half of a file is nobody else's
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
+            temporary.chmod(mode)
             os.replace(temporary, real)
             temporary = None
     finally:
