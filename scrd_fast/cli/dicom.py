@@ -56,7 +56,7 @@ def dicom_listen(
     objects: Annotated[str, typer.Option(
         help=f"What is sent, of {OBJECTS_HELP}")] = OBJECTS,
     uid_root: Annotated[str | None, typer.Option(
-        help=UID_ROOT_HELP.capitalize())] = None,
+        help=f"Of what is sent: {UID_ROOT_HELP}")] = None,
     spool_gigabytes: Annotated[float, typer.Option(
         help="Received files beyond this are refused, and sent again by their sender.",
         min=0)] = 50,
@@ -96,12 +96,14 @@ def dicom_listen(
         from scrd_fast.serving.dicom.scoring import Scoring
         from scrd_fast.serving.dicom.sending import Sending
         from scrd_fast.serving.dicom.spool import Spool
+        from scrd_fast.serving.listening import is_local
 
     kinds = [each.strip() for each in objects.split(",")]
     check_objects(kinds, uid_root)
     destination, allowed = Peer.parse(to, "--to"), Allowed.parse(allow or [])
-    expect(host in ("127.0.0.1", "::1", "localhost") or bool(allowed.senders), "--allow",
+    expect(is_local(host) or bool(allowed.senders), "--allow",
            f"somebody who may send, as others reach --host {host}", "nobody")
+    expect(math.isfinite(spool_gigabytes), "--spool-gigabytes", "a number", spool_gigabytes)
     expect(keep or not peer, "--peer", "--keep with it", "none")
     rule = SeriesRule(
         tuple(each.strip() for each in (modality or "").split(",") if each.strip()), description,
@@ -116,7 +118,6 @@ def dicom_listen(
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    expect(math.isfinite(spool_gigabytes), "--spool-gigabytes", "a number", spool_gigabytes)
     held = Spool(spool, int(spool_gigabytes * 1e9), keep=keep)
     with contextlib.closing(held):
         with show_progress("loading", enabled=not quiet):
@@ -132,8 +133,9 @@ def _make_tls(cert: Path | None, key: Path | None, authority: Path | None, to_tl
     """For listening and for sending."""
     from scrd_fast.errors import expect
     from scrd_fast.serving.dicom.node import listener_tls, sender_tls
+    from scrd_fast.serving.listening import check_pair
 
-    expect((cert is None) == (key is None), "--tls-cert, --tls-key", "both or none", "one")
+    check_pair(cert, key)
     expect(authority is None or cert is not None or to_tls, "--tls-ca",
            "--tls-cert or --to-tls with it", "none")
     return (None if cert is None or key is None else listener_tls(cert, key, authority),
@@ -151,13 +153,15 @@ def dicom_status(
 ) -> None:
     """Show what a DICOM node has received, is scoring and sending, and what was given up."""
     import json
+    from contextlib import closing
 
     from scrd_fast.serving.dicom.ledger import Ledger
     from scrd_fast.serving.dicom.status import read_status
 
     if audit:
-        for event in Ledger(spool, create=False).events():
-            typer.echo(json.dumps(event))
+        with closing(Ledger(spool, create=False)) as ledger:
+            for event in ledger.events():
+                typer.echo(json.dumps(event))
         return
     status = read_status(spool)
     for line in [json.dumps(status.record())] if as_json else status.lines():
@@ -171,7 +175,9 @@ def dicom_retry(
         help="Unique identifier of the one study; all without.")] = None,
 ) -> None:
     """Let a DICOM node try again what it gave up; it may be running."""
+    from contextlib import closing
+
     from scrd_fast.serving.dicom.ledger import Ledger
 
-    count = Ledger(spool, create=False).retry(study)
-    typer.echo(f"{count} series will be tried again")
+    with closing(Ledger(spool, create=False)) as ledger:
+        typer.echo(f"{ledger.retry(study)} series will be tried again")

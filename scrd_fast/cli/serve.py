@@ -55,6 +55,7 @@ def serve(
     from scrd_fast.progress import tell
 
     with explain_missing("serve", "serve"):
+        from scrd_fast.serving.listening import is_local
         from scrd_fast.serving.model import Terms
         from scrd_fast.serving.repository import ModelSource
         from scrd_fast.serving.server import ServerOptions
@@ -71,7 +72,7 @@ def serve(
                             most_megabytes << 20, receive_seconds, certificate=tls_cert,
                             key=tls_key)
     token = None if token_file is None else _read_token(token_file)
-    if not options.is_local and (token is None or tls_cert is None):
+    if not is_local(host) and (token is None or tls_cert is None):
         lacks = " and ".join([*(["--token-file"] if token is None else []),
                               *(["--tls-cert"] if tls_cert is None else [])])
         tell(f"warning: --host {host}: others reach this service; it has no {lacks}")

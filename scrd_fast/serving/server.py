@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import ipaddress
 import signal
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -14,10 +13,11 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from scrd_fast.errors import InputError, expect, fail
+from scrd_fast.errors import fail
 from scrd_fast.serving.bodies import Bodies
 from scrd_fast.serving.grpc_server import add_port, address_of, make_server
 from scrd_fast.serving.http import make_app
+from scrd_fast.serving.listening import check_pair, load_pair
 from scrd_fast.serving.model import Terms
 from scrd_fast.serving.repository import ModelSource, Repository
 from scrd_fast.serving.service import Service
@@ -42,16 +42,7 @@ class ServerOptions:
     key: Path | None = None
 
     def __post_init__(self) -> None:
-        expect((self.certificate is None) == (self.key is None), "--tls-cert and --tls-key",
-               "both or none", "one")
-
-    @property
-    def is_local(self) -> bool:
-        """Whether only this machine reaches it."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        check_pair(self.certificate, self.key)
 
 
 class _Protocol(HttpToolsProtocol):
@@ -212,12 +203,6 @@ def _read_certificate(options: ServerOptions) -> tuple[bytes, bytes] | None:
     """The key and the chain; raises InputError where they do not belong together."""
     if options.certificate is None or options.key is None:
         return None
-    try:
-        key, chain = options.key.read_bytes(), options.certificate.read_bytes()
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(options.certificate, options.key)
-    except (OSError, ssl.SSLError) as error:
-        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or "no PEM"
-        raise InputError(f"--tls-cert and --tls-key: expected a certificate and its key in PEM,"
-                         f" got: {reason}") from error
-    return key, chain
+    load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), options.certificate, options.key)
+    return options.key.read_bytes(), options.certificate.read_bytes()
 

@@ -90,25 +90,20 @@ def binary_body(images: np.ndarray, **more: Any) -> tuple[bytes, dict[str, str]]
 
 
 @contextlib.contextmanager
-def run_service(log: Path, *arguments: Any) -> Iterator[Service]:
-    """scrd-fast serve on free ports, until the block ends; where only what scores is installed."""
-    command = [sys.executable, "-m", "tests.support.without_training", "serve",
-               *map(str, arguments)]
-    if "--port" not in command:
-        command += ["--port", "0"]
-    if "--grpc-port" not in command:
-        command += ["--grpc-port", "0"]
+def run_verb(log: Path, ready: str, *arguments: Any
+             ) -> Iterator[tuple[subprocess.Popen, re.Match[str]]]:
+    """scrd-fast with these arguments, until the block ends; where only what scores is installed.
+    Gives what matches `ready` in what it says on standard error."""
+    command = [sys.executable, "-m", "tests.support.without_training", *map(str, arguments)]
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=ROOT, stderr=file)
     try:
-        found = None
         end = time.monotonic() + START_SECONDS
-        while found is None:
+        while (found := re.search(ready, log.read_text())) is None:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < end, log.read_text()
-            found = re.search(r"ready: https?://(\S+):(\d+)(?:, gRPC (\S+))?\n", log.read_text())
             time.sleep(0.02)
-        yield Service(process, (found[1], int(found[2])), found[3], log)
+        yield process, found
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             assert process.wait(END_SECONDS) == 0, log.read_text()
@@ -116,6 +111,29 @@ def run_service(log: Path, *arguments: Any) -> Iterator[Service]:
         if process.poll() is None:
             process.kill()
             process.wait()
+
+
+@contextlib.contextmanager
+def run_service(log: Path, *arguments: Any) -> Iterator[Service]:
+    """scrd-fast serve, on free ports unless they are told, until the block ends."""
+    ports = [each for name in ("--port", "--grpc-port") if name not in arguments
+             for each in (name, 0)]
+    with run_verb(log, r"ready: https?://(\S+):(\d+)(?:, gRPC (\S+))?\n", "serve", *arguments,
+                  *ports) as (process, found):
+        yield Service(process, (found[1], int(found[2])), found[3], log)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """A certificate for this machine that it signed itself, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    made = subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj",
+         "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout",
+         folder / "key.pem", "-out", folder / "cert.pem"], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("openssl is not installed, or makes no certificate")
+    return folder / "cert.pem", folder / "key.pem"
 
 
 @pytest.fixture(scope="session")

@@ -223,21 +223,6 @@ def test_token(served_file, tmp_path):
     assert "token" not in (tmp_path / "log").read_text()
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """A certificate for this machine that it signed itself, and its key."""
-    import subprocess
-
-    folder = tmp_path_factory.mktemp("tls")
-    made = subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj",
-         "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout",
-         folder / "key.pem", "-out", folder / "cert.pem"], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip("openssl is not installed, or makes no certificate")
-    return folder / "cert.pem", folder / "key.pem"
-
-
 def test_tls(served_file, tmp_path, certificate):
     import http.client
 

@@ -26,6 +26,7 @@ CREATE TABLE instance (
     bytes INTEGER NOT NULL, received REAL NOT NULL, kept INTEGER NOT NULL,
     job INTEGER REFERENCES job(id));
 CREATE INDEX instance_of_job ON instance(job, study, series);
+CREATE INDEX instance_with_file ON instance(job, bytes) WHERE bytes > 0;
 CREATE TABLE job (
     id INTEGER PRIMARY KEY, study TEXT NOT NULL, series TEXT NOT NULL, state TEXT NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0, due REAL NOT NULL, reason TEXT);
@@ -105,8 +106,8 @@ class Ledger:
                 path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA foreign_keys = ON")
-            with self.change():
-                if self._version() == 0 and not self._one("SELECT count(*) FROM sqlite_master"):
+            if create and not self._one("SELECT count(*) FROM sqlite_master"):
+                with self.change():
                     for statement in filter(str.strip, _SCHEMA.split(";")):
                         self._connection.execute(statement)
                     self._connection.execute(f"PRAGMA user_version = {VERSION}")
@@ -189,7 +190,7 @@ class Ledger:
         """Of the received files that are not done with."""
         return int(self._one(
             "SELECT coalesce(sum(bytes), 0) FROM instance LEFT JOIN job ON instance.job = job.id"
-            " WHERE coalesce(job.state, '') NOT IN (?, ?)", DONE, SKIPPED))
+            " WHERE bytes > 0 AND coalesce(job.state, '') NOT IN (?, ?)", DONE, SKIPPED))
 
     def without_job(self) -> list[str]:
         """The UIDs of the instances of studies that are not complete."""
@@ -198,12 +199,13 @@ class Ledger:
     def make_jobs(self, quiet_seconds: float) -> int:
         """A job for each series of the studies to which nothing was added for so long; how many."""
         now = time.time()
+        complete = ("SELECT study, series, count(*) FROM instance WHERE job IS NULL AND study IN ("
+                    " SELECT study FROM instance WHERE job IS NULL GROUP BY study"
+                    " HAVING max(received) <= ?) GROUP BY study, series ORDER BY min(received)")
+        if not self._read(complete, now - quiet_seconds):
+            return 0  # as nearly always, and nothing waits for this
         with self.change():
-            found = self._connection.execute(
-                "SELECT study, series, count(*) FROM instance WHERE job IS NULL AND study IN ("
-                " SELECT study FROM instance WHERE job IS NULL GROUP BY study"
-                " HAVING max(received) <= ?) GROUP BY study, series ORDER BY min(received)",
-                (now - quiet_seconds,)).fetchall()
+            found = self._read(complete, now - quiet_seconds)
             for study, series, count in found:
                 later = self._one("SELECT count(*) FROM job WHERE series = ? AND study = ?",
                                   series, study)
@@ -240,13 +242,14 @@ class Ledger:
     def begin_scoring(self) -> Job | None:
         """A job that is due, one attempt later; None where none is. Those with the fewest attempts
         come first: one that kills the process each time holds up no other."""
+        found = self._jobs("state = ? AND due <= ? ORDER BY attempts, due, id LIMIT 1", WAITING,
+                           time.time())
+        if not found:
+            return None
         with self.change():
-            found = self._jobs("state = ? AND due <= ? ORDER BY attempts, due, id LIMIT 1", WAITING,
-                               time.time())
-            for job in found:
-                self._connection.execute("UPDATE job SET attempts = attempts + 1 WHERE id = ?",
-                                         (job.id,))
-        return self.job(found[0].id) if found else None
+            self._connection.execute("UPDATE job SET attempts = attempts + 1 WHERE id = ?",
+                                     (found[0].id,))
+        return self.job(found[0].id)
 
     def end_job(self, job: Job, state: str, reason: str | None = None) -> None:
         """A job is done, skipped or dead; as a part of a change."""
@@ -363,7 +366,7 @@ class Ledger:
         over = ("SELECT id FROM job WHERE state IN (?, ?) AND NOT EXISTS (SELECT 1 FROM instance"
                 " WHERE instance.job = job.id AND (received > ? OR bytes > 0))")
         with self.change():
-            jobs = self._connection.execute(over, (DONE, SKIPPED, before)).fetchall()
+            jobs = self._read(over, DONE, SKIPPED, before)
             for table, column in (("result", "job"), ("instance", "job"), ("job", "id")):
                 self._connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", jobs)
             self._connection.execute("DELETE FROM event WHERE time < ?", (before,))

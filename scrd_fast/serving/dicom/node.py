@@ -2,6 +2,7 @@
 """
 
 import logging
+import math
 import socket
 import ssl
 import threading
@@ -18,6 +19,7 @@ from scrd_fast.serving.dicom.rules import Allowed, Peer
 from scrd_fast.serving.dicom.scoring import Scoring
 from scrd_fast.serving.dicom.sending import Sending
 from scrd_fast.serving.dicom.spool import Spool
+from scrd_fast.serving.listening import load_authority, load_pair
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +51,7 @@ def listen(options: NodeOptions, spool: Spool, scoring: Scoring, sending: Sendin
     threads: what was accepted is in the spool then, and the next start goes on.
     """
     from pynetdicom import AE, AllStoragePresentationContexts, _config
-    from pynetdicom.sop_class import (
-        StorageCommitmentPushModel,
-        Verification,
-    )
+    from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
     # It would make texts of all that is sent, which nobody may read.
     _config.LOG_HANDLER_LEVEL = "none"
@@ -105,10 +104,10 @@ class _Watch:
 
     spool: Spool
     options: NodeOptions
-    pruned: float = 0.0
+    pruned: float = -math.inf
 
     def __call__(self) -> bool:
-        if time.monotonic() - self.pruned > _PRUNE_SECONDS or not self.pruned:
+        if time.monotonic() - self.pruned > _PRUNE_SECONDS:
             self.spool.ledger.prune(self.options.remember_days)
             self.pruned = time.monotonic()
         self.spool.ledger.make_jobs(self.options.complete_after)
@@ -148,26 +147,21 @@ class _ListenerContext(ssl.SSLContext):
 
 def listener_tls(certificate: Path, key: Path, authority: Path | None) -> ssl.SSLContext:
     """For listening; authority: whose certificates senders must show, None for none."""
-    try:
-        context = _ListenerContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
-        if authority is not None:
-            context.load_verify_locations(authority)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as error:
-        raise InputError(f"--tls-cert, --tls-key, --tls-ca: expected PEM files that fit together,"
-                         f" got: {error.strerror or error}") from error
+    context = _ListenerContext(ssl.PROTOCOL_TLS_SERVER)
+    load_pair(context, certificate, key)
+    if authority is not None:
+        load_authority(context, authority)
+        context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
 def sender_tls(certificate: Path | None, key: Path | None, authority: Path | None
                ) -> ssl.SSLContext:
     """For sending; authority: of the destination's certificate, None for those of the system."""
-    try:
-        context = ssl.create_default_context(cafile=authority)
-        if certificate is not None:
-            context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise InputError(f"--tls-cert, --tls-key, --tls-ca: expected PEM files that fit together,"
-                         f" got: {error.strerror or error}") from error
+    context = ssl.create_default_context()
+    if authority is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        load_authority(context, authority)
+    if certificate is not None and key is not None:
+        load_pair(context, certificate, key)
     return context

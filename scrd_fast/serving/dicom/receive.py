@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SUCCESS, NO_RESOURCES, OTHER_CLASS, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000  # PS3.4 B.2.3
-_PROCESSING_FAILED, _NOT_AUTHORISED, _NO_SUCH_ACTION = 0x0110, 0x0124, 0x0123  # PS3.7 C
-_NO_SUCH_INSTANCE = 0x0112
+_SUCCESS, _NO_RESOURCES, _OTHER_CLASS, _NOT_UNDERSTOOD = (  # PS3.4 B.2.3
+    0x0000, 0xA700, 0xA900, 0xC000)
+_PROCESSING_FAILED, _NO_SUCH_INSTANCE, _NO_SUCH_ACTION, _NOT_AUTHORISED = (  # PS3.7 C
+    0x0110, 0x0112, 0x0123, 0x0124)
 _REQUEST = 1  # the action of storage commitment (PS3.4 J.3.2)
-COMMITTED, PARTLY = 1, 2  # the events that answer it (PS3.4 J.3.3)
-
+_COMMITTED, _PARTLY = 1, 2  # the events that answer it (PS3.4 J.3.3)
 
 MOST_BYTES = 2**30  # of an object, which is in memory until it is stored
 MOST_PDU = 2**20  # bytes that are asked for at most: a file comes in one or few parts
@@ -47,26 +47,26 @@ class Receiver:
         return [(evt.EVT_CONN_OPEN, self._open), (evt.EVT_REQUESTED, self._check_sender),
                 (evt.EVT_REJECTED, self._tell_rejected),
                 (evt.EVT_PDU_SENT, _expect_more), (evt.EVT_C_STORE, self._store),
-                (evt.EVT_C_ECHO, lambda event: SUCCESS), (evt.EVT_N_ACTION, self._commit)]
+                (evt.EVT_C_ECHO, lambda event: _SUCCESS), (evt.EVT_N_ACTION, self._commit)]
 
     def _open(self, event: "Event") -> None:
         """Before a first byte is read: end a connection from where nobody may call; bound what the
         others can hold of memory and time."""
         connection = event.assoc.dul.socket
+        connection.recv = _Reader(connection.recv)
         address = event.address[0]
-        try:
-            if not self._allowed.lets_in(None, address):
-                self._tell_stranger(address, "no sender may call from there")
-                raise ConnectionRefusedError
-            connection.socket.settimeout(_SECONDS)
-            if isinstance(connection.socket, ssl.SSLSocket):
+        if not self._allowed.lets_in(None, address):
+            connection.close()
+            self._tell_stranger(address, "no sender may call from there")
+            return
+        connection.socket.settimeout(_SECONDS)
+        if isinstance(connection.socket, ssl.SSLSocket):
+            try:
                 # Here, in the connection's own thread: another that says nothing stops nobody.
                 connection.socket.do_handshake()
-        except OSError as error:  # of TLS, too
-            if not isinstance(error, ConnectionRefusedError):
+            except OSError as error:  # of TLS, too
                 log.warning("connection from %s: %s", address, type(error).__name__)
-            connection.close()
-        connection.recv = _Reader(connection.recv)
+                connection.close()
 
     def _check_sender(self, event: "Event") -> None:
         requestor = event.assoc.requestor
@@ -93,9 +93,15 @@ class Receiver:
         if peer in self._told:
             return
         self._told[peer] = now
-        log.warning("association rejected: %s, %s", peer, detail)
-        with self._spool.ledger.change(durable=False):
-            self._spool.ledger.tell("rejected", peer=peer, detail=detail)
+        self._tell("rejected", peer, detail)
+
+    def _tell(self, what: str, peer: str, detail: str) -> None:
+        log.warning("%s: %s, %s", what, peer, detail)
+        try:
+            with self._spool.ledger.change(durable=False):
+                self._spool.ledger.tell(what, peer=peer, detail=detail)
+        except OutputError as error:  # the disk that is full
+            log.warning("%s", error)
 
     def _store(self, event: "Event") -> int:
         """The status of a C-STORE: success once the instance is on the disk, and not before."""
@@ -106,24 +112,19 @@ class Receiver:
             if (instance.uid, instance.sop_class) != (
                     str(event.request.AffectedSOPInstanceUID),
                     str(event.request.AffectedSOPClassUID)):
-                return self._refuse(OTHER_CLASS, peer, "the request names another object than the"
+                return self._refuse(_OTHER_CLASS, peer, "the request names another object than the"
                                                        " data set")
             self._spool.accept(instance, data, peer)
         except DataError as error:
-            return self._refuse(NOT_UNDERSTOOD, peer, str(error))
+            return self._refuse(_NOT_UNDERSTOOD, peer, str(error))
         except OutputError as error:
-            return self._refuse(NO_RESOURCES, peer, str(error))
+            return self._refuse(_NO_RESOURCES, peer, str(error))
         except Exception as error:  # else pynetdicom answers, and nobody hears of it
-            return self._refuse(NO_RESOURCES, peer, f"a fault of this node: {type(error).__name__}")
-        return SUCCESS
+            return self._refuse(_NO_RESOURCES, peer, _name_fault(error))
+        return _SUCCESS
 
     def _refuse(self, status: int, peer: str, reason: str) -> int:
-        log.warning("not accepted from %s: %s", peer, reason)
-        try:
-            with self._spool.ledger.change(durable=False):
-                self._spool.ledger.tell("not accepted", peer=peer, detail=reason)
-        except OutputError as error:  # the disk that is full
-            log.warning("%s", error)
+        self._tell("not accepted", peer, reason)
         return status
 
     def _commit(self, event: "Event") -> tuple[int, None]:
@@ -140,9 +141,8 @@ class Receiver:
         except (DataError, OutputError) as error:
             return self._refuse(_PROCESSING_FAILED, _name_peer(event), str(error)), None
         except Exception as error:  # as above
-            return self._refuse(_PROCESSING_FAILED, _name_peer(event),
-                                f"a fault of this node: {type(error).__name__}"), None
-        return SUCCESS, None
+            return self._refuse(_PROCESSING_FAILED, _name_peer(event), _name_fault(error)), None
+        return _SUCCESS, None
 
     def _judge(self, asked: "Dataset") -> dict[str, Any]:
         """What is committed to: transaction, and (class, instance) of the held and of the others.
@@ -150,10 +150,9 @@ class Receiver:
         held: list[tuple[str, str]] = []
         others: list[tuple[str, str]] = []
         for item in asked.get("ReferencedSOPSequence") or ():
-            named = (check_uid(item.get("ReferencedSOPClassUID")),
-                     check_uid(item.get("ReferencedSOPInstanceUID")))
-            sop_class, uid = named
-            (held if self._spool.is_kept(uid, sop_class) else others).append(named)
+            sop_class = check_uid(item.get("ReferencedSOPClassUID"))
+            uid = check_uid(item.get("ReferencedSOPInstanceUID"))
+            (held if self._spool.is_kept(uid, sop_class) else others).append((sop_class, uid))
         return {"transaction": check_uid(asked.get("TransactionUID")), "held": held,
                 "others": others}
 
@@ -186,11 +185,11 @@ def make_report(report: dict[str, Any]) -> "tuple[int, Dataset]":
     found.TransactionUID = report["transaction"]
     found.ReferencedSOPSequence = [refer(each) for each in report["held"]]
     if not report["others"]:
-        return COMMITTED, found
+        return _COMMITTED, found
     found.FailedSOPSequence = [refer(each) for each in report["others"]]
     for item in found.FailedSOPSequence:
         item.FailureReason = _NO_SUCH_INSTANCE
-    return PARTLY, found
+    return _PARTLY, found
 
 
 def _expect_more(event: "Event") -> None:
@@ -209,6 +208,11 @@ def _expect_more(event: "Event") -> None:
     if quick is not None:
         with suppress(OSError):  # it is closed already
             connection.socket.setsockopt(socket.IPPROTO_TCP, quick, 1)
+
+
+def _name_fault(error: Exception) -> str:
+    """Without its words, which may quote what was sent."""
+    return f"a fault of this node: {type(error).__name__}"
 
 
 def _name_peer(event: "Event") -> str:

@@ -1,7 +1,6 @@
 """From the files of a series to the objects of its results."""
 
 import logging
-import re
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from scrd_fast.serving.dicom.spool import Spool, read_instance, sync_folder
 
 log = logging.getLogger(__name__)
 
-MOST_ATTEMPTS = 20  # that end in the death of the process, by the series' fault or another's
+MOST_DEATHS = 20  # of the process while it scores a series, by its fault or another's
 DISK_SECONDS = 30.0  # until a result is tried again that the disk refused
 
 
@@ -59,8 +58,8 @@ class Scoring:
         spool.settle(job)
 
     def _score(self, spool: Spool, job: Job, stopped: Callable[[], bool]) -> None:
-        if job.attempts > MOST_ATTEMPTS:
-            self._end(spool, job, DEAD, f"the process ended {MOST_ATTEMPTS} times while it was"
+        if job.attempts > MOST_DEATHS:
+            self._end(spool, job, DEAD, f"the process ended {MOST_DEATHS} times while it was"
                                         " scored")
             return
         paths = spool.received(job)
@@ -112,5 +111,4 @@ def _without(text: str, spool: Spool) -> str:
 
 def _name(path: Path) -> Made:
     instance = read_instance(path)
-    assert re.search(re.escape(instance.uid), path.name)
     return Made(instance.uid, instance.sop_class, path.name)

@@ -22,6 +22,7 @@ MOST_ATTEMPTS = 8  # for an object that a destination answers, but does not take
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds
 _TOGETHER = 100  # objects on one association
 _SECONDS = 30.0  # to wait for an answer
+_ENDED = "an association ended while it was sent to"
 # It was stored, changed somehow (PS3.4 B.2.3); it was there already (PS3.7 C.5.5).
 _STORED = (0x0000, 0xB000, 0xB006, 0xB007, 0x0111)
 
@@ -89,20 +90,17 @@ class Sending:
                    for context in association.accepted_contexts):
             self._refuse(spool, each, f"the destination takes no {each.made.sop_class}")
             return True
-        if not association.is_established:  # it ended between two objects: neither's fault
-            self._fail(spool, "an association ended while it was sent to")
-            return False
         try:
             status = association.send_c_store(path).get("Status")
-        except RuntimeError:  # it ended at this very moment
-            self._fail(spool, "an association ended while it was sent to")
+        except RuntimeError:  # it ended between two objects: the fault of neither
+            self._fail(spool, _ENDED)
             return False
         except ValueError:  # an element does not fit into what the destination reads
             self._refuse(spool, each, "it cannot be encoded as the destination asks")
             return True
         if status is None:
             self._refuse(spool, each, "the association ended before an answer came")
-            self._fail(spool, "an association ended while it was sent to")
+            self._fail(spool, _ENDED)
             return False
         if status in _STORED:
             if spool.ledger.record_sent(each, str(self.to)):

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TextIO
+from typing import BinaryIO, TextIO
 
 from scrd_fast.data.decode.quiet import silent_libraries
 from scrd_fast.errors import DataError, InputError, OutputError
@@ -32,16 +32,9 @@ from scrd_fast.serving.dicom.ledger import (
     Ledger,
 )
 
-if TYPE_CHECKING:
-    from pydicom import Dataset
-
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _LONGEST = 64
 RESERVE = 2**28  # bytes of the disk that receiving leaves free: results need some
-
-
-class FullError(OutputError):
-    """A spool takes in nothing more until some of it was sent on."""
 
 
 class Spool:
@@ -75,7 +68,7 @@ class Spool:
     def accept(self, instance: Instance, data: bytes, peer: str) -> bool:
         """Store an instance; False where it is there already. When this returns it is on the disk.
 
-        Raises FullError where there is no room for it, OutputError for what else the disk refuses.
+        Raises OutputError where there is no room for it, and for what else the disk refuses.
         """
         path = self._received(instance.uid)
         if self.ledger.knows(instance.uid):
@@ -105,12 +98,12 @@ class Spool:
 
     def _check_room(self, size: int) -> None:
         if self._held + size > self._most_bytes:
-            raise FullError(f"expected room for {size} bytes, got a spool that holds {self._held}"
+            raise OutputError(f"expected room for {size} bytes, got a spool that holds {self._held}"
                             f" of {self._most_bytes}")
         with writing(self.folder):
             free = shutil.disk_usage(self.folder).free
         if free < size + RESERVE:
-            raise FullError(f"expected {size + RESERVE} free bytes on the disk, got {free}")
+            raise OutputError(f"expected {size + RESERVE} free bytes on the disk, got {free}")
 
     def received(self, job: Job) -> list[Path]:
         """The files of a job that is to be scored."""
@@ -143,7 +136,8 @@ class Spool:
                 for uid in self.ledger.instances(job, kept=False):
                     self._received(uid).unlink(missing_ok=True)
                 self.ledger.release(job)
-                self._held = self.ledger.held_bytes()
+                with self._adding:
+                    self._held = self.ledger.held_bytes()
 
     def is_kept(self, uid: str, sop_class: str) -> bool:
         """Whether an instance is there, and will stay."""
@@ -211,17 +205,11 @@ def check_uid(value: object) -> str:
     """A unique identifier, as a file can be called; raises DataError for anything else."""
     text = str(value or "")
     if _UID.fullmatch(text) is None or len(text) > _LONGEST:
-        raise DataError("expected unique identifiers of instance, class, study and series, got one"
-                        " that is missing or none")
+        raise DataError("expected a unique identifier, got none or another text")
     return text
 
 
 _UIDS = ["SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID"]
-
-
-def identify(header: "Dataset") -> Instance:
-    """What a data set says it is; raises DataError where it does not say."""
-    return Instance(*(check_uid(header.get(keyword)) for keyword in _UIDS))
 
 
 def read_instance(source: Path | BinaryIO) -> Instance:
@@ -230,7 +218,8 @@ def read_instance(source: Path | BinaryIO) -> Instance:
 
     try:
         with silent_libraries():
-            return identify(pydicom.dcmread(source, stop_before_pixels=True, specific_tags=_UIDS))
+            header = pydicom.dcmread(source, stop_before_pixels=True, specific_tags=_UIDS)
+            return Instance(*(check_uid(header.get(keyword)) for keyword in _UIDS))
     except DataError:
         raise
     except Exception as error:

@@ -1,6 +1,7 @@
 """What a spool holds, for people and for what watches it."""
 
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,7 @@ class Status:
 
 def read_status(folder: Path) -> Status:
     """The status of a spool, whether a node works on it or not; raises DataError where none is."""
-    ledger = Ledger(folder, create=False)
-    try:
+    with closing(Ledger(folder, create=False)) as ledger:
         counts, now = ledger.counts(), time.time()
         count, studies, newest = counts["arriving"]
         jobs, results = counts["jobs"], counts["results"]
@@ -81,8 +81,6 @@ def read_status(folder: Path) -> Status:
             results.get(SENT, 0), jobs.get(DONE, 0), jobs.get(SKIPPED, 0), counts["bytes"],
             tuple(Dead(job.study, job.series, job.reason or "", str(folder / "dead" / str(job.id)))
                   for job in ledger.jobs(DEAD)))
-    finally:
-        ledger.close()
 
 
 def _is_locked(folder: Path) -> bool:

@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import re
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,10 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.serving.conftest import END_SECONDS, run_verb
 from tests.support.orthanc import ORTHANC, ORTHANC_MISSING, Ports, get_json, run_orthanc
 
-ROOT = Path(__file__).parent.parent.parent.parent
-START_SECONDS, END_SECONDS = 120, 60
 TOOLS = ("storescu", "echoscu")
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
@@ -100,30 +97,12 @@ def wait_for(condition: Any, seconds: float = 60, *, log: Path | None = None) ->
 @contextlib.contextmanager
 def run_node(engine: Path, spool: Path, to: int, *arguments: Any, complete_after: float = 0.5
              ) -> Iterator[Node]:
-    """scrd-fast dicom-listen on a free port, until the block ends; where only what scores is
-    installed. to: Orthanc's port."""
+    """scrd-fast dicom-listen on a free port, until the block ends. to: Orthanc's port."""
     log = spool.with_suffix(f".{time.monotonic_ns()}.log")
-    command = [sys.executable, "-m", "tests.support.without_training", "dicom-listen", "--engine",
-               engine, "--spool", spool, "--to", f"ORTHANC@127.0.0.1:{to}", "--port", 0,
-               "--complete-after", complete_after, *arguments]
-    with log.open("w") as file:
-        process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=file)
-    try:
-        found = None
-        end = time.monotonic() + START_SECONDS
-        while found is None:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            found = re.search(r"ready: \S+:(\d+)\n", log.read_text())
-            time.sleep(0.02)
+    with run_verb(log, r"ready: \S+:(\d+)\n", "dicom-listen", "--engine", engine, "--spool", spool,
+                  "--to", f"ORTHANC@127.0.0.1:{to}", "--port", 0, "--complete-after",
+                  complete_after, *arguments) as (process, found):
         yield Node(process, int(found[1]), spool, log)
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(END_SECONDS) == 0, log.read_text()
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def test_files_that_the_ledger_does_not_know(small_file, archive, tmp_path):
 def test_a_series_that_always_kills_is_given_up(small_file, archive, tmp_path):
     """After so many attempts that the process did not outlive."""
     from scrd_fast.serving.dicom.ledger import Ledger
-    from scrd_fast.serving.dicom.scoring import MOST_ATTEMPTS
+    from scrd_fast.serving.dicom.scoring import MOST_DEATHS
 
     sent = write_study(tmp_path / "sent", 15, 2)
     with run_node(small_file, tmp_path / "spool", archive.port, complete_after=600) as node:
@@ -83,12 +83,12 @@ def test_a_series_that_always_kills_is_given_up(small_file, archive, tmp_path):
         node.kill()
     ledger = Ledger(node.spool, create=False)
     ledger.make_jobs(0)
-    for attempt in range(MOST_ATTEMPTS):
+    for attempt in range(MOST_DEATHS):
         assert ledger.begin_scoring().attempts == attempt + 1
     ledger.close()
     with run_node(small_file, tmp_path / "spool", archive.port) as node:
         wait_for(lambda: node.status().dead, log=node.log)
-        assert f"ended {MOST_ATTEMPTS} times" in node.status().dead[0].reason
+        assert f"ended {MOST_DEATHS} times" in node.status().dead[0].reason
         wait_for(lambda: {path.stem for path in node.spool.glob("dead/*/received/*")} == set(sent))
         assert archive.count() == 0
 

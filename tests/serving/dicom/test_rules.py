@@ -10,7 +10,7 @@ pytest.importorskip("pydicom", reason="pydicom reads DICOM")
 from pydicom import Dataset
 
 from scrd_fast.data.decode.quiet import silent_libraries
-from scrd_fast.errors import DataError, InputError
+from scrd_fast.errors import DataError, InputError, OutputError
 from scrd_fast.serving.dicom.ledger import (
     DEAD,
     DONE,
@@ -22,7 +22,7 @@ from scrd_fast.serving.dicom.ledger import (
 )
 from scrd_fast.serving.dicom.rules import Allowed, Peer, SeriesRule
 from scrd_fast.serving.dicom.sending import MOST_ATTEMPTS, pause_after
-from scrd_fast.serving.dicom.spool import FullError, Spool, check_uid
+from scrd_fast.serving.dicom.spool import Spool, check_uid
 
 
 def header(**elements):
@@ -90,7 +90,7 @@ def test_peers():
 @pytest.mark.parametrize("value", [None, "", "1.2/../3", "1" * 65, "1.2\n", "a.b", ".1", "1..2"])
 def test_no_identifier(value):
     """It becomes the name of a file."""
-    with pytest.raises(DataError, match="expected unique identifiers"):
+    with pytest.raises(DataError, match="expected a unique identifier"):
         check_uid(value)
 
 
@@ -166,7 +166,7 @@ def test_a_series_that_kills_holds_up_no_other(tmp_path):
 def test_room(tmp_path):
     spool = Spool(tmp_path, 10)
     assert spool.accept(Instance("1.1", "1.9", "1.2", "1.3"), b"x" * 8, "A@b")
-    with pytest.raises(FullError, match="expected room for 3 bytes, got a spool that holds 8"):
+    with pytest.raises(OutputError, match="expected room for 3 bytes, got a spool that holds 8"):
         spool.accept(Instance("1.2", "1.9", "1.2", "1.3"), b"x" * 3, "A@b")
     assert spool.accept(Instance("1.3", "1.9", "1.2", "1.3"), b"x" * 2, "A@b")
     spool.close()
