@@ -76,7 +76,7 @@ def start_raylets(count: int) -> Iterator[str]:
         cluster.shutdown()
 
 
-def main() -> None:
+def main() -> int:
     """Print images per second of each way, and the ratios to the one machine's."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs=2, default=(1000, 5000))
@@ -104,7 +104,8 @@ def main() -> None:
               f" ({ratios.min():.0%} to {ratios.max():.0%})")
     ratio = np.median(np.array(rates["Ray"]) / base)
     print(f"Ray: wanted {WANTED:.0%}: {'kept' if ratio >= WANTED else 'NOT KEPT'}")
+    return int(ratio < WANTED)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,7 +8,6 @@ files a second, and four not slower than one. Needs dcmtk; nothing is scored or 
 
 import argparse
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import pydicom
 from pydicom.data import get_testdata_file
 
 from benchmarks.models import engine_file, untrained
+from benchmarks.processes import run_verb
 from scrd_fast.files import atomic_write
 from scrd_fast.serving.dicom.spool import sync_folder
 
@@ -44,22 +44,11 @@ def write_files(folder: Path, first: int) -> None:
 @contextmanager
 def run_node(folder: Path) -> Iterator[int]:
     """A node that waits for more for ever; gives its port."""
-    log, engine = folder / "log", engine_file(untrained("resnet18", 64, folder), "fp32")
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "scrd_fast", "dicom-listen", "--engine", str(engine),
-             "--to", "NOBODY@127.0.0.1:9", "--port", "0", "--spool", str(folder / "spool"),
-             "--complete-after", "1e9"], stderr=file)
-    try:
-        found = None
-        while found is None:
-            assert process.poll() is None, log.read_text()
-            found = re.search(r"ready: \S+:(\d+)\n", log.read_text())
-            time.sleep(0.05)
+    engine = engine_file(untrained("resnet18", 64, folder), "fp32")
+    with run_verb(folder / "log", r"ready: \S+:(\d+)\n", "dicom-listen", "--engine", str(engine),
+                  "--to", "NOBODY@127.0.0.1:9", "--port", "0", "--spool", str(folder / "spool"),
+                  "--complete-after", "1e9") as (_, found):
         yield int(found[1])
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def send(port: int, commands: list[list[Path]]) -> float:

@@ -13,9 +13,7 @@ import http.client
 import json
 import os
 import re
-import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -31,6 +29,7 @@ from numpy.typing import NDArray
 
 import scrd_fast
 from benchmarks.models import engine_file, pictures, untrained
+from benchmarks.processes import run_verb
 from benchmarks.results import commit
 from benchmarks.timing import clock, time_in_turn
 from scrd_fast.engine.engine import Engine
@@ -63,22 +62,9 @@ class Serving:
 @contextlib.contextmanager
 def run_service(engine: Path, log: Path) -> Iterator[Serving]:
     """scrd-fast serve with all defaults, on free ports."""
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "scrd_fast", "serve", f"m={engine}", "--port", "0",
-             "--grpc-port", "0"], stderr=file)
-    try:
-        while (found := re.search(r"ready: http://(\S+):(\d+), gRPC (\S+)\n",
-                                  log.read_text())) is None:
-            if process.poll() is not None:
-                raise SystemExit(log.read_text())
-            time.sleep(0.02)
+    with run_verb(log, r"ready: http://(\S+):(\d+), gRPC (\S+)\n", "serve", f"m={engine}", "--port",
+                  "0", "--grpc-port", "0") as (process, found):
         yield Serving(process, (found[1], int(found[2])), found[3])
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0, log.read_text()
-    finally:
-        process.kill()
-        process.wait()
 
 
 def binary_request(image: NDArray[np.uint8]) -> tuple[bytes, dict[str, str]]:

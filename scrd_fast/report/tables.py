@@ -90,7 +90,7 @@ def open_scores(out: Path | None, kind: str) -> Iterator[Callable[[ScoreRow], No
     elif kind == "csv":
         with open_table(out) as write:
             write(COLUMNS)
-            yield lambda row: write([_show(each) for each in _cells(row)])
+            yield lambda row: write([_show(each) for each in list_cells(row)])
     else:
         expect(out is not None, "out", "a file for a Parquet table", "none")
         assert out is not None
@@ -98,9 +98,18 @@ def open_scores(out: Path | None, kind: str) -> Iterator[Callable[[ScoreRow], No
             yield write_row
 
 
-def _cells(row: ScoreRow) -> list[Any]:
+def list_cells(row: ScoreRow, columns: Sequence[str] = COLUMNS) -> list[Any]:
+    """What a row has in these of COLUMNS."""
     values = vars(row) | dict(zip(_WEIGHTS, row.scale_weights or (None,) * 3, strict=True))
-    return [values[name] for name in COLUMNS]
+    return [values[name] for name in columns]
+
+
+def make_schema(columns: Sequence[str] = COLUMNS) -> Any:
+    """The pyarrow.Schema of these of COLUMNS; raises MissingExtra."""
+    pa = _import_parquet()
+    kinds = {"frame": pa.int32(), "label": pa.int8(), "anomalous": pa.bool_()} | dict.fromkeys(
+        ("score", "p_value", *_WEIGHTS), pa.float32())
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
 
 
 def _show(value: Any) -> Any:
@@ -122,9 +131,7 @@ def _import_parquet() -> Any:
 def _open_parquet(out: Path) -> Iterator[Callable[[ScoreRow], None]]:
     """Bytes of paths that are no UTF-8, which Parquet's texts are, are written as \\xNN."""
     pa = _import_parquet()
-    kinds = {"frame": pa.int32(), "label": pa.int8(), "anomalous": pa.bool_()} | dict.fromkeys(
-        ("score", "p_value", *_WEIGHTS), pa.float32())
-    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
+    schema = make_schema()
     held: list[list[Any]] = []
 
     def write_group(writer: Any) -> None:
@@ -138,7 +145,7 @@ def _open_parquet(out: Path) -> Iterator[Callable[[ScoreRow], None]]:
         try:
             with pa.parquet.ParquetWriter(temporary, schema) as writer:
                 def write(row: ScoreRow) -> None:
-                    held.append(_cells(row))
+                    held.append(list_cells(row))
                     if len(held) == _GROUP:
                         write_group(writer)
 

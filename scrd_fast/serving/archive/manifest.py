@@ -23,7 +23,6 @@ _PARQUET = b"PAR1"
 _PART = 2**16  # rows of Parquet that are read together
 _LISTED = 5  # rows that an error names
 _CONFIRMED = 100  # hashes that occur twice, of which the ids are compared
-_DIGEST_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -180,12 +179,9 @@ def _check_twice(place: str, parts: list[NDArray[np.int64]]) -> None:
 
 
 def _digest(place: str) -> str:
-    digest = hashlib.sha256()
     fs, path = file_system(place)
     with fs.open(path, "rb") as file:
-        while data := file.read(_DIGEST_BYTES):
-            digest.update(data)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(place: str) -> Iterator[tuple[int, Any]]:

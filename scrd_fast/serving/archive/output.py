@@ -12,7 +12,7 @@ are all that a run needs to go on, and two that write the same shard replace eac
 import fcntl
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,16 @@ import pyarrow.parquet as pq
 
 from scrd_fast.errors import OutputError, expect
 from scrd_fast.files import atomic_write, writing
+from scrd_fast.report.tables import COLUMNS, make_schema
 from scrd_fast.serving.archive.places import file_system, local_path
 
-WEIGHTS = ("weight_1", "weight_2", "weight_3")
-#: Of a shard. row: the place in the manifest, from 0. The rest is as `scrd-fast score` has it.
-SCHEMA = pa.schema([
-    ("row", pa.int64()), ("id", pa.string()), ("path", pa.string()), ("frame", pa.int32()),
-    ("score", pa.float32()), ("p_value", pa.float32()), ("anomalous", pa.bool_()),
-    *((name, pa.float32()) for name in WEIGHTS), ("error", pa.string())])
+#: What `scrd-fast score` tells of an image, without what a manifest does not know.
+RESULTS = tuple(name for name in COLUMNS if name not in (
+    "image", "patient", "study", "series", "instance", "label", "group"))
+RESULT_SCHEMA = make_schema(RESULTS)
+#: Of a shard. row: the place in the manifest, from 0.
+SCHEMA = pa.schema([("row", pa.int64()), ("id", pa.string()), ("path", pa.string()),
+                    *RESULT_SCHEMA])
 ABOUT, SCORES, BEGUN, SUMMARY, FAILED = (
     "archive.json", "scores", "begun", "summary.json", "failed.csv")
 
@@ -41,7 +43,7 @@ def shard_name(range_: Range) -> str:
     return f"rows-{first:09d}-{end - 1:09d}.parquet"
 
 
-def make_table(rows: list[tuple[Any, ...]], schema: Any) -> Any:
+def make_table(rows: Sequence[Sequence[Any]], schema: Any) -> Any:
     """A pyarrow.Table of rows, the fields of the schema in each."""
     columns = list(zip(*rows, strict=True)) or [()] * len(schema)
     return pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(

@@ -26,10 +26,11 @@ from scrd_fast.errors import (
     explain_missing,
 )
 from scrd_fast.progress import duration
+from scrd_fast.report.tables import list_cells
 from scrd_fast.serving.archive.manifest import Rows
-from scrd_fast.serving.archive.output import SCHEMA, Output, make_table
+from scrd_fast.serving.archive.output import RESULT_SCHEMA, RESULTS, Output, make_table
 from scrd_fast.serving.archive.places import Copies, absolute
-from scrd_fast.serving.archive.scoring import list_results, score_places, score_rows
+from scrd_fast.serving.archive.scoring import score_places, score_rows
 from scrd_fast.serving.archive.watchdog import Watchdog
 
 _TELL_SECONDS = 1.0  # between two messages of an actor about how far it is
@@ -37,7 +38,6 @@ _MOST_DEATHS = 5  # of processes at the same shard, or while they load the engin
 _CONNECT_SECONDS = 10.0
 _WAIT_SECONDS = 5.0  # for messages, until an interrupt is heard
 
-_RESULTS = pa.schema(list(SCHEMA)[SCHEMA.get_field_index("frame"):])
 
 
 class _Actor:
@@ -224,9 +224,9 @@ class _ScoreBatch:
             for number, _, row in score_places(self._engine, batch["path"].to_pylist()):
                 watchdog.move()
                 numbers.append(number)
-                results.append(list_results(row))
-        table, made = batch.take(np.array(numbers, np.int64)), make_table(results, _RESULTS)
-        for column in _RESULTS:
+                results.append(list_cells(row, RESULTS))
+        table, made = batch.take(np.array(numbers, np.int64)), make_table(results, RESULT_SCHEMA)
+        for column in RESULT_SCHEMA:
             table = table.append_column(column, made[column.name])
         return table
 

@@ -8,14 +8,15 @@ from typing import Any
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.stream import BATCH
 from scrd_fast.report.rows import ScoreRow, make_row
+from scrd_fast.report.tables import list_cells
 from scrd_fast.serving.archive.manifest import Rows
-from scrd_fast.serving.archive.output import BEGUN, SCORES, Output
+from scrd_fast.serving.archive.output import BEGUN, RESULTS, SCORES, Output
 from scrd_fast.serving.archive.places import Copies
 
 SAVE_SECONDS = 20.0  # after which results that no shard holds yet are saved
 LONGEST = 10.0  # seconds more that saving waits for the end of a batch
 
-Result = tuple[Any, ...]  # of a file: frame, score, ... error, as in output.SCHEMA
+Result = tuple[Any, ...]  # of an image: row, id, path and RESULTS, as in output.SCHEMA
 
 
 def score_places(engine: Engine, places: Sequence[str]) -> Iterator[tuple[int, bool, ScoreRow]]:
@@ -75,14 +76,10 @@ def score_rows(engine: Engine, rows: Rows, output: Output,
                 output.write_rows(BEGUN, range_, results)
                 saved = time.monotonic()
             yield done
-        results.append((rows.first + done, rows.ids[done], rows.paths[done], *list_results(row)))
+        results.append((rows.first + done, rows.ids[done], rows.paths[done],
+                        *list_cells(row, RESULTS)))
     assert done == len(rows.ids) - 1, "a result for each file"
     output.write_rows(SCORES, range_, results)
     output.remove(BEGUN, range_)
     yield len(rows.ids)
 
-
-def list_results(row: ScoreRow) -> Result:
-    """As output.SCHEMA has them."""
-    return (row.frame, row.score, row.p_value, row.anomalous,
-            *(row.scale_weights or (None, None, None)), row.error)
