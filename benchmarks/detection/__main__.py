@@ -21,6 +21,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.detection.data_sets import (
     DATA_SETS,
@@ -148,7 +149,8 @@ class Bench:
         name = f"{unit.source}-quick" if self.quick else unit.source
         with tempfile.TemporaryDirectory(dir=self.work) as folder:
             teachers = Teachers(self.work / "teachers", name, normals.train, side, unit.seed)
-            here = environment() | {"training_precision": demo.training_precision()}
+            here = environment() | {"threads": torch.get_num_threads(),
+                                    "training_precision": demo.training_precision()}
             fitted = method.fit(method, Job(normals, side, unit.seed, self.budget, teachers,
                                             Path(folder)))
             found = {}
