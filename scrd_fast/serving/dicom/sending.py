@@ -53,7 +53,7 @@ class Sending:
         due = spool.ledger.to_send(_TOGETHER)
         if not due:
             return False
-        association, reason = self._associate(self.to, _contexts(due))
+        association, reason = self.associate(self.to, _contexts(due))
         if association is None:
             self._fail(spool, reason)
             return False
@@ -118,9 +118,10 @@ class Sending:
                                        None if last else pause_after(attempts)):
             spool.settle(each.job)
 
-    def _associate(self, to: Peer, contexts: Sequence[Any], **more: Any
-                   ) -> "tuple[Association | None, str]":
-        from pynetdicom import AE
+    def associate(self, to: Peer, contexts: Sequence[Any], **more: Any
+                  ) -> "tuple[Association | None, str]":
+        """An association, or None and why there is none."""
+        from pynetdicom import AE, evt
 
         entity = AE(self.aet)
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = _SECONDS
@@ -128,7 +129,8 @@ class Sending:
         tls = None if self.tls is None else (self.tls, to.host)
         try:
             association = entity.associate(to.host, to.port, list(contexts), to.aet, max_pdu=0,
-                                           tls_args=tls, **more)
+                                           tls_args=tls,
+                                           evt_handlers=[(evt.EVT_ABORTED, _wake)], **more)
         except OSError as error:  # the name of a host that nobody knows now
             return None, error.strerror or type(error).__name__
         if association.is_established:
@@ -149,7 +151,7 @@ class Sending:
         if due is None:
             return False
         number, peer, report, attempts = due
-        association, reason = self._associate(
+        association, reason = self.associate(
             Peer.parse(peer, "--peer"), [build_context(StorageCommitmentPushModel)],
             ext_neg=[build_role(StorageCommitmentPushModel, scp_role=True)])
         if association is not None:
@@ -170,6 +172,17 @@ class Sending:
                     " and will not be" if last else "", reason)
         spool.ledger.end_commitment(number, peer, reason, None if last else pause_after(attempts))
         return True
+
+
+def _wake(event: Any) -> None:
+    """Answer whoever waits on an association that was aborted: it is over.
+
+    pynetdicom's own thread may have taken the news from both queues already, and the other would
+    wait for the whole time that an answer may take. After this event that thread reads no more."""
+    from pynetdicom.pdu_primitives import A_ABORT
+
+    event.assoc.dimse.msg_queue.put((None, None))
+    event.assoc.dul.to_user_queue.put(A_ABORT())
 
 
 def _contexts(due: Sequence[ToSend]) -> list[Any]:

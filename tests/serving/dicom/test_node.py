@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 
+import pydicom
 import pytest
 
 from tests.cli.commands import run_here
@@ -223,6 +224,40 @@ def test_a_destination_that_ends_associations(small_file, tmp_path):
         node.send(tmp_path / "sent")
         wait_for(lambda: node.status().sent == 3 + 3, log=node.log)
         assert set(stored) == {event["instance"] for event in read_events(node.spool, "sent")}
+
+
+@pytest.mark.parametrize("use", ["store", "release"])
+def test_an_abort_between_two_steps_is_not_waited_for(use, tmp_path):
+    """pynetdicom asks whether an association stands, and then uses it. One that was aborted in
+    between, as if it stood, answers at once and not when the time for an answer is over."""
+    from pynetdicom import build_context
+
+    from scrd_fast.serving.dicom.rules import Peer
+    from scrd_fast.serving.dicom.sending import Sending
+
+    write_study(tmp_path / "sent", 98, 1)
+    path = next(tmp_path.rglob("*.dcm"))
+    sop_class = pydicom.dcmread(path).SOPClassUID
+    stored = []
+
+    def store(event):
+        stored.append(event.assoc)
+        return 0x0000
+
+    with run_receiver([sop_class], store) as port:
+        sending = Sending("SENDER", Peer("ORTHANC", "127.0.0.1", port), None)
+        association, _ = sending.associate(sending.to, [build_context(sop_class)])
+        assert association.send_c_store(path).Status == 0x0000
+        stored[0].abort()
+        wait_for(lambda: not association.is_alive())
+        association.is_established = True
+        start = time.monotonic()
+        if use == "store":
+            assert "Status" not in association.send_c_store(path)
+        else:
+            association.release()
+        assert time.monotonic() - start < 10
+        assert association.is_aborted and (use == "store" or not association.is_established)
 
 
 def test_a_destination_that_takes_captures_alone(small_file, tmp_path):
