@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,9 +58,8 @@ def write_folder(
             for name in (TABLE, RECORD):
                 with open(temporary / name, "rb+") as file:
                     os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o777 & ~umask)
+            # As one that was made with the umask, which cannot be asked for without setting it.
+            temporary.chmod(stat.S_IMODE((temporary / IMAGES).stat().st_mode))
             os.rename(temporary, real)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -212,6 +212,12 @@ def test_the_folder_can_be_moved_and_outlives_the_download(brain, tmp_path):
         assert read_image(moved / row["path"]).shape == (8, 8)
 
 
+def test_the_folder_is_open_to_those_whom_the_umask_lets_in(brain, tmp_path):
+    (tmp_path / "made").mkdir()
+    prepare_as(BRAIN, "brain-tumor", brain, tmp_path / "out")
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "made").stat().st_mode
+
+
 def test_links_of_a_download_are_followed(brain, tmp_path):
     source = shutil.copytree(brain, tmp_path / "brain")
     folder = source / "Training/notumor"
