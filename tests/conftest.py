@@ -1,6 +1,7 @@
 """Fixtures that more than one test file uses."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,10 @@ if not torch.cuda.is_available():
 
 # Some tests import openvino, which would send an event without this (see tests/test_quiet.py).
 sys.modules.setdefault("openvino_telemetry", None)
+
+# A shell that starts this in the background has its programs ignore Ctrl-C, and theirs would, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests.support.models import (  # noqa: E402, F401 - fixtures of every test
     large,

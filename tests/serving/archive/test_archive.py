@@ -30,6 +30,7 @@ from tests.serving.archive.conftest import (
     LONGER,
     ROWS,
     command,
+    count_shards,
     read_results,
     read_rows,
     wait_for_shards,
@@ -275,13 +276,13 @@ def test_the_watchdog_is_quiet_while_something_moves(capfd):
 def test_the_verb(longer, engine_file, undisturbed, tmp_path):
     out = tmp_path / "out"
     for signal_, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
-        started = len(list(out.glob("scores/*")))
+        started = count_shards(out)
         process = subprocess.Popen(command(longer, engine_file, out, "--quiet"), text=True,
                                    stderr=subprocess.PIPE)
         wait_for_shards(process, out, started + 1)
         process.send_signal(signal_)
         _, said = process.communicate(timeout=60)
-        assert process.returncode == code
+        assert process.returncode == code, said
     assert said == "stopped: the same command goes on\n"
     done = subprocess.run(command(longer, engine_file, out), capture_output=True, text=True,
                           check=False)
