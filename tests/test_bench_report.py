@@ -43,6 +43,7 @@ def test_a_table(result):
     assert "MISSED" in results.table(result["figures"]).splitlines()[0]
 
 
+@pytest.mark.slow
 def test_a_page(result):
     pytest.importorskip("matplotlib", reason="draws the plots")
     page = report.web_page(RAW, result)

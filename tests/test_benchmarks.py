@@ -42,6 +42,7 @@ def run_quickly(stored: Path, *options: str) -> str:
     return report.markdown(result)
 
 
+@pytest.mark.slow
 def test_a_benchmark_of_each_file_runs_and_its_peers_agree(tmp_path):
     run_quickly(tmp_path / "raw.json", "-p", "tests.support.first_of_each_file")
 
@@ -72,6 +73,7 @@ def test_every_benchmark_runs_and_every_peer_agrees(tmp_path):
     assert "mode, best precision" in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_experiments_need_a_gpu():
     """One line says so, and a process that fails or hangs costs its own time alone."""

@@ -70,6 +70,7 @@ def alike():
         mapping.update(all_of_them)
 
 
+@pytest.mark.slow
 def test_methods_that_begin_alike_share_a_model(tmp_path, alike):
     """The prior's judge has few images here: whether it is worth it is chance, as for a user."""
     assert bench.main(["--quick", "--work", str(tmp_path)]) == 0
@@ -85,6 +86,7 @@ def rows(place) -> list[Row]:
     return read_rows(place / "results")
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_nothing_to_do(place, rows, capsys, monkeypatch):
     assert {(row.data_set, row.method) for row in rows} == {
         (data_set, method) for data_set in ("demo", "lesions") for method in TRIED}
@@ -100,6 +102,7 @@ def test_a_finished_run_has_nothing_to_do(place, rows, capsys, monkeypatch):
     assert "| PaDiM | 0" not in page.with_tables(f"{page.BEGIN}{page.END}", rows)
 
 
+@pytest.mark.slow
 def test_a_row_tells_its_figures(rows):
     for row in rows:
         assert set(row.kinds) == set(map(str, range(len(DATA_SETS[row.data_set].kinds) + 1)))

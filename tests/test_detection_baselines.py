@@ -101,6 +101,7 @@ def test_patchcore_is_the_nearest_of_the_bank_and_equation_7(share):
                                                      rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_autoencoder_learns_and_is_the_same_each_time():
     pixels = torch.zeros(8, 3, 32, 32)
     pixels[:, :, 8:20, 4:28] = torch.linspace(0.3, 0.9, 8)[:, None, None, None]

@@ -43,6 +43,7 @@ def test_the_permissions_follow_the_umask(tmp_path):
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no permission bits")
 def test_threads_leave_the_umask_alone(tmp_path):
     """It is the process's: one that reads it by setting it may find another's in its place."""

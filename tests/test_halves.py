@@ -51,6 +51,7 @@ def built(request, trained, tmp_path_factory):
     return folder / "m.scrd"
 
 
+@pytest.mark.slow
 def test_the_same_bits(built, tmp_path):
     images = organs(11, 80, seed=2)
     np.save(tmp_path / "images.npy", images)
@@ -81,6 +82,7 @@ def place(small_file, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_verb_of_the_first_half(place, tmp_path):
     engine, images = place / "m.scrd", place / "images"
     done = base_only("calibrate", engine, images, "--fpr", 0.1)
@@ -104,6 +106,7 @@ def test_every_verb_of_the_first_half(place, tmp_path):
     assert "images" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [
     ("train", "images", "m.safetensors"), ("pretrain-teacher", "images", "t.safetensors"),
     ("build", "m.safetensors"), ("build", "--from", "m.scrd"),
@@ -120,6 +123,7 @@ def test_a_verb_of_the_second_half_says_which_extra_it_needs(place, tmp_path, ar
     assert "pip install 'scrd-fast[train]'" in done.stderr
 
 
+@pytest.mark.slow
 def test_scoring_loads_nothing_of_the_second_half(place, tmp_path):
     """Where everything is installed, too: it would take the time and the memory."""
     code = ("import sys; from scrd_fast.cli import main\n"

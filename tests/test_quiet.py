@@ -77,6 +77,7 @@ def work(tmp_path_factory):
     return root, json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_no_verb_sends_or_writes_elsewhere(work):
     root, told = work
     assert len(told["codes"]) == 13
@@ -88,6 +89,7 @@ def test_no_verb_sends_or_writes_elsewhere(work):
     assert [p.name.partition("_")[0] for p in (root / "tmp").rglob("*")] in ([], ["torchinductor"])
 
 
+@pytest.mark.slow
 def test_nor_do_the_libraries_behind_its_back(work):
     root, _ = work
     if not (root / "trace").exists():
@@ -126,6 +128,7 @@ def open_folder():
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_a_user_without_home_or_name(open_folder):
     """As in a container or a queue; another user only where the tests run as root."""
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TMPDIR": "/nonexistent"}

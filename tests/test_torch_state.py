@@ -144,6 +144,7 @@ def strange(request):
             torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.slow
 def test_no_setting_of_the_caller_changes_a_result_or_is_changed(strange, expected, tmp_path):
     found = everything(tmp_path / "run")
     assert {name for name in expected if not is_same(expected[name], found[name])} == set()
@@ -176,6 +177,7 @@ def test_a_model_that_is_to_be_loaded_draws_nothing():
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_threads_make_the_models_of_their_seeds_and_leave_the_dtype():
     """All at once, under a default dtype that each of them has to change."""
     expected = {seed: dict(new_model("resnet18", seed).state_dict()) for seed in range(3)}

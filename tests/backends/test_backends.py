@@ -62,6 +62,7 @@ def test_an_engine_file_made_for_a_gpu(small_file, tmp_path):
         scrd_fast.load_engine(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", [False, True])
 @pytest.mark.parametrize(("backbone", "student"), [
     ("resnet18", "full"), ("resnet18", "slim"), ("wide_resnet50_2", "full")])

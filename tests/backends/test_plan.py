@@ -70,6 +70,7 @@ def test_a_plan_of_somebody_else_is_refused(planned):
     check_plan(path, GPU, PLAN_TIES, manifest.members, *here, trust=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("version", "capability", "options", "difference"), [
     ("10.16.1.11", (9, 0), {}, None),
     ("11.4.0.106", (9, 0), {}, "it was built by TensorRT 10.16.1.11, this is 11.4.0.106"),
@@ -178,6 +179,7 @@ def test_tensorrt_that_is_not_there(planned, small_path, tmp_path):
     assert not (tmp_path / "other.scrd").exists()
 
 
+@pytest.mark.slow
 def test_an_engine_file_is_compiled_again(small_file, tmp_path):
     """For CPU backends, too: the golden images decide."""
     out = tmp_path / "again.scrd"

@@ -20,6 +20,7 @@ if backend_of("openvino").missing() or "int8" not in native_precisions("openvino
     pytest.skip("OpenVINO does not compute in int8 here", allow_module_level=True)
 
 
+@pytest.mark.slow
 def test_compiling_them_warns_where_there_is_no_vnni(small, monkeypatch):
     """The cap is set after oneDNN has read it: nothing else changes."""
     proto = build_graph(small.model, small.spec)

@@ -62,8 +62,10 @@ def judged(probe, reference):
 
 
 CASES = [
-    *(("openvino", p) for p in ("fp32", "bf16", "int8")), ("torch_eager", "fp32"),
-    pytest.param(("torch_eager", "bf16"), marks=pytest.mark.slow),
+    ("openvino", "fp32"),
+    *(pytest.param(each, marks=pytest.mark.slow) for each in (
+        ("openvino", "bf16"), ("openvino", "int8"), ("torch_eager", "fp32"),
+        ("torch_eager", "bf16"))),
     *(pytest.param((name, p), marks=needs(name))
       for name in ("torch_cuda", "tensorrt", "tensorrt_rtx")
       for p in ("fp32", "bf16", "fp16", "int8") if (name, p) != ("torch_cuda", "int8"))]
@@ -105,6 +107,7 @@ def test_the_command_line(built, images, judged, tmp_path, capsys):
         capsys.readouterr().out.splitlines())]))
 
 
+@pytest.mark.slow
 def test_the_scorer_itself(trained, images, judged):
     """Without the engine file around it, whatever the size of its batches."""
     pytest.importorskip("openvino")
@@ -125,6 +128,7 @@ def test_the_scorer_itself(trained, images, judged):
                *(np.concatenate(column) for column in list(zip(*parts, strict=True))[:2]))
 
 
+@pytest.mark.slow
 def test_the_exported_graph(path, images, judged, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(

@@ -68,6 +68,7 @@ def test_auto_takes_the_fastest_that_the_class_offers(cap, trained, tmp_path, mo
     assert tried["int8"]["report"]["flipped"] <= LIMITS["int8"].flipped
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("int8" not in native_precisions("openvino"),
                     reason="OpenVINO does not compute in int8 on this CPU")
 def test_int8_that_is_slower_is_left_out_in_one_line(trained, tmp_path, monkeypatch, capsys):

@@ -51,6 +51,7 @@ def built(small_path, tmp_path_factory) -> Path:
                                  buckets=(1, 4), limits=UNJUDGED)
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_one_file_for_three_targets(built):
     manifest, members = read_engine_file(built)
@@ -64,6 +65,7 @@ def test_one_file_for_three_targets(built):
     assert 0 < report.score_error < 0.01, "rounded to 11 bits, and still the model"
 
 
+@pytest.mark.slow
 @needs_rtx
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_info_lists_the_targets_and_opening_says_that_there_is_no_gpu(built):
@@ -74,6 +76,7 @@ def test_info_lists_the_targets_and_opening_says_that_there_is_no_gpu(built):
             call(built)
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_the_command_line(small_path, tmp_path):
     """What is judged on generated images is few for untrained weights: fp32, whose order holds."""
@@ -122,6 +125,7 @@ def test_without_the_library():
         "TensorRT for RTX is not installed; pip install 'scrd-fast[tensorrt-rtx]'")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 def test_the_emulation_is_the_precisions_arithmetic(trained, precision):
     """Against half precision as PyTorch computes it on CPUs. The first layers are the same but
@@ -164,6 +168,7 @@ def emulated_file(small_file: Path, out: Path, **golden: Any) -> Path:
     return write_engine_file(out, replace(manifest, fidelity=fidelity), members)
 
 
+@pytest.mark.slow
 def test_the_first_load_replays_the_golden_images(small_file, tmp_path):
     """What was built without a GPU was never judged on one; the rule is the file's, not the GPU's,
     so a CPU's shows it."""
@@ -218,6 +223,7 @@ def test_an_overflow_is_named_before_anything_is_compiled(large_path, tmp_path):
                               limits=UNJUDGED)
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_auto_takes_the_first_that_keeps_the_limits(small_path, tmp_path):
     """Nothing keeps these but float32."""

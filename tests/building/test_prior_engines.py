@@ -40,6 +40,7 @@ def test_checkpoint_keeps_it(judged):
     assert load_checkpoint(path).spec == checkpoint.spec
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", EACH_BACKEND)
 def test_engine_gives_the_references_map(judged, backend, tmp_path):
     if backend == "openvino":
@@ -72,6 +73,7 @@ def test_exported_graph_gives_the_references_map(judged, tmp_path):
     check(checkpoint, scores, maps, images)
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_nvidias_builder_takes_it(judged, tmp_path):
     checkpoint, path = judged

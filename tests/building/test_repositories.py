@@ -19,6 +19,7 @@ def config_of(model):
     return text_format.Parse(text, model_config_pb2.ModelConfig()), model_config_pb2
 
 
+@pytest.mark.slow
 def test_triton(small_path, small_file, tmp_path):
     """The description is what Triton's own message takes, and says of each tensor what the graph
     says; the graph gives the engine's scores in onnxruntime, which Triton runs it by."""
@@ -52,6 +53,7 @@ def test_triton(small_path, small_file, tmp_path):
     assert_allclose(found["map"], expected.maps, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_openvino(small_path, small_file, tmp_path):
     """OpenVINO, which its server runs it by, reads the graph and gives the engine's scores."""
     openvino = pytest.importorskip("openvino")

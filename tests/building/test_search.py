@@ -86,6 +86,7 @@ def test_as_few_blocks_as_keep_the_limits(start):
     assert found.keep == kept
 
 
+@pytest.mark.slow
 def test_limits_that_hold_at_once(start):
     assert run(start, Limits(rank_correlation=0.9))[0].keep == (STEM,)
 
@@ -96,11 +97,13 @@ def test_limits_that_never_hold(start):
         run(start, Limits(score_error=1e-9))
 
 
+@pytest.mark.slow
 def test_no_time(start):
     with pytest.raises(FidelityError, match=r"^int8: no time left after 0 tries"):
         run(start, LIMITS["int8"], seconds=0)
 
 
+@pytest.mark.slow
 def test_an_engine_in_int8(trained, trained_path, tmp_path):
     _, normals = trained
     path = tmp_path / "m.scrd"
@@ -148,11 +151,9 @@ def spoilt(proto: onnx.ModelProto) -> onnx.ModelProto:
     return bad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planted", [
-    pytest.param(("bf16",), marks=pytest.mark.slow),
-    pytest.param(("int8",), marks=pytest.mark.slow),
-    ("bf16", "int8"), pytest.param(("fp32", "bf16", "int8"), marks=pytest.mark.slow)],
-    ids="+".join)
+    ("bf16",), ("int8",), ("bf16", "int8"), ("fp32", "bf16", "int8")], ids="+".join)
 def test_auto_never_takes_what_breaks_the_limits(trained, trained_path, tmp_path, monkeypatch,
                                                  planted):
     make = candidates.make_runner
@@ -191,6 +192,7 @@ def test_auto_never_takes_what_breaks_the_limits(trained, trained_path, tmp_path
     assert times[manifest.precision] == min(times.values())
 
 
+@pytest.mark.slow
 def test_a_spent_budget(trained, trained_path, tmp_path):
     """What comes first is built all the same; nothing else is tried."""
     with scrd_fast.build_engine(trained_path, tmp_path / "m.scrd", backend="openvino",

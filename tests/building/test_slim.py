@@ -47,6 +47,7 @@ def keeps_the_limits(reference, scores, maps):
     assert map_error(maps, reference[1]) <= limits.map_error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", EACH_BACKEND)
 def test_an_engine_gives_the_references_scores(slim_path, reference, tmp_path, backend, capsys):
     if backend == "openvino":

@@ -71,6 +71,7 @@ def test_of_a_folder_whole_patients_are_held_out(tree, watched, tmp_path, capsys
         "count", "digest", "patients"}
 
 
+@pytest.mark.slow
 def test_from_files_to_figures(tree, watched, tmp_path, capsys):
     table = write_table(tree / "set.csv")
     model, engine, results = (tmp_path / name for name in ("m.safetensors", "m.scrd", "results"))

@@ -25,6 +25,7 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_files_that_fail_are_named_and_the_others_judged(small_file, data, tmp_path, capsys):
     out = tmp_path / "out"
     assert main("evaluate", small_file, data, "--out", out, "--specificity", 0.9,
@@ -55,6 +56,7 @@ def test_files_that_fail_are_named_and_the_others_judged(small_file, data, tmp_p
     assert (out / "failed.csv").read_text() == "file,reason\n"
 
 
+@pytest.mark.slow
 def test_what_cannot_be_done_is_one_line(small_file, data, tmp_path, capsys):
     taken = tmp_path / "file"
     taken.touch()
@@ -74,6 +76,7 @@ def test_what_cannot_be_done_is_one_line(small_file, data, tmp_path, capsys):
         assert told.out == ""
 
 
+@pytest.mark.slow
 def test_figures_are_written_though_the_gallery_is_not(small_file, data, tmp_path,
                                                        run_with_file_limit):
     """As on a disk that has become full: 64 KiB is too little for the pictures alone."""

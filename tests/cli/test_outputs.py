@@ -16,6 +16,7 @@ NAMES = [b"M\xfcller.png", "Müller ä.png".encode(), b"[bold]b[red].png", b'=1+
          b"a\nb.png", b"a\rb.png", b"x" * 251 + b".png", "ü".encode() * 125 + b"x.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", [
     {"PYTHONIOENCODING": "utf-8:strict"},
     {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}])
@@ -82,6 +83,7 @@ def places(folder, tmp_path):
             "pth": tmp_path / "model.pth", "free": tmp_path / "free", "long": "x" * 243}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [
     "score {engine} {normals} --out {folder}",
     "score {engine} {normals} --out {below}/s.csv",
@@ -124,6 +126,7 @@ def test_outputs_are_checked_before_the_work(places, tmp_path, line, capfd, monk
     assert before == after
 
 
+@pytest.mark.slow
 def test_a_table_is_written_though_overlays_are_not(folder, tmp_path, capfd, monkeypatch):
     """As on a disk that has become full."""
     from scrd_fast.report import overlays
@@ -149,6 +152,7 @@ def shell(line: str, **places: object) -> subprocess.CompletedProcess[str]:
                           timeout=300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "says"), [
     ("info {engine} >/dev/full", "No space left on device"),
     ("info {engine} >&-", "Bad file descriptor"),
@@ -170,6 +174,7 @@ def test_output_that_nobody_gets_is_an_error(folder, tmp_path, line, says):
         assert (tmp_path / "m.onnx").stat().st_size > 1_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-", "2>/dev/full"])
 def test_a_file_is_written_though_streams_are_closed(folder, tmp_path, closed):
     done = shell("score {engine} {image} --out {out} " + closed, engine=folder / "model.scrd",

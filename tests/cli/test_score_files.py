@@ -94,6 +94,7 @@ def test_a_mixed_folder(folder, archive, tmp_path, capfd):
         assert [np.float32(row["score"]) for row in good] == engine.score(paths).scores.tolist()
 
 
+@pytest.mark.slow
 def test_failures_elsewhere_and_on_standard_output(folder, archive, tmp_path):
     done = run("score", folder / "model.scrd", archive, "--failed", tmp_path / "why.csv")
     assert done.returncode == 1
@@ -108,6 +109,7 @@ def test_failures_elsewhere_and_on_standard_output(folder, archive, tmp_path):
     assert not list(tmp_path.rglob("failed.csv"))
 
 
+@pytest.mark.slow
 def test_an_old_table_of_failures_does_not_stay(folder, archive, tmp_path):
     out, failed = tmp_path / "scores.csv", tmp_path / "failed.csv"
     assert main("score", folder / "model.scrd", archive, "--out", out) == 1
@@ -185,6 +187,7 @@ def test_overlays_of_slices(folder, archive, tmp_path):
         assert 0.02 < (np.abs(heat).max(axis=2) > 0).mean() < 1
 
 
+@pytest.mark.slow
 def test_a_calibrated_engine_leaves_cells_of_refused_files_empty(folder, archive, tmp_path):
     """Also of a file that was left out before it was read."""
     engine = tmp_path / "model.scrd"
@@ -202,6 +205,7 @@ def test_a_calibrated_engine_leaves_cells_of_refused_files_empty(folder, archive
         assert row["image"] in failures or row["anomalous"] in ("0", "1")
 
 
+@pytest.mark.slow
 def test_kinds_of_tables(folder, archive, tmp_path):
     """One and the same rows as CSV, JSON lines and Parquet; JSON lines on standard output, too."""
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow reads Parquet")
@@ -223,6 +227,7 @@ def test_kinds_of_tables(folder, archive, tmp_path):
     assert not (tmp_path / "t.csv").exists()
 
 
+@pytest.mark.slow
 def test_quiet_and_verbose(folder, archive):
     quiet, verbose = (run("score", folder / "model.scrd", archive / "picture.png", option)
                       for option in ("--quiet", "--verbose"))
@@ -234,6 +239,7 @@ def test_quiet_and_verbose(folder, archive):
         assert told in verbose.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [False, True])
 def test_overlays_on_the_calibrations_colours_or_their_own(folder, tmp_path, own):
     """A normal image looks calm beside one with a bright spot, unless each has its own colours."""
@@ -272,6 +278,7 @@ def test_somebodys_own_failed_csv_stays(folder, tmp_path, capfd):
                 tmp_path / "s.csv", "--failed", tmp_path / "why.csv") == 0
 
 
+@pytest.mark.slow
 def test_maps_are_written_by_file_and_series(folder, archive, tmp_path, capfd):
     """A picture has no place in the patient: it is scored, and the reason is told."""
     import nibabel

@@ -30,6 +30,7 @@ from tests.cli.dicom_patients import (
 )
 
 
+@pytest.mark.slow
 def test_from_a_study_to_objects_figures_and_a_page(tmp_path, capsys):
     root = write_patients(tmp_path)
     table, study = write_table(root / "set.csv"), root / "tree" / "series_3"

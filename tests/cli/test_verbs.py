@@ -80,6 +80,7 @@ def test_build_info_verify(folder):
     assert "reproduces" in done.stdout
 
 
+@pytest.mark.slow
 def test_score_names_what_it_could_not_read(folder, tmp_path):
     out = tmp_path / "scores.csv"
     done = run("score", folder / "model.scrd", folder / "images", "--out", out, "--overlays",
@@ -183,6 +184,7 @@ def test_train_and_pretrain(folder, tmp_path):
     assert "chosen on the test set" in done.stdout
 
 
+@pytest.mark.slow
 def test_train_resumes_and_leaves_out_what_is_damaged(folder, tmp_path):
     from typer.testing import CliRunner
 
@@ -250,6 +252,7 @@ def test_errors_are_short_and_exit_with_2(arguments, words, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_build_tells_of_the_calibration(folder, tmp_path, capfd):
     engine = tmp_path / "m.scrd"
     shutil.copy(folder / "model.scrd", engine)
@@ -273,6 +276,7 @@ def test_a_build_tells_of_the_calibration(folder, tmp_path, capfd):
                         r" another model; calibrate again with: [^\n]*\n", err)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP tells its settings")
 @pytest.mark.parametrize(("given", "policy", "spins"), [
     ({}, "PASSIVE", "3000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", "30000000000"),

@@ -177,6 +177,7 @@ def test_kinds_that_look_avoid_what_is_flat():
     assert simplex.mean() < 0.5
 
 
+@pytest.mark.slow
 def test_how_often_kinds_are_drawn():
     count = 4000
     clean = CLEAN[:1].expand(count, -1, -1, -1)

@@ -311,6 +311,7 @@ def test_no_place_for_temporary_files(tmp_path, monkeypatch):
         images.check(skip_bad=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "slices"), [(96, 2), (64, 5)])
 def test_a_disk_that_is_full(tmp_path, run_with_file_limit, size, slices):
     """Also where it takes a part of the last image: 64 KiB are one at 96 pixels and most of a

@@ -101,6 +101,7 @@ def test_bf16_engine_computes_in_bf16_but_for_the_tail(small_path, tmp_path, bac
     assert "bf16" not in used["tail"]
 
 
+@pytest.mark.slow
 def test_a_build_that_misses_its_limits_leaves_nothing(small_path, tmp_path):
     with pytest.raises(FidelityError, match=r"fp32: map_error: expected <= 1e-12, got"):
         scrd_fast.build_engine(small_path, tmp_path / "model.scrd", precision="fp32",
@@ -213,6 +214,7 @@ def test_unwritable_folder(small_path, tmp_path):
         scrd_fast.build_engine(small_path, tmp_path / "file" / "model.scrd", precision="fp32")
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_nothing_behind(small_path, tmp_path):
     """A file-size limit makes every long write fail, as a full disk does."""
     code = f"""
@@ -231,6 +233,7 @@ except scrd_fast.ScrdError as error:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_values_that_are_not_finite_fail_the_build_and_name_the_layer(small, tmp_path):
     from copy import deepcopy
 
@@ -247,6 +250,7 @@ def test_values_that_are_not_finite_fail_the_build_and_name_the_layer(small, tmp
     assert not (tmp_path / "model.scrd").exists()
 
 
+@pytest.mark.slow
 def test_images_give_an_auroc_and_are_not_kept(small_path, tmp_path):
     images = pictures(120, 64)
     try:
@@ -266,6 +270,7 @@ def score_elsewhere(engine, images):
     return engine.score(images)
 
 
+@pytest.mark.slow
 def test_an_engine_and_its_results_travel(small_file):
     """To a spawned worker, as Ray's and joblib's: by the path of its file."""
     images = pictures(3, 64)
@@ -278,6 +283,7 @@ def test_an_engine_and_its_results_travel(small_file):
         assert scrd_fast.score(images, maps=False).maps is None  # the current one as before
 
 
+@pytest.mark.slow
 def test_a_copy_of_an_engine_is_one_of_its_own(small_file, tmp_path, monkeypatch):
     monkeypatch.chdir(small_file.parent)
     images = pictures(2, 64)

@@ -145,6 +145,7 @@ def test_the_crafted_file_is_accepted_when_nothing_is_wrong(tmp_path):
     assert manifest.buckets == (1, 4, 16)
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_found(path):
     whole = path.read_bytes()
     with open(path, "rb+", buffering=0) as file:
@@ -305,6 +306,7 @@ def leaves(value, place=()):
         yield from leaves(each, (*place, name))
 
 
+@pytest.mark.slow
 def test_a_value_of_another_type_is_named_wherever_it_is(tmp_path):
     """Every field down to the leaves, of every manifest above."""
     for manifest in (ON_A_GPU, replace(MANIFEST, calibration=CALIBRATION)):

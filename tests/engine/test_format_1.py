@@ -40,6 +40,7 @@ def test_it_is_read_as_one_of_today(old):
     assert not any(name.startswith("openvino") for name in members)
 
 
+@pytest.mark.slow
 def test_it_scores_as_it_did(old):
     """The golden images in it hold the scores of the version that wrote it."""
     whole = scrd_fast.verify_engine(old) if old.stem == "fp32" else None
@@ -54,6 +55,7 @@ def test_it_scores_as_it_did(old):
                                rtol=1e-4 if whole else 4e-2 if why_no_vnni() else 2e-2)
 
 
+@pytest.mark.slow
 def test_compiled_again_it_scores_without_onnx(old, tmp_path):
     again = tmp_path / "again.scrd"
     with scrd_fast.load_engine(old) as engine:
@@ -71,6 +73,7 @@ def test_compiled_again_it_scores_without_onnx(old, tmp_path):
     assert "to compile its portable graph: expected onnx, got none" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_the_caller_has_set_changes_nothing(old):
     """Its graph is made again by PyTorch."""
     with scrd_fast.load_engine(old) as engine:

@@ -54,6 +54,7 @@ def healthy(engine, heads, tmp_path_factory):
     return np.stack([item.map for item in engine.stream([path])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(48))
 def test_the_lesion_is_found_in_all_orientations(engine, heads, healthy, tmp_path, number):
     """What it changes in the maps most lies within one voxel of the network's coarsest grid, in

@@ -56,6 +56,7 @@ def images(small_file) -> np.ndarray:
     return np.random.default_rng(3).integers(0, 256, (2, side, side, 3), np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts KiB only there")
 def test_a_process_that_scores_needs_little_more_than_the_weights(small_file):
     """OpenVINO's libraries take about 60 MB of what is allowed besides."""
@@ -67,6 +68,7 @@ def test_a_process_that_scores_needs_little_more_than_the_weights(small_file):
     assert grown * 1024 < 100e6 + 1.5 * weights
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status is Linux's")
 def test_eight_engines_cost_eight_times_the_weights_and_little_else(small_file):
     """A thread of the scorer's and two that begin what is next: the pools are the process's."""
@@ -106,6 +108,7 @@ def test_another_file_in_its_place_changes_nothing(path, images, tmp_path):
         np.testing.assert_array_equal(engine.score(images).maps, before.maps)
 
 
+@pytest.mark.slow
 def test_writing_into_the_file_ends_scoring(path, images):
     """Its weights may be others now."""
     with load_engine(path) as engine:

@@ -88,6 +88,7 @@ def test_eight_threads_get_what_one_gets_200_times_each(engine):
     scored_by_threads(engine, 200)
 
 
+@pytest.mark.slow
 def test_throughput_mode_gives_the_same_scores(small_files):
     out = small_files("openvino")
     with scrd_fast.load_engine(out) as engine:
@@ -234,6 +235,7 @@ def test_files_that_cannot_be_scored_are_named(engine, tmp_path, monkeypatch):
     assert np.isfinite(np.delete(result.scores, [3, 10])).all()
 
 
+@pytest.mark.slow
 def test_both_of_two_closing_threads_wait_for_the_end(small_file):
     engine = scrd_fast.load_engine(small_file)
     pending = [engine.submit(pictures(8, 64)) for _ in range(20)]
@@ -244,6 +246,7 @@ def test_both_of_two_closing_threads_wait_for_the_end(small_file):
         scrd_fast.score(pictures(1, 64))
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_ends_in_peace(small_path, tmp_path):
     """The scorer that was checking is closed on the way out: its thread must not outlive Python."""
     script = f"""
@@ -270,6 +273,7 @@ def test_after_close_scoring_is_an_error(small_file):
         engine.score(pictures(1, 64))
 
 
+@pytest.mark.slow
 def test_a_forked_child_is_told_to_load_its_own(small_file):
     """And it ends in peace, with the engine that it inherited."""
     script = f"""
@@ -296,6 +300,7 @@ assert (engine.score(batch).scores == before).all()
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "last_line"), [
     ("openvino", ""), ("torch_eager", ""), ("openvino", "engine.close()"),
     ("torch_eager", "scrd_fast.engine.current._engine = None; del engine, pending"),

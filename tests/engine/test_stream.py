@@ -46,6 +46,7 @@ def check(items, whole: Result) -> None:
     np.testing.assert_array_equal(np.stack([item.map for item in items]), whole.maps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 24])
 def test_files_arrays_tensors_and_generators(engine, files, n):
     check(engine.stream(files[:n]), engine.score(files[:n]))
@@ -135,6 +136,7 @@ class Counted:
         return self.last
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_files_need_the_memory_of_a_few(monkeypatch):
     read = itertools.count()
     monkeypatch.setattr(ahead, "read_file", lambda path, rule: FileRead(
@@ -147,6 +149,7 @@ def test_a_hundred_thousand_files_need_the_memory_of_a_few(monkeypatch):
     assert seen == 99_999
 
 
+@pytest.mark.slow
 def test_overlays_of_all_files_have_one_scale(engine, files, tmp_path, monkeypatch):
     """And nothing is read twice for them."""
     read, read_file = [], ahead.read_file

@@ -131,6 +131,7 @@ def test_the_pages_of_a_tiff(engines, tmp_path):
     assert engine.score(paths, maps=False).maps is None
 
 
+@pytest.mark.slow
 def test_bad_files_among_files_of_several_images(engines, tmp_path):
     series = write_series(tmp_path / "series")
     series[4].write_bytes(series[4].read_bytes()[:-99])

@@ -61,6 +61,7 @@ def refused(path):
         scrd_fast.load_engine(path, verify=True)
 
 
+@pytest.mark.slow
 def test_what_was_built_is_verified(built, tmp_path):
     figures = scrd_fast.verify_engine(planted(built, tmp_path))
     assert figures["score_change"] <= 1e-6
@@ -90,6 +91,7 @@ def test_a_flipped_bit_of_an_exponent(built, tmp_path, weight, index, bit):
         scrd_fast.verify_engine(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [
     {"std": (0.229, 0.224, 0.226)}, {"mean": (0.485, 0.456, 0.4065)}, {"blur_sigma": 1.6},
     {"mean": (0.406, 0.456, 0.485), "std": (0.225, 0.224, 0.229)}, {"weighting": "none"},
@@ -98,6 +100,7 @@ def test_a_changed_constant(built, tmp_path, change):
     refused(planted(built, tmp_path, spec=replace(built[0].spec, **change)))
 
 
+@pytest.mark.slow
 def test_swapped_channels(built, tmp_path):
     def swap(proto):
         (tensor,) = [w for w in proto.graph.initializer if w.name == "teacher.conv1.weight"]
@@ -107,6 +110,7 @@ def test_swapped_channels(built, tmp_path):
     refused(planted(built, tmp_path, network=swap))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["rounded", "area", "antialiased"])
 def test_another_resize_rule(built, tmp_path, monkeypatch, rule):
     """As other programs resize: in uint8, by areas, or behind a low-pass filter."""
@@ -130,6 +134,7 @@ def test_another_resize_rule(built, tmp_path, monkeypatch, rule):
     refused(path)
 
 
+@pytest.mark.slow
 def test_another_machine_is_held_to_the_limits(built, tmp_path):
     """There an engine need not repeat itself to the last bits, but nearly."""
     elsewhere = replace(built[0].machine, cpu="another")
@@ -140,6 +145,7 @@ def test_another_machine_is_held_to_the_limits(built, tmp_path):
     refused(planted(built, tmp_path, machine=elsewhere, spec=swapped))
 
 
+@pytest.mark.slow
 def test_an_engine_compiled_again_is_held_to_itself(built, tmp_path):
     """Not to what it gave on the machine that first built it."""
     there = load(built[1][GOLDEN])["built_scores"] * np.float32(1 + 5e-5)
@@ -149,6 +155,7 @@ def test_an_engine_compiled_again_is_held_to_itself(built, tmp_path):
     assert scrd_fast.verify_engine(path)["score_change"] <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("golden", [
     b"", b"garbage", {"image0": None}, {"built_maps": np.zeros((8, 3, 3), np.float32)},
     {"probe_scores": np.zeros(3, np.float32)}, {"scores": np.zeros(8, bool)},

@@ -57,6 +57,7 @@ def test_every_way_to_score_decides_alike(path, tmp_path):
             np.testing.assert_array_equal(other.anomalous, result.anomalous)
 
 
+@pytest.mark.slow
 def test_only_the_manifest_changes_and_a_second_time_replaces_it(path):
     before, members = read_engine_file(path)
     scrd_fast.calibrate(path, NORMALS, fpr=0.05)
@@ -69,6 +70,7 @@ def test_only_the_manifest_changes_and_a_second_time_replaces_it(path):
     assert after.calibration.report["images"] == {"normal": 20, "anomalous": 20}
 
 
+@pytest.mark.slow
 def test_a_file_that_could_not_be_read_has_no_decision(path, tmp_path):
     scrd_fast.calibrate(path, NORMALS, fpr=0.05)
     folder = write_folder(tmp_path / "images", FRESH[:2])
@@ -79,6 +81,7 @@ def test_a_file_that_could_not_be_read_has_no_decision(path, tmp_path):
     assert not result.anomalous[2]
 
 
+@pytest.mark.slow
 def test_monitor(path):
     with scrd_fast.load_engine(path) as engine, pytest.raises(
             InputError, match=r"^engine: expected a calibrated one, got .*scrd-fast calibrate"):
@@ -117,6 +120,7 @@ def test_bad_input_leaves_the_file_as_it_was(path, normals, options, error, mess
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_loaded_engine_or_the_path_of_its_file(path):
     with scrd_fast.load_engine(path) as engine:
         assert engine.decisions is None
@@ -135,6 +139,7 @@ def test_a_loaded_engine_or_the_path_of_its_file(path):
         scrd_fast.monitor(None, FRESH)
 
 
+@pytest.mark.slow
 def test_the_working_directory_may_change(path, tmp_path, monkeypatch):
     monkeypatch.chdir(path.parent)
     with scrd_fast.load_engine(path.name) as engine:
@@ -150,6 +155,7 @@ def test_a_broken_image_is_named(path, tmp_path):
         scrd_fast.calibrate(path, folder, fpr=0.5)
 
 
+@pytest.mark.slow
 def test_of_a_data_set_its_validation_normals_are_taken(path, tmp_path):
     for i, (part, images) in enumerate((("train", NORMALS[:3]), ("valid", FRESH),
                                         ("test", NORMALS[3:6]))):
@@ -171,6 +177,7 @@ def test_of_a_data_set_its_validation_normals_are_taken(path, tmp_path):
     assert both.normal_scores == decisions.normal_scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("parts", "layout"), [
     (("train/good", "test/good", "test/crack"), "MVTec style"), (("good", "crack"),
                                                                  "labelled folder")])
@@ -189,6 +196,7 @@ def test_a_data_set_without_held_out_normals(path, tmp_path, parts, layout):
         assert len(decisions.normal_scores) == 30
 
 
+@pytest.mark.slow
 def test_of_a_data_set_its_anomalous_images_are_taken(path, tmp_path):
     """Neither good ones nor masks: those of the validation part, else those there are."""
     sick = np.clip(NORMALS[:22].astype(int) + 60, 0, 255).astype(np.uint8)
@@ -232,6 +240,7 @@ def write_volumes(folder, count, add=0):
     return folder
 
 
+@pytest.mark.slow
 def test_volumes_are_patients(path, tmp_path):
     normals, sick = write_volumes(tmp_path / "a", 4), write_volumes(tmp_path / "b", 5, add=60)
     told = []
@@ -249,11 +258,13 @@ def test_volumes_are_patients(path, tmp_path):
         scrd_fast.calibrate(path, normals, anomalous=sick)
 
 
+@pytest.mark.slow
 def test_pictures_are_no_patients_to_warn_of(path, tmp_path, recwarn):
     scrd_fast.calibrate(path, write_folder(tmp_path / "images", FRESH), fpr=0.05)
     assert not list(recwarn)
 
 
+@pytest.mark.slow
 def test_warnings_name_the_callers_line(path, tmp_path):
     for name in ("images", "sick"):
         write_folder(tmp_path / name, FRESH)
@@ -279,6 +290,7 @@ def test_a_calibration_that_is_none_is_an_engine_file_error(path):
         scrd_fast.load_engine(path)
 
 
+@pytest.mark.slow
 def test_pictures_are_not_kept(path):
     """A file that travels carries scores of patients' images, never the images."""
     scrd_fast.calibrate(path, pictures(30, 64), fpr=0.05)
@@ -291,6 +303,7 @@ def test_pictures_are_not_kept(path):
         "scale": (2,), "pixel_threshold": ()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["mean", "max"])
 def test_how_maps_are_read(path, reduction):
     """Pixels are anomalous as often as images are, and normal images have little colour."""
@@ -329,6 +342,7 @@ def build_over(path, checkpoint) -> scrd_fast.Engine:
     return scrd_fast.build_engine(checkpoint, path, device="cpu", precision="fp32", buckets=(1,))
 
 
+@pytest.mark.slow
 def test_a_build_keeps_the_calibration_of_the_same_scores(calibrated, small_path, recwarn):
     before = read_engine_file(calibrated)[0].calibration
     with build_over(calibrated, small_path) as engine:
@@ -341,6 +355,7 @@ def test_a_build_keeps_the_calibration_of_the_same_scores(calibrated, small_path
     assert [str(w.message) for w in recwarn if "calibration" in str(w.message)] == []
 
 
+@pytest.mark.slow
 def test_a_build_of_another_model_says_that_it_drops_the_calibration(calibrated, small, tmp_path):
     torch.manual_seed(4)
     other = Checkpoint(SCRD("resnet18").eval(), small.spec, small.config)
@@ -353,6 +368,7 @@ def test_a_build_of_another_model_says_that_it_drops_the_calibration(calibrated,
     assert read_engine_file(calibrated)[0].calibration is None
 
 
+@pytest.mark.slow
 def test_a_calibration_that_is_none_is_dropped(path, small_path):
     """Nobody could have loaded the file that it was in."""
     spoil(path)

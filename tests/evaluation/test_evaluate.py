@@ -85,6 +85,7 @@ def best_of(labels, scores):
     return f1.max(), max(accuracy)
 
 
+@pytest.mark.slow
 def test_figures_of_images_are_scikit_learns(engine, judged):
     labels, scores = arrays(judged)
     np.testing.assert_array_equal(scores, engine.score([each.path for each in judged.images],
@@ -167,6 +168,7 @@ def test_threshold_of_labelled_validation_images(engine, by_patient, patients):
                        "specificity": recall_score(labels, called, pos_label=0)}))
 
 
+@pytest.mark.slow
 def test_threshold_and_p_values_of_a_calibration(calibrated, mvtec):
     found = evaluate(calibrated, mvtec, pixels=False)
     labels, scores = arrays(found)
@@ -199,6 +201,7 @@ def test_patients(engine, patients, rule, combine):
         assert values(part)["f1"] == pytest.approx(f1_score(truth, called))
 
 
+@pytest.mark.slow
 def test_intervals_are_by_patient_and_of_the_seed(engine, by_patient, patients):
     labels, scores = arrays(by_patient)
     whose = np.repeat(np.arange(6), 4)
@@ -353,6 +356,7 @@ def test_options_that_do_not_do(engine, mvtec, options, message):
         evaluate(engine, mvtec, **options)
 
 
+@pytest.mark.slow
 def test_the_path_of_an_engine_will_do(small_file, judged, mvtec):
     told = []
     found = scrd_fast.evaluate(small_file, mvtec, specificity=0.8,

@@ -35,6 +35,7 @@ def make_volumes(root, sick=3):
     return root / "volumes.csv"
 
 
+@pytest.mark.slow
 def test_slices_have_the_labels_of_their_masks(engine, tmp_path):
     found = evaluate(engine, make_volumes(tmp_path))
     labels, scores = arrays(found)
@@ -62,6 +63,7 @@ def test_volumes_of_ill_people_alone_have_normal_slices(engine, tmp_path):
     assert [part.level for part in found.parts] == ["image"]  # nobody is well
 
 
+@pytest.mark.slow
 def test_masks_of_volumes_that_do_not_fit(engine, tmp_path):
     table = make_volumes(tmp_path, sick=4)
     shapes = {0: (20, 24, 4), 1: (24, 20, 5)}

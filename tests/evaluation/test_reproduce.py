@@ -65,6 +65,7 @@ def no_training(monkeypatch):
     monkeypatch.setattr(loop.Trainer, "step", step)
 
 
+@pytest.mark.slow
 def test_each_protocol_trains_and_chooses_as_it_says(out, outcomes):
     assert [(each.protocol, each.seed) for each in outcomes] == [
         ("published", 111), ("held-out", 111), ("published", 112), ("held-out", 112)]
@@ -83,6 +84,7 @@ def test_each_protocol_trains_and_chooses_as_it_says(out, outcomes):
             assert counts == {"data": 22, "validation": 22}
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_evaluate(data, out, outcomes):
     normals = [item.path for item in read_data_set(data).normals("train")]
     for each in outcomes[:2]:
@@ -102,6 +104,7 @@ def test_figures_are_those_of_evaluate(data, out, outcomes):
                 assert set(engine.decisions.normal_scores) <= set(scores.tolist())
 
 
+@pytest.mark.slow
 def test_rows_have_means_and_deviations(outcomes):
     rows = list_rows("brain-tumor", outcomes)
     assert len(rows) == 4
@@ -132,6 +135,7 @@ def test_what_is_there_is_not_done_again(data, out, outcomes, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_training")
 def test_after_a_training_the_rest_is_done_from_its_checkpoint(data, out, outcomes, tmp_path):
     """Labelled validation images change nothing: the held-out protocol's threshold is of normal
@@ -152,6 +156,7 @@ def test_after_a_training_the_rest_is_done_from_its_checkpoint(data, out, outcom
                      progress=False, **OPTIONS) == [outcomes[1]]
 
 
+@pytest.mark.slow
 def test_a_training_that_was_interrupted_goes_on(data, outcomes, tmp_path, monkeypatch):
     """Also where it was stopped before it wrote a checkpoint beside its state."""
     steps = []

@@ -47,6 +47,7 @@ def test_large_export_matches_reference(large, large_path, tmp_path):
     assert np.abs(score - reference.mean.numpy()).max() <= SCORE * reference.mean.abs().max()
 
 
+@pytest.mark.slow
 def test_other_sizes_are_resized_in_the_graph(small, small_path, tmp_path):
     path = scrd_fast.export_onnx(small_path, tmp_path / "model.onnx")
     for height, width in ((100, 37), (64, 65), (300, 200)):
@@ -57,6 +58,7 @@ def test_other_sizes_are_resized_in_the_graph(small, small_path, tmp_path):
         np.testing.assert_allclose(score, reference.score(small.spec), rtol=SCORE)
 
 
+@pytest.mark.slow
 def test_four_computed_sizes_resize_as_the_two_sides_do(small):
     """Engine files of before have the sides alone, with `axes`: nothing else differs."""
     now = build_graph(small.model, small.spec)

@@ -20,6 +20,7 @@ from tests.support.models import read_spec
 FLOATS = ("fp32", "fp16", "bf16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["mean", "max"])
 @pytest.mark.parametrize("weighting", ["none", "scale"])
 @pytest.mark.parametrize("precision", FLOATS)
@@ -56,6 +57,7 @@ def test_types(backbone, precision):
             assert after[node.input[0]] in ("Conv", "Add"), node.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", FLOATS)
 def test_scores_of_a_trained_model(trained, probe, precision):
     """bf16 has no kernels in onnxruntime on CPUs: float32 arithmetic, rounded after each node."""
@@ -84,6 +86,7 @@ def scaled(checkpoint, name: str, factor: float) -> onnx.ModelProto:
     return proto
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit(small):
     name = "student.layer2.0.conv1.weight"
     for factor, what in ((1e7, "expected values up to 65504, got"),

@@ -84,6 +84,7 @@ class Graph:
         return quantise.input[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("backbone", "base"), [
     *(("resnet18", base) for base in ("fp32", "fp16", "bf16")), ("wide_resnet50_2", "fp16")])
@@ -107,6 +108,7 @@ def test_form_and_types(untrained, backbone, kind, base):
             assert types[node.input[2]] == explicit.TYPES[kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_placement(untrained, backbone, kind):
@@ -136,6 +138,7 @@ def test_placement(untrained, backbone, kind):
     assert len(sources) == len(set(sources))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_scales(untrained, backbone, kind):
@@ -172,6 +175,7 @@ def test_scales(untrained, backbone, kind):
         assert shared <= graph.value(read.input[1]) * top <= shared * 1.003
 
 
+@pytest.mark.slow
 def test_weights_whose_pairs_do_not_saturate(untrained):
     """Without VNNI two products of a weight and a byte up to 255 are added in 16 bits."""
     proto, ranges = untrained["resnet18"]
@@ -192,6 +196,7 @@ def test_weights_whose_pairs_do_not_saturate(untrained):
     assert seen == UNSATURATED
 
 
+@pytest.mark.slow
 def test_convolutions_that_are_kept(untrained):
     """They, what only they read, and the skip inputs of their sums stay in the base precision."""
     proto, ranges = untrained["resnet18"]
@@ -230,9 +235,9 @@ def test_dead_channels_and_tensors(untrained):
         assert not graph.value(f"{name}.int8")[0].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "base"), [
-    ("int8", "fp32"), pytest.param("int8", "fp16", marks=pytest.mark.slow),
-    pytest.param("fp8", "fp32", marks=pytest.mark.slow), ("fp8", "fp16")])
+    ("int8", "fp32"), ("int8", "fp16"), ("fp8", "fp32"), ("fp8", "fp16")])
 def test_scores_of_a_trained_model(trained, calibrated, probe, kind, base):
     """onnxruntime 1.32 may rewrite nothing but int8 in fp32: it fuses float8 pairs into wrong
     convolutions, and pairs in half precision into coarse ones (the demo's model, as its graph is
@@ -248,6 +253,7 @@ def test_scores_of_a_trained_model(trained, calibrated, probe, kind, base):
     assert not broken_limits(report, limits), report
 
 
+@pytest.mark.slow
 def test_int8_behind_a_teacher_and_bottleneck_in_half_precision(trained, calibrated, probe):
     checkpoint, _ = trained
     proto, ranges = calibrated
@@ -258,6 +264,7 @@ def test_int8_behind_a_teacher_and_bottleneck_in_half_precision(trained, calibra
     assert not broken_limits(report, LIMITS["int8"]), report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_bias_correction(trained, calibrated, kind):
     """Every convolution keeps its channels' means, and those before the first quantised one their
@@ -353,6 +360,7 @@ def test_range_pixels():
         range_pixels(SPEC, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "message"), [
     ({"kind": "int4"}, "kind: expected one of ('int8', 'fp8'), got 'int4'"),
     ({"base": "int8"}, "base: expected one of ('fp32', 'bf16', 'fp16'), got 'int8'"),
@@ -376,6 +384,7 @@ def test_shifts_of_another_network(untrained):
         quantise(scoring_graph(proto, SPEC), "int8", wrong)
 
 
+@pytest.mark.slow
 def test_bad_pixels(untrained):
     proto, _ = untrained["resnet18"]
     for pixels in (torch.zeros(2, 3, 64, 32), torch.zeros(0, 3, 64, 64),

@@ -52,6 +52,7 @@ for module, arguments in cases:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.gpu
 def test_exported_programs_hold_the_kernels():
     environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}

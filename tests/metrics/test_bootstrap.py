@@ -59,6 +59,7 @@ def share_covered(draws: int, seed: int, area: float = 0.85) -> float:
     return covered / draws
 
 
+@pytest.mark.slow
 def test_coverage():
     """Of 150 draws: 95 % but for three standard errors."""
     assert share_covered(150, seed=1) == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / 150))

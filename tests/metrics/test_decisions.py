@@ -22,6 +22,7 @@ def normal_scores(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).gamma(9, 0.1, n).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.1])
 @pytest.mark.parametrize("draw", [
     lambda rng, n: rng.normal(size=n), lambda rng, n: rng.standard_cauchy(n),
@@ -169,6 +170,7 @@ def test_figures_that_scatter_in_no_replicate_are_not_certain():
     assert labelled(equal, weights_of(40), equal, "f1").report["auroc"] == (0.5, 0.0, 1.0)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth():
     """The 95 % interval of the sensitivity holds the true one in most of 60 draws."""
     truth, covered = normal_scores(200_000, 99) + np.float32(0.5), 0
@@ -230,6 +232,7 @@ def test_bad_input(call, error, message):
         call()
 
 
+@pytest.mark.slow
 def test_drift_is_seen_and_not_imagined():
     decisions = conformal(normal_scores(200), weights_of(200), 0.05)
     alarms = sum(bool(drift(decisions, normal_scores(100, s), weights_of(100, s)).drifted)

@@ -52,6 +52,7 @@ def slow_area(rates: np.ndarray, overlaps: np.ndarray, limit: float) -> float:
     return area / limit
 
 
+@pytest.mark.slow
 def test_aupro_by_its_definition():
     for seed in range(40):
         maps, masks = scene(seed)

@@ -24,6 +24,7 @@ def test_exact(seed):
     assert ks_p_value(first, second) == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("m", "n"), [(10_001, 10_002), (30_000, 2000), (200_000, 200)])
 def test_large_samples(m, n):
     """By the limit, from some size on; SciPy's is another approximation there."""

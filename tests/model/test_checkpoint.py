@@ -281,6 +281,7 @@ def test_an_unwritable_place(original, tmp_path):
         save_checkpoint(original, tmp_path / "file" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more(tmp_path, run_with_file_limit):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"older")
@@ -299,6 +300,7 @@ except OutputError as error:
     assert os.listdir(tmp_path) == ["model.safetensors"]
 
 
+@pytest.mark.slow
 def test_loading_does_not_load_a_compiler(saved):
     """PyTorch's takes most of a second, and comes with a random number on the meta device."""
     code = ("import sys; from scrd_fast.model.checkpoint import load_checkpoint;"

@@ -181,6 +181,7 @@ def test_memo_numbers_that_would_fill_the_memory(tmp_path):
     assert "more objects than it has" in refusal(write_archive(tmp_path / "bad.pth", data))
 
 
+@pytest.mark.slow
 def test_damaged_pickles_are_refused_and_raise_nothing_else(tmp_path):
     torch.save({"state_dict": nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))},
                tmp_path / "small.pth")

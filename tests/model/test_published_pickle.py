@@ -35,6 +35,7 @@ def test_names_and_shapes_are_the_published_ones():
     assert {k: list(t.shape) for k, t in light_state("wide_resnet50_2").items()} == shapes
 
 
+@pytest.mark.slow
 def test_a_state_dict_becomes_the_same_tensors(model, published, convert):
     path = convert(OrderedDict(published))
     assert_same_tensors(path, model)

@@ -54,7 +54,8 @@ def test_scores(features):
     assert relative(result.max, recorded()["score_max_official"]) <= SCORES
 
 
-@pytest.mark.parametrize("steps", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 4])
 def test_training_steps_in_float64(steps):
     """Published steps: losses, first gradients, BatchNorm statistics after four. Several
     steps of a smaller model: test_published_step."""

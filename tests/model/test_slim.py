@@ -25,6 +25,7 @@ def count(model: SCRD) -> int:
     return sum(p.numel() for part in (model.bottleneck, model.student) for p in part.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", STUDENTS)
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_features_have_the_teachers_shapes(backbone, student):

@@ -13,6 +13,12 @@ from scrd_fast import _native
 # one, else in Triton's interpreter.
 IMPLS = ("reference", *(f"native-{isa}" for isa in _native.isas()),
          pytest.param("triton", marks=pytest.mark.gpu))
+PARAM = type(pytest.param(None))
+
+
+def slow(value: object) -> object:
+    """A value whose tests take long: Triton's interpreter needs 60 ms for a program."""
+    return pytest.param(value, marks=pytest.mark.slow)
 
 
 def each_impl(
@@ -20,13 +26,16 @@ def each_impl(
     argument: str = "dtype",
 ) -> pytest.MarkDecorator:
     """Parametrise a test by `impl` and `argument`, which takes those values that the
-    implementation knows: @each_impl(reference=[torch.float64], native=[torch.float32], ...)."""
+    implementation knows: @each_impl(reference=[torch.float64], native=[torch.float32], ...).
+    A value may be a `slow` one."""
     values = {"reference": list(reference), "native": list(native), "triton": list(triton)}
     cases = []
     for impl in IMPLS:
         name, marks = (impl, ()) if isinstance(impl, str) else (impl.values[0], impl.marks)
-        cases += [pytest.param(name, value, id=f"{name}-{value}", marks=marks)
-                  for value in values[name.partition("-")[0]]]
+        for given in values[name.partition("-")[0]]:
+            value, more = (
+                (given.values[0], given.marks) if isinstance(given, PARAM) else (given, ()))
+            cases.append(pytest.param(name, value, id=f"{name}-{value}", marks=(*marks, *more)))
     return pytest.mark.parametrize(("impl", argument), cases, indirect=["impl"])
 
 

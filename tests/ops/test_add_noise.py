@@ -10,7 +10,7 @@ from scrd_fast import _native
 from scrd_fast.errors import BackendUnavailable, InputError, NotFiniteError
 from scrd_fast.ops.add_noise import add_noise as ops_add_noise
 from scrd_fast.reference.simplex_noise import octave_field
-from tests.ops.each_impl import each_impl, where_it_runs
+from tests.ops.each_impl import each_impl, slow, where_it_runs
 from tests.support.tolerances import allowed
 
 add_noise = where_it_runs(ops_add_noise)
@@ -51,7 +51,7 @@ LAW = {"octaves": 4, "persistence": 0.7, "wavelength": 20.0}
 FLOATS = [torch.float64, torch.float32]
 CASES = {"native": [(torch.float32, channels) for channels in (1, 3, 5)],
          "reference": [(dtype, channels) for dtype in FLOATS for channels in (1, 3, 5)],
-         "triton": [(torch.float32, 3), (torch.float16, 1), (torch.bfloat16, 1)]}
+         "triton": [slow((torch.float32, 3)), (torch.float16, 1), slow((torch.bfloat16, 1))]}
 
 
 @each_impl(**CASES, argument="case")
@@ -96,7 +96,7 @@ SMALL = {"boxes": np.array([[3, 5, 7, 11], [0, 0, 1, 1], [5, 0, 11, 13], [10, 20
          "octaves": 2}
 
 
-@each_impl(reference=FLOATS, native=[torch.float32], triton=[torch.float32])
+@each_impl(reference=FLOATS, native=[torch.float32], triton=[slow(torch.float32)])
 def test_an_image_does_not_depend_on_its_neighbours(impl, dtype):
     clean, boxes = images(dtype), SMALL["boxes"]
     together = add_noise(clean, seeds=SEEDS, strength=STRENGTHS, **SMALL, impl=impl)
@@ -132,7 +132,7 @@ def test_the_result_is_not_clipped():
     assert float(noisy.min()) < 0
 
 
-@each_impl(reference=FLOATS, native=[torch.float32], triton=[torch.float32])
+@each_impl(reference=FLOATS, native=[torch.float32], triton=[slow(torch.float32)])
 @pytest.mark.parametrize("layout", ["channels_last", "strided", "expanded"])
 def test_non_contiguous_images(layout, impl, dtype):
     clean = images(dtype)

@@ -118,6 +118,7 @@ def test_memory_layouts(make_features, impl, dtype, layouts):
         assert results[1][1].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 @each_impl(reference=WIDE, native=[], triton=WIDE)
 @pytest.mark.parametrize("weighting", ["none", "scale"])
 def test_gradients(make_features, impl, dtype, weighting):
@@ -180,6 +181,7 @@ def test_two_runs_give_the_same_bits(make_features, impl, dtype):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.slow
 @no_reference_float32
 def test_a_map_of_many_parts(make_features, impl, dtype):
     """130 of them on a GPU: more than are added up at a time."""
@@ -339,6 +341,7 @@ def one_process(rank: int, folder: str) -> None:
     leave_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
 def test_two_processes_train_as_one(tmp_path):
     torch.multiprocessing.spawn(one_process, (str(tmp_path),), nprocs=2)

@@ -106,6 +106,7 @@ def test_float16_is_the_float32_result_rounded(impl, run):
     assert torch.equal(got, run(image, SPEC).half())
 
 
+@pytest.mark.slow
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_rows_of_a_channels_last_tensor(dtype):
@@ -140,6 +141,7 @@ def test_a_list_of_images_of_different_sizes_and_kinds(run):
         assert largest_error(run(batch, SPEC), expected) <= tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", FULL_SCALE)
 def test_arrays_tensors_and_lists_give_the_same_bits(run, dtype):
     images = np.stack([random_image((41, 77, 3), dtype, seed) for seed in range(3)])
@@ -180,6 +182,7 @@ def test_tensors_in_any_layout(run):
     assert torch.equal(run(channels_first, SPEC), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", FULL_SCALE)
 @pytest.mark.parametrize("colour", [True, False], ids=["colour", "grey"])

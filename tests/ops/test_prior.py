@@ -99,6 +99,7 @@ def test_thumbnails_are_means_of_two_rows_of_each_cell(size):
         native_tail(ScoringSpec(input_size=size)).thumbnails(images.numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", TRITON)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -13,7 +13,7 @@ from scrd_fast.ops.implementations import interpreted
 from scrd_fast.ops.simplex_noise import simplex_noise
 from scrd_fast.reference.simplex_noise import octave_field, permutations, simplex_values
 from tests.golden.opensimplex_noise import FIELDS, original_field, recorded
-from tests.ops.each_impl import each_impl
+from tests.ops.each_impl import each_impl, slow
 from tests.support.tolerances import allowed
 
 SEEDS = (0, 1, -7, 111, 2**32 + 5, 2**63 - 1, -(2**63))
@@ -88,6 +88,7 @@ def test_octaves_on_a_grid(octaves, persistence, wavelength):
     assert np.array_equal(rounded, got.astype(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("octaves", "persistence", "wavelength"), LAWS)
 @each_impl(argument="shape", reference=[], triton=[(2, 5, 12)],
            native=[(3, 21, 37), (1, 1, 3), (70, 2, 1), (2, 7, 64)])
@@ -124,6 +125,7 @@ def test_native_decides_as_the_original_far_from_the_origin(isa):
         assert np.abs(got[0] - original_field(1, 3, 700, 5, *law)).max() <= tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.gpu
 @pytest.mark.parametrize(("octaves", "wavelength"), [
     (40 if interpreted() else 1024, 2.0 ** (16 if interpreted() else 1000)), (30, 3.7)])
@@ -150,7 +152,8 @@ def test_native_is_the_default():
     assert not np.array_equal(default, simplex_noise(2, 5, 7, **law, impl="reference"))
 
 
-@each_impl(argument="shape", reference=[(2, 67, 129)], native=[(2, 67, 129)], triton=[(2, 7, 29)])
+@each_impl(argument="shape", reference=[(2, 67, 129)], native=[(2, 67, 129)],
+           triton=[slow((2, 7, 29))])
 def test_a_field_depends_on_its_seed_only(impl, shape):
     """Alone, repeated or among others, over the border of a block of points: the same bits."""
     seeds = np.array([3, -1, 2**40, 3])
@@ -174,6 +177,7 @@ def test_native_does_not_depend_on_the_number_of_threads(isa):
     assert np.array_equal(fields[0], fields[2])
 
 
+@pytest.mark.slow
 def test_a_larger_field_contains_the_smaller(impl):
     small = simplex_noise(1, 7, 9, seeds=[5], impl=impl)
     large = simplex_noise(3, 12, 14, seeds=[5], impl=impl)

@@ -43,6 +43,7 @@ def brighten(path):
     data.save_as(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alter", [
     brighten, lambda path: change(path, WindowWidth=1999),
     lambda path: change(path, ImagePositionPatient=[0, 0, 0]),
@@ -61,6 +62,7 @@ def test_a_source_that_changed_after_scoring(engine, tmp_path, alter):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_pixels_and_nothing_else(engine, tmp_path):
     """What does not change the picture may change, such as the compression or a comment."""
     paths = write_series(tmp_path / "in", count=2)
@@ -75,6 +77,7 @@ def test_the_pixels_and_nothing_else(engine, tmp_path):
         write_dicom(scored, engine, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_frame_of_an_enhanced_object(engine, tmp_path):
     path = write_enhanced(tmp_path)
     scored = read_scored([path])
@@ -99,6 +102,7 @@ def test_a_file_that_is_gone_or_cut(engine, tmp_path):
         write_dicom(scored, engine, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_percentiles_are_of_the_series_that_was_scored(small_file, tmp_path):
     """Also where one of its files cannot be read; without one of its files they are others."""
     manifest, members = read_engine_file(small_file)
@@ -150,6 +154,7 @@ OF_STUDIES = {("1.2.0", "OT"): 8, ("1.2.0", "SEG"): 4, ("1.2.0", "SR"): 2,
               ("1.2.1", "OT"): 8, ("1.2.1", "SEG"): 4, ("1.2.1", "SR"): 2}
 
 
+@pytest.mark.slow
 def test_a_folder_of_studies(engine, studies, tmp_path):
     """Each object lies in the study of its source, with its patient."""
     objects, notes = collect(engine, find_files(studies).paths, tmp_path / "out")
@@ -172,6 +177,7 @@ def test_a_folder_of_studies(engine, studies, tmp_path):
                 1 if each.StudyInstanceUID == x_ray else 3)
 
 
+@pytest.mark.slow
 def test_files_of_series_in_turn_are_no_half_series(engine, studies, tmp_path):
     """The same objects as of series one after the other."""
     paths = find_files([studies / f"{k}{number}" for k in range(2) for number in range(2)]).paths
@@ -256,6 +262,7 @@ def test_files_that_are_no_dicom_are_told_in_one_line(engine, tmp_path):
                      f" ({pages}, {paths[0]}, {paths[1]} and 2 more)"]
 
 
+@pytest.mark.slow
 def test_what_an_engine_has_not_learned_is_told_once(small_file, studies, tmp_path):
     paths = find_files([studies / "00", studies / "01"]).paths
     with load_engine(small_file) as engine:

@@ -115,6 +115,7 @@ def test_geometry_is_that_of_the_source_to_the_letter(engine, tmp_path):
                                            np.array(source[keyword].value, float), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_echoes_of_one_place_and_planes_that_cross_are_stacks(engine, tmp_path):
     """In one series: two echoes of three axial slices, and two sagittal ones."""
     first = write_series(tmp_path / "a", count=3)

@@ -68,6 +68,7 @@ def test_the_scale_is_the_engines_or_as_given(engine, tmp_path, given):
                                   overlay(shown, scored[0].map, low, high))
 
 
+@pytest.mark.slow
 def test_an_engine_that_has_learned_no_scale(small_file, tmp_path):
     """Its maps are uniform from 0 to 2."""
     scored = read_scored(write_series(tmp_path / "in", count=2))
@@ -119,6 +120,7 @@ def uids(found):
     return {each.SOPInstanceUID for each in every(found)}
 
 
+@pytest.mark.slow
 def test_what_changes_an_object_changes_its_identifier(engine, small_file, tmp_path):
     scored = read_scored(write_series(tmp_path / "in", count=2))
     found, _ = write(engine, scored, tmp_path / "1")

@@ -159,6 +159,7 @@ def test_small_maps_of_large_slices(tmp_path):
     assert_says_where_it_is(written, np.s_[2:-2, 2:-2])
 
 
+@pytest.mark.slow
 def test_what_an_engine_gives(tmp_path, small_file):
     path = save_volume(tmp_path / "a.nii", orientation=ORIENTATIONS[29], shape=(40, 50, 30))
     with scrd_fast.load_engine(small_file) as engine:

@@ -93,6 +93,7 @@ def test_what_is_given_back_is_what_was_sent(files, received):
         assert back == sent, path.name
 
 
+@pytest.mark.slow
 def test_the_secondary_capture_is_shown(files, received):
     port, instances = received
     count = Counter()

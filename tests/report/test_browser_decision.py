@@ -32,6 +32,7 @@ def check_counts(browser, scored):
     return shown
 
 
+@pytest.mark.slow
 def test_the_page_begins_with_the_runs_threshold(browser, report_page, scored, calibrated):
     browser.open(report_page)
     threshold = calibrated.decisions.threshold
@@ -42,6 +43,7 @@ def test_the_page_begins_with_the_runs_threshold(browser, report_page, scored, c
     assert shown["found"] + shown["alarms"] == calibrated.decisions.anomalous(scored[1]).sum()
 
 
+@pytest.mark.slow
 def test_the_threshold_by_keyboard(browser, report_page, scored):
     """Each step decides about exactly one score more or less; the ends and large steps, too."""
     browser.open(report_page)
@@ -65,6 +67,7 @@ def test_the_threshold_by_keyboard(browser, report_page, scored):
     check_counts(browser, scored)
 
 
+@pytest.mark.slow
 def test_every_place_of_the_slider(browser, report_page, scored):
     """Thresholds between neighbouring scores: as many scores lie above as the place says."""
     browser.open(report_page)
@@ -74,6 +77,7 @@ def test_every_place_of_the_slider(browser, report_page, scored):
     assert above == [len(distinct) - place for place in range(len(distinct) + 1)]
 
 
+@pytest.mark.slow
 def test_the_threshold_as_a_number(browser, report_page, scored):
     browser.open(report_page)
     field = browser.find("#threshold-value")
@@ -86,6 +90,7 @@ def test_the_threshold_as_a_number(browser, report_page, scored):
     assert float(field.get_property("value")) == 0.25
 
 
+@pytest.mark.slow
 def test_the_threshold_by_pointer(browser, report_page, scored):
     browser.open(report_page)
     histogram = browser.find("#histogram")
@@ -144,6 +149,7 @@ def t_quantile(degrees, z=1.959963984540054):
     return found
 
 
+@pytest.mark.slow
 def test_intervals(browser, report_page, rows, scored):
     """As plain Python has them at thresholds all over, and SciPy's where patients do not matter."""
     browser.open(report_page)
@@ -182,6 +188,7 @@ def test_estimates_of_any_patients(browser, report_page):
             assert (each["low"], each["high"]) == pytest.approx((exact.low, exact.high), abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("patients", "most", "truth", "alike"), [
     (60, 4, 0.8, 0.3), (200, 4, 0.95, 0.8), (4, 20, 0.8, 0.3), (6, 20, 0.8, 0.8),
     (20, 20, 0.95, 0.3)])
@@ -220,6 +227,7 @@ def test_intervals_hold_the_truth_in_all_settings(browser, report_page):
     assert min(held) >= 0.92
 
 
+@pytest.mark.slow
 def test_curves(browser, report_page, scored):
     browser.open(report_page)
     points = browser.run("return listPoints()")

@@ -18,6 +18,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 
+@pytest.mark.slow
 def test_sorting(browser, report_page, rows):
     browser.open(report_page)
     numbers, names = number_patients(rows, named=False)
@@ -31,6 +32,7 @@ def test_sorting(browser, report_page, rows):
         assert browser.cards() == sorted(range(300), key=key)[:24], name
 
 
+@pytest.mark.slow
 def test_filters(browser, report_page, rows, scored):
     browser.open(report_page)
     labels, scores = scored
@@ -70,6 +72,7 @@ def test_filters(browser, report_page, rows, scored):
     assert shown() == ((scores <= np.unique(scores)[289]) & (labels == 1)).sum()
 
 
+@pytest.mark.slow
 def test_pages_and_badges(browser, report_page, scored):
     browser.open(report_page)
     order = np.argsort(-scored[1], kind="stable")
@@ -94,6 +97,7 @@ def name_of(row):
     return name if row.frame is None else f"{name}, image {row.frame + 1}"
 
 
+@pytest.mark.slow
 def test_overlays_are_those_of_the_package(browser, report_page, run_folder, rows, calibrated):
     """The same colours over the same picture, to what 8 bits and another decoder of WebP change."""
     browser.open(report_page)
@@ -118,6 +122,7 @@ def test_overlays_are_those_of_the_package(browser, report_page, run_folder, row
         browser.find("#viewer-close").click()
 
 
+@pytest.mark.slow
 def test_the_viewer_by_keyboard(browser, report_page, rows):
     browser.open(report_page)
     falling = sorted(rows, key=lambda row: -row.score)
@@ -152,6 +157,7 @@ def test_the_viewer_by_keyboard(browser, report_page, rows):
     assert browser.focused() == card
 
 
+@pytest.mark.slow
 def test_window_and_level(browser, report_page):
     browser.open(report_page)
     browser.open_first()
@@ -171,6 +177,7 @@ def test_window_and_level(browser, report_page):
     assert (browser.pixels("#viewer-picture") == plain).all()
 
 
+@pytest.mark.slow
 def test_scales_of_colour(browser, report_page, run_folder, rows):
     browser.open(report_page)
     browser.open_first()
@@ -188,6 +195,7 @@ def test_scales_of_colour(browser, report_page, run_folder, rows):
     assert (bar == wanted[0, :, ::-1]).all()
 
 
+@pytest.mark.slow
 def test_slices_scroll(browser, report_page, rows):
     browser.open(report_page)
     browser.find("#filter-name").send_keys("volume")
@@ -217,6 +225,7 @@ def test_slices_scroll(browser, report_page, rows):
     assert not browser.find("#slice-row").is_displayed()
 
 
+@pytest.mark.slow
 def test_the_focus_stays_where_a_button_no_longer_does_anything(browser, report_page,
                                                                         rows):
     """Else the arrow keys of who uses no mouse would be dead."""

@@ -30,6 +30,7 @@ def hostile(calibrated, tmp_path_factory):
     return folder / "report.html"
 
 
+@pytest.mark.slow
 def test_everything_is_reached_by_keyboard_and_has_a_name(browser, report_page):
     browser.open(report_page)
     browser.run("document.activeElement.blur(); scrollTo(0, 0)")
@@ -58,6 +59,7 @@ def test_everything_is_reached_by_keyboard_and_has_a_name(browser, report_page):
         assert element.accessible_name.strip(), element.get_attribute("outerHTML")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
 def test_nothing_scrolls_sideways(browser, report_page, hostile, size):
     browser.show(size)
@@ -103,6 +105,7 @@ def test_the_policy_stops_what_would_run_or_leave(report_page, chromium):
     assert len([each for each in told if "Content Security Policy" in each["message"]]) >= 4
 
 
+@pytest.mark.slow
 def test_runs_without_labels_or_images(browser, small_file, tmp_path):
     with scrd_fast.load_engine(small_file) as engine:
         folder = write_run(tmp_path / "run", engine, make_images(30, labelled=False, slices=0))
@@ -127,6 +130,7 @@ def test_runs_without_labels_or_images(browser, small_file, tmp_path):
     assert browser.text("#status").startswith("0 of 3 images above")
 
 
+@pytest.mark.slow
 def test_axe_finds_nothing_serious(browser, report_page):
     browser.open(report_page)
     browser.check_access()
@@ -134,6 +138,7 @@ def test_axe_finds_nothing_serious(browser, report_page):
     browser.check_access()
 
 
+@pytest.mark.slow
 def test_the_page_of_a_build(browser, small_file, tmp_path):
     write_build_report(small_file, tmp_path / "build.html")
     browser.driver.get((tmp_path / "build.html").as_uri())

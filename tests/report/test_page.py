@@ -261,6 +261,7 @@ def test_without_labels_calibration_or_images(small_file, tmp_path):
         assert (item["picture"], item["map"], item["distances"]) == (None, None, None)
 
 
+@pytest.mark.slow
 def test_a_thousand_images_are_below_25_mb(calibrated, tmp_path):
     """An eighth of them, of noise, which cannot be compressed: no image can take more."""
     rng = np.random.default_rng(0)
@@ -309,6 +310,7 @@ def test_the_verb(run_folder, tmp_path, capsys):
     assert "another file than those that are read" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_it_is_of_the_half_that_scores(run_folder, tmp_path):
     done = base_only("report", run_folder, tmp_path / "r.html")
     assert done.returncode == 0, done.stderr

@@ -59,6 +59,7 @@ def test_tritonclient_sends_files_and_hears_errors(service, engine, kind, tmp_pa
     client.close()
 
 
+@pytest.mark.slow
 def test_our_description_holds(service):
     """Requests that schemathesis makes of the OpenAPI document are answered as the document says:
     no fault, only statuses and bodies that it names."""

@@ -24,6 +24,7 @@ def free_ports(count):
     return map(str, ports)
 
 
+@pytest.mark.slow
 def test_its_commands(small_path, served_file, tmp_path):
     """In the order of the page, in a folder with its files, on ports that are free."""
     if shutil.which("curl") is None:

@@ -47,6 +47,7 @@ def impatient(served_file, tmp_path_factory):
         yield running
 
 
+@pytest.mark.slow
 def test_slow_clients_are_cut_off_and_others_answered(impatient):
     """One says nothing, one sends a byte of its head now and then, one of its body."""
     with contextlib.ExitStack() as stack:
@@ -72,6 +73,7 @@ def test_slow_clients_are_cut_off_and_others_answered(impatient):
     assert b"body: expected all of it within 1 s, got 1 bytes" in answer
 
 
+@pytest.mark.slow
 def test_a_head_without_end_is_refused(service):
     """By its size, long before its time is over."""
     began = time.monotonic()
@@ -104,6 +106,7 @@ def test_clients_that_hang_up(service):
     assert executions < 30 * 10 / 2  # of 4 each
 
 
+@pytest.mark.slow
 def test_killed_under_load_it_starts_again(served_file, tmp_path, engine):
     expected = engine.score(ONE).scores
     statuses = []
@@ -151,6 +154,7 @@ def test_at_its_end_it_answers_what_it_took(served_file, tmp_path):
             running.ask("GET", "/v2/health/live")
 
 
+@pytest.mark.slow
 def test_a_full_disk_for_logs(served_file, tmp_path):
     """Its lines are lost, and nothing else."""
     port = free_port()
@@ -202,6 +206,7 @@ def wait_for(port):
             time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_while_bodies_come(served_file, tmp_path):
     """Of many requests that say they are large, and send half, four are held at most."""
     with run_service(tmp_path / "log", f"m={served_file}", "--most-megabytes", 16) as running:

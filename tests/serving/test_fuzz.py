@@ -205,6 +205,7 @@ def check(served_file, folder, count):
     assert "Traceback" not in (folder / "log").read_text()
 
 
+@pytest.mark.slow
 def test_malformed_requests(served_file, tmp_path):
     check(served_file, tmp_path, 1000)
 

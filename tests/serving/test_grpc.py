@@ -71,6 +71,7 @@ def test_messages_are_the_official_ones():
             for each in ours.service[0].method] == [(name, methods[name]) for name in METHODS]
 
 
+@pytest.mark.slow
 def test_health_and_metadata(channel):
     assert call(channel, "ServerLive").live
     assert call(channel, "ServerReady").ready
@@ -168,12 +169,15 @@ def test_deadlines_and_cancelled_calls_drop_their_work(channel, service):
         each.cancel()
     with pytest.raises(grpc.RpcError) as raised:
         call(channel, "ModelInfer", timeout=0.001, **infer_fields(ONE))
-    assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    # Whoever is first: the client's clock, or the service, which sees that it is too late.
+    assert raised.value.code() in (grpc.StatusCode.DEADLINE_EXCEEDED,
+                                   grpc.StatusCode.RESOURCE_EXHAUSTED)
     busy.join()
     call(channel, "ModelInfer", **infer_fields(ONE))
     assert executions() - before < 15 + 4 * 8 / 2  # in batches of 4
 
 
+@pytest.mark.slow
 def test_overload_is_told_at_once(served_file, tmp_path):
     with run_service(tmp_path / "log", f"m={served_file}", "--most-waiting", 100) as running, (
             grpc.insecure_channel(running.grpc)) as channel:
@@ -214,6 +218,7 @@ def test_deadline_in_a_parameter(channel):
                                    grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
+@pytest.mark.slow
 def test_token(served_file, tmp_path):
     (tmp_path / "token").write_text("a-token-of-some-length")
     with run_service(tmp_path / "log", f"m={served_file}", "--token-file",

@@ -18,6 +18,7 @@ from tests.support.models import pictures
 ONE = pictures(1, 64)
 
 
+@pytest.mark.slow
 def test_health_and_metadata(service):
     assert service.ask("GET", "/v2/health/live").json == {"live": True}
     assert service.ask("GET", "/v2/health/ready").json == {"ready": True}
@@ -115,6 +116,7 @@ def test_errors(service, method, path, body, headers, status, error):
     assert error in found.json["error"]
 
 
+@pytest.mark.slow
 def test_large_maps_come_as_bytes(service):
     """256 maps as JSON would take seconds to write, for everybody."""
     images = pictures(100, 64)
@@ -145,6 +147,7 @@ def test_deadlines(service):
     busy.join()
 
 
+@pytest.mark.slow
 def test_health_answers_while_a_batch_computes(service):
     done = threading.Event()
 
@@ -187,6 +190,7 @@ def test_metrics(service):
     assert after[f"scrd_pending_images{{{of}}}"] == 0
 
 
+@pytest.mark.slow
 def test_large_bodies_are_refused_unread(served_file, tmp_path):
     with run_service(tmp_path / "log", served_file, "--most-megabytes", 1) as running:
         with socket.create_connection(running.http, timeout=30) as connection:
@@ -206,6 +210,7 @@ def test_large_bodies_are_refused_unread(served_file, tmp_path):
         assert running.infer(tensor_of(ONE)).status == 200
 
 
+@pytest.mark.slow
 def test_token(served_file, tmp_path):
     (tmp_path / "token").write_text("a-token-of-some-length\n")
     with run_service(tmp_path / "log", served_file, "--token-file", tmp_path / "token") as running:
@@ -223,6 +228,7 @@ def test_token(served_file, tmp_path):
     assert "token" not in (tmp_path / "log").read_text()
 
 
+@pytest.mark.slow
 def test_tls(served_file, tmp_path, certificate):
     import http.client
 
@@ -246,6 +252,7 @@ def test_tls(served_file, tmp_path, certificate):
             assert live(message("ServerLiveRequest")(), timeout=30).live
 
 
+@pytest.mark.slow
 def test_loading_and_unloading(served_file, tmp_path):
     import shutil
 

@@ -67,6 +67,7 @@ def test_maps_come_where_they_are_asked_for(engine):
     assert [each.name for each in answer.outputs] == ["score", "scale_weights", "error"]
 
 
+@pytest.mark.slow
 def test_everyone_gets_their_own(engine):
     """Clients whose requests gather have no other's answers."""
     images = pictures(48, 64, seed=5)
@@ -126,6 +127,7 @@ def test_what_nobody_waits_for_is_dropped(engine):
     assert pending == 0
 
 
+@pytest.mark.slow
 def test_what_is_dropped_while_it_is_submitted(engine, monkeypatch):
     """A large batch is submitted by a thread, and its client may go meanwhile."""
     submit = scrd_fast.engine.engine.Engine.submit
@@ -173,6 +175,7 @@ def test_a_file_that_was_written_into_ends_readiness(engine, tmp_path):
     assert "EngineFileError" in asyncio.run(ask())
 
 
+@pytest.mark.slow
 def test_deadlines(engine):
     async def ask(model):
         before = asyncio.ensure_future(model.infer(request_of(pictures(64, 64))))
@@ -191,6 +194,7 @@ def encode(image, suffix=".png"):
     return cv2.imencode(suffix, image[..., ::-1])[1].tobytes()
 
 
+@pytest.mark.slow
 def test_one_corrupt_file_of_a_hundred(engine, tmp_path):
     images = pictures(100, 64, seed=2)
     files = [encode(image, ".png" if i % 2 else ".jpg") for i, image in enumerate(images)]
@@ -266,6 +270,7 @@ def test_bad_requests(engine, request_, error):
         run(engine, lambda model: model.infer(request_))
 
 
+@pytest.mark.slow
 def test_closing_answers_what_was_taken(engine):
     async def ask(model):
         taken = [asyncio.ensure_future(model.infer(request_of(pictures(8, 64)))) for _ in range(5)]

@@ -35,12 +35,14 @@ def image(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_health_and_models(page):
     assert page.text("#health") == "The service is ready."
     cells = [each.text for each in page.all("#models td")]
     assert cells[:3] == ["m", "1", "scrd_fast_openvino_fp32"]
 
 
+@pytest.mark.slow
 def test_an_image_and_its_overlay(page, image, engine):
     page.find("#file").send_keys(str(image))
     page.wait("return document.getElementById('result').textContent.startsWith('Score')")
@@ -62,6 +64,7 @@ def test_an_image_and_its_overlay(page, image, engine):
     assert around.mean() > changed.mean()
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_image(page, tmp_path):
     (tmp_path / "a.txt").write_text("hello")
     page.find("#file").send_keys(str(tmp_path / "a.txt"))
@@ -69,6 +72,7 @@ def test_a_file_that_is_no_image(page, tmp_path):
     assert not page.find("#picture").is_displayed()
 
 
+@pytest.mark.slow
 def test_everybody_can_use_it(page, image):
     page.find("#file").send_keys(str(image))
     page.wait("return !document.getElementById('picture').hidden")
@@ -77,6 +81,7 @@ def test_everybody_can_use_it(page, image):
     assert page.run("return document.documentElement.scrollWidth") <= NARROW[0]
 
 
+@pytest.mark.slow
 def test_with_a_token(chromium, served_file, tmp_path):
     (tmp_path / "token").write_text("a-token-of-some-length")
     with run_service(tmp_path / "log", f"m={served_file}", "--token-file",

@@ -48,6 +48,7 @@ def test_errors(served_file, tmp_path, taken, arguments, error):
     assert done.stderr.count("\n") == 1 + done.stderr.count("warning: ")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
 def test_what_scores_gives_way_to_what_answers(served_file, tmp_path):
     """The engine's threads take most of the time, at a lower priority than the event loop's."""
@@ -83,6 +84,7 @@ def test_a_missing_extra_is_named(served_file, monkeypatch):
     assert "pip install 'scrd-fast[serve]'" in done.stderr
 
 
+@pytest.mark.slow
 def test_who_lets_others_in_is_warned(served_file, tmp_path):
     with run_service(tmp_path / "log", served_file, "--host", "0.0.0.0", "--grpc-port",
                      "-1") as running:

@@ -38,6 +38,7 @@ def collector(monkeypatch):
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_request_is_a_span_of_the_callers_trace(served_file, tmp_path, collector):
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
         ExportTraceServiceRequest,

@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 from tests.tensorrt.check_bindings import chains
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", ["names", "plugin"])
 def test_both_versions_have_what_is_used(bindings: Path, check: str):
     environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}

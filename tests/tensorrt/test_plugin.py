@@ -82,6 +82,7 @@ def test_formats_are_those_without_padding(dtype, channels, formats):
     assert layouts == ",".join([formats] * 6 + ["LINEAR"] * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.gpu
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -26,10 +26,12 @@ def run(check: str) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_it_has_what_is_used():
     assert run("names") == []
 
 
+@pytest.mark.slow
 def test_plans_of_every_precision():
     """With an error recorder on the builder the process ended in SIGSEGV."""
     plans = run("plans")
@@ -38,10 +40,12 @@ def test_plans_of_every_precision():
     assert plans["fp32"] > plans["bf16"] > plans["fp8"] > 2**20
 
 
+@pytest.mark.slow
 def test_bytes_that_are_no_plan():
     assert run("invalid") == ["it is damaged"]
 
 
+@pytest.mark.slow
 def test_builds_that_fail():
     said = run("failures")
     assert "cannot take this network:\n" in said["unknown"]
@@ -51,11 +55,13 @@ def test_builds_that_fail():
     assert said["after"].endswith(" bytes")
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_build():
     """Raised in a callback of TensorRT, it was printed there and forgotten."""
     assert run("interrupt") == {"heard": True, "handler is back": True, "builds again": True}
 
 
+@pytest.mark.slow
 def test_the_exported_graph_is_taken_for_any_batch():
     assert run("export") == {
         "errors": [], "said": [],

@@ -63,6 +63,7 @@ def test_a_limit(small_file):
     assert limit_of(replace(manifest, work=None), slow) is None
 
 
+@pytest.mark.slow
 def test_limits_of_this_cpu():
     rates = cpu_limits()
     assert rates["fp32"] is None or 1e9 < rates["fp32"] < 1e14
@@ -72,6 +73,7 @@ def test_limits_of_this_cpu():
             assert rates[lower] < rates[higher]
 
 
+@pytest.mark.slow
 def test_figures_of_an_engine(small_file):
     told = []
     found = bench(small_file, seconds=1, progress=lambda *step: told.append(step))
@@ -97,6 +99,7 @@ def test_figures_of_an_engine(small_file):
         bench(small_file, device="foo")
 
 
+@pytest.mark.slow
 def test_times_under_load_count_from_the_arrival(small_file):
     """Beyond its capacity an engine falls behind more and more, also where it lets no image wait
     inside: times from the submission would not show that."""
@@ -117,6 +120,7 @@ def test_times_under_load_count_from_the_arrival(small_file):
     assert late["p90_ms"] > 20 * quick
 
 
+@pytest.mark.slow
 def test_the_command_line(small_file, tmp_path):
     out = tmp_path / "bench.json"
     done = subprocess.run(

@@ -93,6 +93,7 @@ def test_a_figure_that_is_not_finite_stops_the_training(figure):
         AdaptedNoise.begin(NOISE).moved(dict.fromkeys(KINDS, 0.9) | {"paste": figure}, 4)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_bit_for_bit(images, tmp_path):
     """In step 4, the first after the second validation."""
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
@@ -109,6 +110,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(images, tmp_path):
     assert load_checkpoint(whole).metrics["history"][0] == history[0]
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_is_extended_is_a_longer_run(images, tmp_path):
     """After 3 steps, no multiple of validate_every, the law stays as it is."""
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
@@ -119,6 +121,7 @@ def test_a_finished_run_that_is_extended_is_a_longer_run(images, tmp_path):
     assert content(parts) == content(whole)
 
 
+@pytest.mark.slow
 def test_batches_follow_the_law(images, tmp_path, monkeypatch):
     """The batches after a validation are drawn by what it found, not before."""
     made = []
@@ -138,6 +141,7 @@ def test_batches_follow_the_law(images, tmp_path, monkeypatch):
         assert (weights, factors) == (law.weights, law.factors)
 
 
+@pytest.mark.slow
 def test_what_is_plain_to_see_gets_fainter(images, tmp_path):
     """Images are alike but for grain: shifts by 0.8 stand out without any training."""
     noise = NoiseConfig(min_side=8, max_share=0.9, strength=0.8, mixture=(("shift", 1),))
@@ -157,6 +161,7 @@ RUNS_AWAY = (r"^train: the noise's kind 'shift' is not seen: after step {} its s
              r" its upper bound, 1\.6e-29 \(4 times noise\.strength\), for 3 validations")
 
 
+@pytest.mark.slow
 def test_the_planted_runaway_is_stopped(images, tmp_path):
     """Taken up on its way, with the strength at its bound."""
     out = tmp_path / "m.safetensors"
@@ -184,12 +189,14 @@ def test_the_planted_runaway_is_stopped_all_the_way(images, tmp_path):
     assert factors[-3:] == [MOST] * 3
 
 
+@pytest.mark.slow
 def test_without_it_nothing_is_kept_of_it(images, tmp_path):
     made = scrd_fast.train(images, tmp_path / "m.safetensors", steps=2,
                            **OPTIONS | {"adapt_noise": False})
     assert all("noise" not in entry for entry in made.metrics["history"])
 
 
+@pytest.mark.slow
 def test_curves_are_written(images, tmp_path):
     event_accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator",
@@ -213,6 +220,7 @@ def test_it_needs_held_out_normals(images, tmp_path):
                         selection="published_test", **OPTIONS)
 
 
+@pytest.mark.slow
 def test_two_processes_go_by_one_law(images, tmp_path):
     np.save(tmp_path / "images.npy", images)
     script = tmp_path / "run.py"

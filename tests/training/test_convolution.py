@@ -126,6 +126,7 @@ def test_only_where_threads_would_wait(monkeypatch):
     assert is_shared("bf16", False, 2)
 
 
+@pytest.mark.slow
 def test_a_training_is_the_same_each_time_and_near_that_without(monkeypatch):
     """Three steps in bf16, whose loss another order of sums moves by its last bits only."""
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):  # else a trainer shares by itself

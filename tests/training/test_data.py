@@ -147,6 +147,7 @@ def seen_by(out):
     return read_header(out.with_suffix(".state.safetensors"), "training state")["images"]
 
 
+@pytest.mark.slow
 def test_patients_of_paths_are_held_out_and_known_when_resumed(folder, tmp_path, capsys):
     out = tmp_path / "m.safetensors"
     options = SMALL | {"steps": 1, "patient_from": r"(P\d)_"}
@@ -164,6 +165,7 @@ def test_patients_of_paths_are_held_out_and_known_when_resumed(folder, tmp_path,
     assert "patients" not in seen_by(tmp_path / "n.safetensors")["data"]
 
 
+@pytest.mark.slow
 def test_unknown_patients_are_not_one_patient(folder, tmp_path):
     """Those of the first expression that are not found are four others of the second one."""
     out = tmp_path / "m.safetensors"
@@ -172,6 +174,7 @@ def test_unknown_patients_are_not_one_patient(folder, tmp_path):
         scrd_fast.train(folder, out, patient_from=r"(P\d)_", resume=True, **SMALL | {"steps": 2})
 
 
+@pytest.mark.slow
 def test_validation_images_of_the_data_set_are_used(folder, tmp_path):
     """Of a table that says so, as of two folders."""
     names = sorted(path.name for path in folder.iterdir())

@@ -51,6 +51,7 @@ def test_nothing_is_kept_that_does_not_fit():
         cache.features(np.array([0, 1]), unknown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(("backbone", "size", "batch"), [
@@ -82,6 +83,7 @@ def test_an_image_has_the_same_bits_at_any_place(backbone, size, batch, precisio
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [
     {}, {"weighting": "scale"}, {"published_batchnorm": True}, {"precision": "bf16"}],
     ids=["none", "scale", "published", "bf16"])

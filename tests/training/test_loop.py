@@ -34,6 +34,7 @@ def test_same_seed_same_model_other_seed_other_model(images, tmp_path):
                            runs["c"]["student.layer3.1.conv2.weight"])
 
 
+@pytest.mark.slow
 def test_checkpoint_says_how_it_was_made(images, tmp_path):
     path = tmp_path / "m.safetensors"
     scrd_fast.train(images, path, steps=3, validate_every=2, weighting="scale", reduction="max",
@@ -49,6 +50,7 @@ def test_checkpoint_says_how_it_was_made(images, tmp_path):
     assert sum(entry["weights"]) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_engine_says_how_its_model_was_trained(images, tmp_path):
     path = tmp_path / "m.safetensors"
     scrd_fast.train(images, path, steps=1, **SMALL)
@@ -79,6 +81,7 @@ def test_training_lowers_the_loss_and_leaves_the_teacher(images, tmp_path):
     assert_same(before, model.teacher.state_dict())
 
 
+@pytest.mark.slow
 def test_barrier_keeps_the_scale_weights_apart_from_collapse():
     """Minimising the weighted ratio alone drives the weights to one scale; the barrier does not."""
     def smallest_weight(barrier: float) -> float:
@@ -98,6 +101,7 @@ def test_barrier_keeps_the_scale_weights_apart_from_collapse():
     assert smallest_weight(1.0) > 0.1
 
 
+@pytest.mark.slow
 def test_published_batchnorm_moves_only_the_statistics():
     torch.manual_seed(0)
     state = SCRD("resnet18").state_dict()
@@ -116,6 +120,7 @@ def test_published_batchnorm_moves_only_the_statistics():
         assert moved == (".running_" in name or "num_batches" in name) or "teacher" in name, name
 
 
+@pytest.mark.slow
 def test_published_selection_needs_and_names_the_test_set(images, tmp_path):
     labels = np.arange(8) % 2
     checkpoint = scrd_fast.train(images, tmp_path / "m.safetensors", steps=2,
@@ -129,6 +134,7 @@ def test_published_selection_needs_and_names_the_test_set(images, tmp_path):
                         selection="published_test", **SMALL)
 
 
+@pytest.mark.slow
 def test_tensorboard_scalars(images, tmp_path):
     event_accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator",
@@ -142,6 +148,7 @@ def test_tensorboard_scalars(images, tmp_path):
     assert len(events.Scalars("loss")) == 3
 
 
+@pytest.mark.slow
 def test_missing_imagenet_weights_say_which_file(images, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
@@ -193,6 +200,7 @@ def test_torchvision_file_fills_the_teacher(tmp_path, monkeypatch):
     assert teacher_weights.load_teacher(SCRD("resnet18"), "imagenet") == "imagenet"
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(images, tmp_path):
     """torchrun with gloo: both processes finish, one file is written, and it is a good one."""
     np.save(tmp_path / "images.npy", images)
@@ -259,6 +267,7 @@ def test_bad_arguments_and_images_are_found_before_the_teacher_is_loaded(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "size", "batch"), [(5, 32, 4), (1, 32, 4), (3, 64, 1)])
 def test_any_number_of_images_trains(images, tmp_path, count, size, batch):
     """A batch goes on with the next epoch where one ends: none is smaller than the others."""
@@ -267,6 +276,7 @@ def test_any_number_of_images_trains(images, tmp_path, count, size, batch):
     assert tensors(tmp_path / "m.safetensors")
 
 
+@pytest.mark.slow
 def test_labels_follow_the_images_that_stay(images, tmp_path):
     """Both that are left out are the anomalous ones before the last."""
     labels, bad = np.array([0, 1, 0, 1, 1]), list(images[:5])

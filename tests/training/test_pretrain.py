@@ -13,6 +13,7 @@ SMALL = {"input_size": 32, "batch_size": 4, "progress": False,
          "noise": NoiseConfig(strength=0.8, min_side=8, max_share=0.5, channels="shared")}
 
 
+@pytest.mark.slow
 def test_teacher_file_is_what_train_takes(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (12, 40, 40), dtype=np.uint8)
     teacher = scrd_fast.pretrain_teacher(images, tmp_path / "t.safetensors", steps=3, **SMALL)

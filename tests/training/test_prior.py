@@ -46,6 +46,7 @@ def test_checkpoint_gets_it_and_nothing_else_changes(path, fitted):
     assert report.prior.components <= 60 // 3
 
 
+@pytest.mark.slow
 def test_report_is_what_the_reference_scores(path, fitted):
     """The gain is that of whole models, not of the shortcut over stored distances."""
     report, out = fitted
@@ -92,6 +93,7 @@ def test_a_normal_map_finds_what_is_normal_at_a_place():
     assert 3.5 < spread[2:6].mean() / spread[10:14].mean() < 6
 
 
+@pytest.mark.slow
 def test_every_held_out_patient_is_another_one(path, monkeypatch):
     """Without validation images whole patients judge; none of them is averaged."""
     images = organs(50, 64, seed=3)
@@ -110,6 +112,7 @@ def test_every_held_out_patient_is_another_one(path, monkeypatch):
     assert (report.prior.images, len(judge)) == (40, 10)
 
 
+@pytest.mark.slow
 def test_images_that_are_not_aligned_gain_nothing(path, tmp_path, capsys):
     """Turned at random: no place has a distance of its own."""
     rng = np.random.default_rng(5)
@@ -176,6 +179,7 @@ def test_people_count_not_images(path, tmp_path):
         scrd_fast.fit_prior(path, tmp_path, patient_from=r"(p\d+)_", progress=False)
 
 
+@pytest.mark.slow
 def test_the_command_line(path, tmp_path, capsys):
     cv2 = pytest.importorskip("cv2")
     for part, count, seed in (("normals", 40, 1), ("held", 20, 2)):

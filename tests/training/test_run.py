@@ -69,6 +69,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(images, tmp_path, precision):
     assert content(parts) == content(whole)
 
 
+@pytest.mark.slow
 def test_a_slim_student_is_trained_recorded_and_gone_on_with(images, tmp_path):
     options = OPTIONS | {"student": "slim", "steps": 3}
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
@@ -87,6 +88,7 @@ def test_a_slim_student_is_trained_recorded_and_gone_on_with(images, tmp_path):
             for part in ("weight", "bias")} <= moved
 
 
+@pytest.mark.slow
 def test_a_state_from_before_there_was_a_slim_student(images, tmp_path):
     """Format 2 told no student: it goes on with the full one, to the bit."""
     out, whole = tmp_path / "m.safetensors", tmp_path / "whole.safetensors"
@@ -113,6 +115,7 @@ def figures(by_step: dict[int, float], steps: list[int]) -> Iterator[None]:
     assert left == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("by_step", "stop"), [
     ({2: 0.5, 3: 0.9, 4: 0.4, 6: 0.3}, 3),  # the third step, which one of them judges, is the best
     ({2: 0.5, 3: 0.9, 4: 0.6, 6: 0.3}, 5),
@@ -138,6 +141,7 @@ def test_a_finished_run_that_is_extended_is_a_longer_run(images, tmp_path, by_st
     assert content(parts) == content(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("aurocs", "step"), [
     ([0.5, 0.9, 0.88, 0.84], 6),  # 0.84 is further from the largest than 0.05
     ([0.9, 0.86, 0.86, 0.86], 8),
@@ -153,6 +157,7 @@ def test_of_figures_that_luck_may_explain_the_last_is_chosen(images, tmp_path, a
     assert [entry["standard_error"] for entry in found.metrics["history"]] == [0.05] * 4
 
 
+@pytest.mark.slow
 def test_the_published_choice_is_the_first_of_the_largest(images, tmp_path):
     out = tmp_path / "m.safetensors"
     test = images[:4], [0, 1, 0, 1]
@@ -163,6 +168,7 @@ def test_the_published_choice_is_the_first_of_the_largest(images, tmp_path):
     assert found.metrics["step"] == 4
 
 
+@pytest.mark.slow
 def test_a_run_without_a_validation_of_its_schedule_is_extended(images, tmp_path):
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
     by_step = {1: 0.9, 2: 0.2}
@@ -193,6 +199,7 @@ def out(finished, tmp_path) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_given_back_as_it_is(images, out):
     """Its images are not even looked at."""
     before = content(out), out.stat().st_mtime_ns
@@ -205,6 +212,7 @@ def test_a_finished_run_is_given_back_as_it_is(images, out):
     assert (content(out), out.stat().st_mtime_ns) == before
 
 
+@pytest.mark.slow
 def test_the_best_model_outlives_a_stop_between_state_and_checkpoint(images, tmp_path, finished):
     out = tmp_path / "m.safetensors"
     original = run_module.save_checkpoint
@@ -223,6 +231,7 @@ def test_the_best_model_outlives_a_stop_between_state_and_checkpoint(images, tmp
     assert content(out) == content(finished)
 
 
+@pytest.mark.slow
 def test_a_lost_checkpoint_is_missed_at_once(images, tmp_path):
     out = tmp_path / "m.safetensors"
     with figures({2: 0.9, 4: 0.5}, [2, 4]), stopped_in_step(5):
@@ -232,6 +241,7 @@ def test_a_lost_checkpoint_is_missed_at_once(images, tmp_path):
         scrd_fast.train(images, out, steps=6, resume=True, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_nothing_to_resume_begins(images, tmp_path, finished):
     out = tmp_path / "m.safetensors"
     with figures({2: 0.5, 3: 0.9}, [2, 3]), pytest.warns(UserWarning, match="nothing to resume"):
@@ -239,6 +249,7 @@ def test_nothing_to_resume_begins(images, tmp_path, finished):
     assert content(out) == content(finished)
 
 
+@pytest.mark.slow
 def test_without_its_state_a_finished_run_is_not_replaced(images, out):
     state_of(out).unlink()
     before = out.read_bytes()
@@ -269,6 +280,7 @@ def test_another_configuration_is_refused_by_the_names_of_its_fields(images, out
         Run(out, config, processes=2).resume()
 
 
+@pytest.mark.slow
 def test_a_cosine_schedule_cannot_be_extended(images, tmp_path):
     out = tmp_path / "m.safetensors"
     options = OPTIONS | {"schedule": "cosine"}
@@ -277,6 +289,7 @@ def test_a_cosine_schedule_cannot_be_extended(images, tmp_path):
         scrd_fast.train(images, out, steps=2, resume=True, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["fewer", "contents", "order", "validation"])
 def test_other_images_are_refused(images, out, change):
     data, validation, words = {
@@ -292,6 +305,7 @@ def test_other_images_are_refused(images, out, change):
     assert content(out)[1] == before[1]
 
 
+@pytest.mark.slow
 def test_images_are_known_again_wherever_and_however_they_are_kept(images, out, tmp_path):
     """The run began with an array in memory; now they are files, and then in another folder."""
     folder = tmp_path / "folder"
@@ -304,6 +318,7 @@ def test_images_are_known_again_wherever_and_however_they_are_kept(images, out, 
     assert steps_done(out) == 5
 
 
+@pytest.mark.slow
 def test_a_state_of_an_earlier_release_is_refused(images, out):
     header, tensors = read_tensors(state_of(out), "training state")
     del header["images"]
@@ -312,6 +327,7 @@ def test_a_state_of_an_earlier_release_is_refused(images, out):
         scrd_fast.train(images, out, steps=6, resume=True, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_state_of_before_there_were_kinds_goes_on(images, out, tmp_path):
     """Of a release whose noise was simplex alone and had no mixture."""
     for path, kind in ((out, "checkpoint"), (state_of(out), "training state")):
@@ -334,6 +350,7 @@ def test_a_state_of_before_there_were_kinds_goes_on(images, out, tmp_path):
     assert content(out) == content(whole)
 
 
+@pytest.mark.slow
 def test_a_run_with_all_kinds_goes_on_bit_for_bit(images, tmp_path):
     noise = NoiseConfig(min_side=4, max_share=0.25, strength=0.8,
                         mixture=tuple((kind, 1.0) for kind in KINDS))
@@ -347,6 +364,7 @@ def test_a_run_with_all_kinds_goes_on_bit_for_bit(images, tmp_path):
     assert load_checkpoint(parts).training["noise"]["mixture"] == [[kind, 1.0] for kind in KINDS]
 
 
+@pytest.mark.slow
 def test_a_teacher_is_needed_at_the_beginning_only(images, tmp_path):
     """Its weights are in the state."""
     teacher = scrd_fast.pretrain_teacher(images, tmp_path / "t.safetensors", steps=1, input_size=32,

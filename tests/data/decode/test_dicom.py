@@ -344,6 +344,7 @@ def test_a_folder_leaves_out_what_is_no_image(tmp_path):
 
 # --- what else may happen in a process -----------------------------------------------------
 
+@pytest.mark.slow
 def test_without_what_trains_and_without_a_word():
     """Every own file, in a process where PyTorch, ONNX and SciPy cannot be imported; what the
     libraries have to say, of damaged files too, reaches neither log nor stderr, and nothing
@@ -373,6 +374,7 @@ print(read, refused)
     assert refused > 10
 
 
+@pytest.mark.slow
 def test_threads_leave_filters_and_levels_as_they_were():
     import logging
 

@@ -397,6 +397,7 @@ def read_damaged(seed: int, count: int) -> tuple[int, int]:
     return read, refused
 
 
+@pytest.mark.slow
 def test_damaged_streams_end_no_process():
     """In a process of little memory, whose end would be seen: pictures or errors, no more."""
     code = """

@@ -112,6 +112,7 @@ def test_directories_that_overlap_or_never_end(tmp_path):
     refused(tmp_path, bytes(loop), "^truncated or damaged TIFF file$")
 
 
+@pytest.mark.slow
 def test_many_pages_take_time_by_their_number(tmp_path):
     pages = [np.full((1, 2), i % 251, np.uint8) for i in range(3000)]
     assert same(pages_of(tmp_path, tiff(*({0: page} for page in pages))), pages)

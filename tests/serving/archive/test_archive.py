@@ -120,6 +120,7 @@ def test_what_was_begun_goes_on(archive, engine_file, undisturbed, tmp_path):
     assert read_results(out) == read_results(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_found_and_written_again(archive, engine_file, undisturbed, tmp_path):
     """As a file system without atomic writes may leave one."""
     out = tmp_path / "out"
@@ -133,6 +134,7 @@ def test_a_damaged_shard_is_found_and_written_again(archive, engine_file, undist
     assert read_results(out) == read_results(undisturbed)
 
 
+@pytest.mark.slow
 def test_files_of_several_images_and_a_path_that_is_there_twice(engine_file, tmp_path):
     import cv2
 
@@ -158,6 +160,7 @@ def test_files_of_several_images_and_a_path_that_is_there_twice(engine_file, tmp
         volume, rel=1e-5)  # in batches with others
 
 
+@pytest.mark.slow
 def test_files_that_are_elsewhere(archive, engine_file, undisturbed, tmp_path):
     """In a ZIP archive, which fsspec reads; the results in memory, as it has it, too."""
     names = [str(row["path"]) for row in read_rows(undisturbed)][:70]
@@ -181,6 +184,7 @@ def test_files_that_are_elsewhere(archive, engine_file, undisturbed, tmp_path):
     assert score_archive(str(manifest), str(engine_file), out, rows=ROWS) == summary
 
 
+@pytest.mark.slow
 def test_a_dicom_series_is_not_cut(engine_file, tmp_path):
     """It is scaled as a whole, and a run that goes on inside would scale a part of it."""
     pydicom = pytest.importorskip("pydicom")
@@ -233,6 +237,7 @@ def silent_server():
         thread.join()
 
 
+@pytest.mark.slow
 def test_the_watchdog_names_what_is_waited_for(engine_file, tmp_path, capfd):
     with silent_server() as port:
         url = f"ftp://127.0.0.1:{port}/x.png"
@@ -260,6 +265,7 @@ def test_the_watchdog_names_what_is_waited_for(engine_file, tmp_path, capfd):
     assert results == [0, 1]  # the connection is gone: a row with the reason
 
 
+@pytest.mark.slow
 def test_the_watchdog_is_quiet_while_something_moves(capfd):
     with Watchdog(lambda: "something", seconds=1.5) as watchdog:
         for _ in range(40):
@@ -273,6 +279,7 @@ def test_the_watchdog_is_quiet_while_something_moves(capfd):
     assert len(lines) <= 1 + np.log2((time.monotonic() - began) / 1.4)  # ever more seldom
 
 
+@pytest.mark.slow
 def test_the_verb(longer, engine_file, undisturbed, tmp_path):
     out = tmp_path / "out"
     for signal_, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
@@ -318,6 +325,7 @@ def test_places_that_are_not_there(archive, engine_file, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_watchdog_tells_reading_from_scoring(engine_file, tmp_path):
     """While a large volume is read, and while a large batch is in the network."""
     nibabel = pytest.importorskip("nibabel")
@@ -352,6 +360,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("without", "more", "said"), [
     ("ray", (), ""),
     ("ray", ("--ray", "local"), "error: --ray: expected ray, got none; what works on Ray comes"

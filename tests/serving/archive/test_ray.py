@@ -28,6 +28,7 @@ from tests.serving.archive.conftest import (
 ray = pytest.importorskip("ray", reason="needs Ray")
 
 
+@pytest.mark.slow
 def test_the_verb_on_ray(longer, engine_file, undisturbed, tmp_path):
     """Bit for bit what one machine gives, although an actor is killed."""
     out = tmp_path / "out"
@@ -104,6 +105,7 @@ def local_ray():
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_a_data_set_of_ray(archive, engine_file, undisturbed, local_ray):
     """Paths go in, and come out with scores, beside whatever else was there."""
     import ray.data

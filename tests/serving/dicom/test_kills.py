@@ -31,6 +31,7 @@ def test_between_receiving_and_scoring(small_file, archive, tmp_path):
         check_all_arrived_once(node, archive, sent)
 
 
+@pytest.mark.slow
 def test_between_scoring_and_sending(small_file, tmp_path):
     """The destination is down until the node was killed."""
     sent, ports = write_study(tmp_path / "sent", 12, 3), find_ports()
@@ -47,6 +48,7 @@ def test_between_scoring_and_sending(small_file, tmp_path):
             name.partition("-")[2] for name in made}
 
 
+@pytest.mark.slow
 def test_in_the_middle_of_sending(small_file, archive, tmp_path):
     sent = write_study(tmp_path / "sent", 13, 40)
     with run_node(small_file, tmp_path / "spool", archive.port) as node:
@@ -59,6 +61,7 @@ def test_in_the_middle_of_sending(small_file, archive, tmp_path):
         assert len(read_events(node.spool, "scored")) == 1
 
 
+@pytest.mark.slow
 def test_files_that_the_ledger_does_not_know(small_file, archive, tmp_path):
     """After a loss of power it may lack what came last: the files count, and half ones do not."""
     sent = write_study(tmp_path / "sent", 14, 3)
@@ -72,6 +75,7 @@ def test_files_that_the_ledger_does_not_know(small_file, archive, tmp_path):
         assert len(read_events(node.spool, "found")) == 3
 
 
+@pytest.mark.slow
 def test_a_series_that_always_kills_is_given_up(small_file, archive, tmp_path):
     """After so many attempts that the process did not outlive."""
     from scrd_fast.serving.dicom.ledger import Ledger
@@ -93,6 +97,7 @@ def test_a_series_that_always_kills_is_given_up(small_file, archive, tmp_path):
         assert archive.count() == 0
 
 
+@pytest.mark.slow
 def test_stopping_is_no_attempt(small_file, tmp_path):
     """However often it is stopped while it scores."""
     import scrd_fast

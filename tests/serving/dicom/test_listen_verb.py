@@ -55,6 +55,7 @@ def test_status_where_there_is_no_spool(tmp_path):
         assert "expected the spool of a DICOM node" in done.stderr
 
 
+@pytest.mark.slow
 def test_tls(small_file, archive, certificate, tmp_path):
     sent = write_study(tmp_path / "sent", 31, 2)
     cert, key = map(str, certificate)
@@ -68,6 +69,7 @@ def test_tls(small_file, archive, certificate, tmp_path):
         check_all_arrived_once(node, archive, sent)
 
 
+@pytest.mark.slow
 def test_a_destination_of_an_unknown_authority_gets_nothing(small_file, certificate, tmp_path):
     write_study(tmp_path / "sent", 33, 2)
     cert, key = map(str, certificate)
@@ -79,6 +81,7 @@ def test_a_destination_of_an_unknown_authority_gets_nothing(small_file, certific
         assert (first.status().sent, second.status().arriving) == (0, 0)
 
 
+@pytest.mark.slow
 def test_results_go_by_tls(small_file, archive, certificate, tmp_path):
     """From one node to another, which scores none of what is a result itself."""
     sent = write_study(tmp_path / "sent", 32, 2)

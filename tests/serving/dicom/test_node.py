@@ -71,6 +71,7 @@ def test_results_lie_in_their_studies(small_file, studies, archive, tmp_path):
     assert b"OVELACE7" not in (files + node.log.read_bytes() + audit.encode())
 
 
+@pytest.mark.slow
 def test_only_who_is_allowed_may_send(small_file, studies, archive, tmp_path):
     with run_node(small_file, tmp_path / "spool", archive.port, "--allow", "SENDER@127.0.0.0/8",
                   "--allow", "FAR@192.0.2.7") as node:
@@ -86,6 +87,7 @@ def test_only_who_is_allowed_may_send(small_file, studies, archive, tmp_path):
         check_all_arrived_once(node, archive, studies[1][4:])
 
 
+@pytest.mark.slow
 def test_series_that_are_not_scored(small_file, archive, tmp_path):
     """By modality, by description, by what DICOM marks, by the patient's name; each tells why."""
     kinds = {61: {"Modality": "CT"}, 62: {"SeriesDescription": "3-plane LOCALIZER"},
@@ -107,6 +109,7 @@ def test_series_that_are_not_scored(small_file, archive, tmp_path):
         assert why in told[f"1.2.3.{number}"]
 
 
+@pytest.mark.slow
 def test_what_no_image_can_be_read_from_is_given_up_and_tried_again(small_file, archive, tmp_path):
     """The rest of its study is scored; the files stay."""
     write_study(tmp_path / "sent" / "bad", 51, 2, Rows=99)  # more than the pixels are
@@ -125,6 +128,7 @@ def test_what_no_image_can_be_read_from_is_given_up_and_tried_again(small_file, 
     assert archive.captured().keys() == set(good)
 
 
+@pytest.mark.slow
 def test_a_full_spool_refuses_and_loses_nothing(small_file, archive, tmp_path):
     """The sender sends the rest again when there is room."""
     sent = write_study(tmp_path / "sent", 71, 6)
@@ -140,7 +144,8 @@ def test_a_full_spool_refuses_and_loses_nothing(small_file, archive, tmp_path):
         check_all_arrived_once(node, archive, sent)
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [3, 60])
 def test_a_destination_that_is_down(small_file, tmp_path, seconds):
     sent = write_study(tmp_path / "sent", 81, 3)
     ports = find_ports()
@@ -157,6 +162,7 @@ def test_a_destination_that_is_down(small_file, tmp_path, seconds):
         assert node.log.read_text().count("cannot be reached") == 1
 
 
+@pytest.mark.slow
 def test_storage_commitment(small_file, archive, tmp_path):
     """Orthanc sends, asks, and is told of what is held and of what never came."""
     sent = write_study(tmp_path / "sent", 91, 2)
@@ -177,6 +183,7 @@ def test_storage_commitment(small_file, archive, tmp_path):
     assert len(list((node.spool / "received").iterdir())) == 2  # as it was promised
 
 
+@pytest.mark.slow
 def test_without_keeping_nothing_is_committed_to(small_file, archive, tmp_path):
     from pynetdicom import AE
     from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
@@ -206,6 +213,7 @@ def run_receiver(classes, handle):
     entity.shutdown()
 
 
+@pytest.mark.slow
 def test_a_destination_that_ends_associations(small_file, tmp_path):
     """After each second answer; results arrive, and none is the worse for it."""
     from pynetdicom import AllStoragePresentationContexts
@@ -260,6 +268,7 @@ def test_an_abort_between_two_steps_is_not_waited_for(use, tmp_path):
         assert association.is_aborted
 
 
+@pytest.mark.slow
 def test_a_destination_that_takes_captures_alone(small_file, tmp_path):
     """It is not away: the others are refused one by one, and tried again later."""
     stored = []
@@ -278,6 +287,7 @@ def test_a_destination_that_takes_captures_alone(small_file, tmp_path):
         assert "takes no" in node.status().trouble
 
 
+@pytest.mark.slow
 def test_a_destination_whose_name_nobody_knows(small_file, tmp_path):
     write_study(tmp_path / "sent", 97, 2)
     with run_node(small_file, tmp_path / "spool", 104, "--to",
@@ -288,6 +298,7 @@ def test_a_destination_whose_name_nobody_knows(small_file, tmp_path):
         assert "cannot be reached" in node.status().trouble
 
 
+@pytest.mark.slow
 def test_what_was_not_agreed_ends_a_connection(small_file, archive, tmp_path):
     """A part of 4 GiB, announced by somebody who has not said who he is; and a stranger's address.
     At once, and not when the time is over in which a part must have come."""
