@@ -142,6 +142,7 @@ def test_the_figures_of_maps():
     assert 0 < worse["best_dice"] < 0.2
 
 
+@pytest.mark.slow
 def test_rows_that_are_stored_come_back(rows, tmp_path):
     for row in [rows[1], rows[0], rows[1]]:
         store_row(tmp_path, row)
@@ -151,6 +152,7 @@ def test_rows_that_are_stored_come_back(rows, tmp_path):
     assert all(isinstance(line["scores"][0], float) for line in lines)
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_rows_do(rows):
     text = page.with_tables(f"before\n{page.BEGIN}\nold\n{page.END}\nafter", rows)
     assert text.startswith("before\n")
@@ -219,6 +221,7 @@ def test_a_difference_is_paired_by_subject():
     assert page.difference_of(ours, base[1:]) == page.difference_of(ours[1:], base[1:])
 
 
+@pytest.mark.slow
 def test_the_budget_is_that_of_the_stored_rows_or_what_fits(rows, few, tmp_path):
     def chosen(budget, step_s):
         return bench.choose_bench(tmp_path, tmp_path / "results", budget, step_s)

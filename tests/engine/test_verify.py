@@ -80,10 +80,10 @@ def flip(weight: str, index: int, bit: int):
 
 
 # From the lowest bit of the exponent on, which is the hardest to see: in each part of the network.
-@pytest.mark.parametrize("bit", [23, pytest.param(26, marks=pytest.mark.slow), 30])
+@pytest.mark.slow
+@pytest.mark.parametrize("bit", [23, 26, 30])
 @pytest.mark.parametrize(("weight", "index"), [
-    ("teacher.conv1.weight", 4000),
-    pytest.param("teacher.layer2.0.conv1.weight", 1000, marks=pytest.mark.slow),
+    ("teacher.conv1.weight", 4000), ("teacher.layer2.0.conv1.weight", 1000),
     ("student.layer1.0.conv2.weight", 30_000), ("bottleneck.conv1.weight", 5)])
 def test_a_flipped_bit_of_an_exponent(built, tmp_path, weight, index, bit):
     path = planted(built, tmp_path, network=flip(weight, index, bit))

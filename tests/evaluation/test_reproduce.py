@@ -122,6 +122,7 @@ def test_rows_have_means_and_deviations(outcomes):
         "| 1 | 50.00 | 25.00 | 100.00 |")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_training")
 def test_what_is_there_is_not_done_again(data, out, outcomes, capsys):
     assert reproduce("brain-tumor", data, out, seeds=SEEDS, progress=False, **OPTIONS) == outcomes
@@ -199,6 +200,7 @@ def again(data, kept, **options):
                      **{"seeds": [111], "protocols": ["held-out"], **OPTIONS, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_training")
 @pytest.mark.parametrize("name", ["outcome.json", "run.json"])
 @pytest.mark.parametrize("text", ["", "[3]", "3", "\x00\xff"])
@@ -210,6 +212,7 @@ def test_a_damaged_file_is_named(data, kept, name, text):
         again(data, kept)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_training")
 @pytest.mark.parametrize("change", [{"auc": 1.5}, {"auc": None}, {"seed": "111"}, {"more": 1}])
 def test_an_outcome_that_is_none_is_named(data, kept, change):
@@ -218,6 +221,7 @@ def test_an_outcome_that_is_none_is_named(data, kept, change):
         again(data, kept)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_training")
 def test_a_run_of_something_else_is_refused(data, kept, tmp_path):
     with pytest.raises(DataError, match=r"run\.json: expected a run with these images and options,"

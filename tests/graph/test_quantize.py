@@ -304,6 +304,7 @@ def test_bias_correction(trained, calibrated, kind):
         assert np.abs(ours.numpy() - their).mean() < largest * np.abs(their).max()
 
 
+@pytest.mark.slow
 def test_scores_in_openvino(trained, calibrated, probe):
     """It computes the quantised convolutions in integers, and ranks alike."""
     openvino = pytest.importorskip("openvino")

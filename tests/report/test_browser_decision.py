@@ -170,6 +170,7 @@ def test_intervals(browser, report_page, rows, scored):
             assert browser.text(f"#{name}-interval") == f"{low:.3f} to {high:.3f}"
 
 
+@pytest.mark.slow
 def test_estimates_of_any_patients(browser, report_page):
     browser.open(report_page)
     rng = np.random.default_rng(0)

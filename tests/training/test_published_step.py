@@ -12,6 +12,7 @@ from scrd_fast.training.trainer import Trainer
 from tests.support.tolerances import allowed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 1 << 30], ids=["computed", "kept"])
 def test_published_step_is_our_step_in_float64(limit):
     """The clean images come again in each step, with other noise."""
