@@ -41,8 +41,7 @@ MakeFeatures = Callable[..., list[Tensor]]
 
 # The longest tests, which come first: else one process would still run one when the others are
 # done.
-LONG = ("test_demo.py", "test_examples.py", "test_run.py", "test_engine.py", "test_contract.py",
-        "test_verify.py")
+LONG = ("test_demo.py", "test_examples.py", "test_run.py", "test_engine.py", "test_contract.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
