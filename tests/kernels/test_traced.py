@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from tests.ops.each_impl import slow_interpreted
 
 # In a process of its own: an interpreted kernel has nothing that could be traced.
 CODE = """
@@ -52,7 +53,7 @@ for module, arguments in cases:
 """
 
 
-@pytest.mark.slow
+@slow_interpreted
 @pytest.mark.gpu
 def test_exported_programs_hold_the_kernels():
     environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}

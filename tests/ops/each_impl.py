@@ -16,9 +16,21 @@ IMPLS = ("reference", *(f"native-{isa}" for isa in _native.isas()),
 PARAM = type(pytest.param(None))
 
 
+#: Marks of a test that takes long where Triton's interpreter runs it, 60 ms a program, but not on
+#: a GPU, where make gpu-check runs it.
+INTERPRETED = () if torch.cuda.is_available() else (pytest.mark.slow,)
+
+
 def slow(value: object) -> object:
-    """A value whose tests take long: Triton's interpreter needs 60 ms for a program."""
-    return pytest.param(value, marks=pytest.mark.slow)
+    """A value whose tests take long in Triton's interpreter."""
+    return pytest.param(value, marks=INTERPRETED)
+
+
+def slow_interpreted(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that takes long in Triton's interpreter."""
+    for mark in INTERPRETED:
+        test = mark(test)
+    return test
 
 
 def each_impl(

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from scrd_fast.errors import BackendUnavailable, InputError
 from scrd_fast.ops import contrastive_loss as module
 from scrd_fast.training.loop import leave_process_group
-from tests.ops.each_impl import each_impl, where_it_runs
+from tests.ops.each_impl import each_impl, slow_interpreted, where_it_runs
 from tests.support.tolerances import allowed
 
 contrastive_loss = where_it_runs(module.contrastive_loss)
@@ -118,7 +118,7 @@ def test_memory_layouts(make_features, impl, dtype, layouts):
         assert results[1][1].is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.slow
+@slow_interpreted
 @each_impl(reference=WIDE, native=[], triton=WIDE)
 @pytest.mark.parametrize("weighting", ["none", "scale"])
 def test_gradients(make_features, impl, dtype, weighting):
@@ -181,7 +181,7 @@ def test_two_runs_give_the_same_bits(make_features, impl, dtype):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.slow
+@slow_interpreted
 @no_reference_float32
 def test_a_map_of_many_parts(make_features, impl, dtype):
     """130 of them on a GPU: more than are added up at a time."""

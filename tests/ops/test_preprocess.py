@@ -13,7 +13,7 @@ from scrd_fast.ops.implementations import interpreted
 from scrd_fast.ops.preprocess import check_images, preprocess, to_pixels
 from scrd_fast.reference.preprocess import checked_pixels
 from scrd_fast.spec import IMAGENET_MEAN, IMAGENET_STD, ScoringSpec
-from tests.ops.each_impl import each_impl, where_it_runs
+from tests.ops.each_impl import each_impl, slow_interpreted, where_it_runs
 from tests.ops.preprocessing import FULL_SCALE, SPEC, in_layout, on_gpu, random_image
 from tests.support.tolerances import allowed
 
@@ -106,7 +106,7 @@ def test_float16_is_the_float32_result_rounded(impl, run):
     assert torch.equal(got, run(image, SPEC).half())
 
 
-@pytest.mark.slow
+@slow_interpreted
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_rows_of_a_channels_last_tensor(dtype):
@@ -141,7 +141,7 @@ def test_a_list_of_images_of_different_sizes_and_kinds(run):
         assert largest_error(run(batch, SPEC), expected) <= tolerance
 
 
-@pytest.mark.slow
+@slow_interpreted
 @pytest.mark.parametrize("dtype", FULL_SCALE)
 def test_arrays_tensors_and_lists_give_the_same_bits(run, dtype):
     images = np.stack([random_image((41, 77, 3), dtype, seed) for seed in range(3)])

@@ -13,7 +13,7 @@ from scrd_fast.ops.implementations import interpreted
 from scrd_fast.ops.simplex_noise import simplex_noise
 from scrd_fast.reference.simplex_noise import octave_field, permutations, simplex_values
 from tests.golden.opensimplex_noise import FIELDS, original_field, recorded
-from tests.ops.each_impl import each_impl, slow
+from tests.ops.each_impl import each_impl, slow, slow_interpreted
 from tests.support.tolerances import allowed
 
 SEEDS = (0, 1, -7, 111, 2**32 + 5, 2**63 - 1, -(2**63))
@@ -88,7 +88,7 @@ def test_octaves_on_a_grid(octaves, persistence, wavelength):
     assert np.array_equal(rounded, got.astype(np.float32))
 
 
-@pytest.mark.slow
+@slow_interpreted
 @pytest.mark.parametrize(("octaves", "persistence", "wavelength"), LAWS)
 @each_impl(argument="shape", reference=[], triton=[(2, 5, 12)],
            native=[(3, 21, 37), (1, 1, 3), (70, 2, 1), (2, 7, 64)])
@@ -125,7 +125,7 @@ def test_native_decides_as_the_original_far_from_the_origin(isa):
         assert np.abs(got[0] - original_field(1, 3, 700, 5, *law)).max() <= tolerance
 
 
-@pytest.mark.slow
+@slow_interpreted
 @pytest.mark.gpu
 @pytest.mark.parametrize(("octaves", "wavelength"), [
     (40 if interpreted() else 1024, 2.0 ** (16 if interpreted() else 1000)), (30, 3.7)])
@@ -177,7 +177,7 @@ def test_native_does_not_depend_on_the_number_of_threads(isa):
     assert np.array_equal(fields[0], fields[2])
 
 
-@pytest.mark.slow
+@slow_interpreted
 def test_a_larger_field_contains_the_smaller(impl):
     small = simplex_noise(1, 7, 9, seeds=[5], impl=impl)
     large = simplex_noise(3, 12, 14, seeds=[5], impl=impl)
