@@ -42,9 +42,11 @@ inline py::array as_array(const py::handle& value, const std::string& name) {
     fail(name, "a NumPy array", py::cast<std::string>(py::type::of(value).attr("__name__")));
   }
   auto array = py::reinterpret_borrow<py::array>(value);
-  const bool aligned = py::cast<bool>(array.attr("flags").attr("aligned"));
+  // NumPy's own flag and letter: to ask its objects takes four of a small map's 18 microseconds.
+  const bool aligned = array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_;
   if (!aligned) fail(name, "memory aligned to its dtype", "a misaligned array");
-  if (!py::cast<bool>(array.dtype().attr("isnative"))) {
+  constexpr char kSwapped = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? '>' : '<';
+  if (array.dtype().byteorder() == kSwapped) {
     fail(name, "the machine's byte order", dtype_of(array));
   }
   return array;

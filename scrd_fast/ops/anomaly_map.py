@@ -57,22 +57,23 @@ def check_features(
                 check_tensor(f, f"{name}[{k}]")
     n, dtype, device = features[0].shape[:1].numel(), features[0].dtype, features[0].device
     for k, f in enumerate(features):
-        if f.ndim != 4 or f.numel() == 0:
-            fail(f"{first}[{k}]", "(N, C, h, w)", tuple(f.shape))
+        shape = f.shape  # each time it is asked for a tensor makes it anew
+        if len(shape) != 4 or 0 in shape:
+            fail(f"{first}[{k}]", "(N, C, h, w)", tuple(shape))
         if f.dtype not in _FEATURE_DTYPES:
             fail(f"{first}[{k}]", "float16, bfloat16, float32 or float64", f.dtype)
-        if len(f) != n:
-            fail(f"{first}[{k}]", f"a batch of {n} as at the first scale", len(f))
+        if shape[0] != n:
+            fail(f"{first}[{k}]", f"a batch of {n} as at the first scale", shape[0])
         if f.dtype != dtype:
             fail(f"{first}[{k}]", f"{dtype} as at the first scale", f.dtype)
         if f.device != device:
             check_device(f"{first}[{k}]", f, f"{first}[0]", device)
-    for name, maps in others.items():
-        for k, (f, m) in enumerate(zip(features, maps, strict=True)):
-            if m.shape != f.shape:
-                fail(f"{name}[{k}]", tuple(f.shape), tuple(m.shape))
-            if m.dtype != f.dtype:
-                fail(f"{name}[{k}]", f.dtype, m.dtype)
+        for name, maps in others.items():
+            m = maps[k]
+            if m.shape != shape:
+                fail(f"{name}[{k}]", tuple(shape), tuple(m.shape))
+            if m.dtype != dtype:
+                fail(f"{name}[{k}]", dtype, m.dtype)
             if m.device != device:
                 check_device(f"{name}[{k}]", m, f"{first}[0]", device)
     if scale_weights.shape != (n, 3):
@@ -151,8 +152,8 @@ def anomaly_map(
     check_features(scale_weights, "teacher", teacher, student=student)
     for k, (t, stride) in enumerate(zip(teacher, STRIDES, strict=True)):
         side = spec.input_size // stride
-        expect(t.shape[2:] == (side, side), f"teacher[{k}]", f"(N, C, {side}, {side})",
-               tuple(t.shape))
+        if t.shape[2:] != (side, side):
+            fail(f"teacher[{k}]", f"(N, C, {side}, {side})", tuple(t.shape))
     _check_thumbnails(thumbnails, len(teacher[0]), spec, teacher[0].device)
     tensors = [*teacher, *student, scale_weights]
     chosen = choose("anomaly_map", impl,

@@ -29,8 +29,8 @@ def choose(operation: str, impl: str | None, *, native: Unfit, triton: Unfit) ->
     means it can. A forced implementation that cannot run raises BackendUnavailable and is never
     replaced by another.
     """
-    expect(impl is None or impl in IMPLEMENTATIONS, "impl", f"None or one of {IMPLEMENTATIONS}",
-           repr(impl))
+    if impl is not None and impl not in IMPLEMENTATIONS:
+        fail("impl", f"None or one of {IMPLEMENTATIONS}", repr(impl))
     unfit = {"native": native, "triton": triton, "reference": fits}
     if impl is None:
         return next(name for name in IMPLEMENTATIONS
@@ -52,7 +52,7 @@ def not_native(
     """Why C++ cannot take these tensors: None where they are on the CPU, of one of `dtypes`,
     and outside of autograd. gradients: whether the operation has them."""
     for tensor in tensors:
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             return f"expected tensors on the CPU, got one on {tensor.device}"
         if reason := _unfit(tensor, dtypes, gradients):
             return reason
@@ -127,8 +127,9 @@ def check_device(name: str, tensor: Tensor, first: str, device: torch.device) ->
 
 def as_array(tensor: Tensor) -> NDArray[np.generic]:
     """The tensor's memory as an array, copied only if negated; bfloat16 as uint16 bits."""
-    tensor = tensor.detach().resolve_neg()
-    array: NDArray[np.generic] = (
-        tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
-    ).numpy()
+    if tensor.requires_grad or tensor.is_neg():
+        tensor = tensor.detach().resolve_neg()
+    if tensor.dtype is torch.bfloat16:
+        tensor = tensor.view(torch.uint16)
+    array: NDArray[np.generic] = tensor.numpy()
     return array
