@@ -25,7 +25,7 @@ from benchmarks.timing import record, record_limit, repeat, time_in_turn
 from benchmarks.worker import Worker, assert_equal
 from scrd_fast.backends.registry import native_precisions
 from scrd_fast.engine.engine_file import read_engine_file
-from scrd_fast.machine import pytorch_has_bf16
+from scrd_fast.machine import cpu_flags, pytorch_has_bf16
 from scrd_fast.ops.preprocess import preprocess
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.timing.bench import limit_of
@@ -33,7 +33,9 @@ from scrd_fast.timing.measure import cpu_limits
 
 PAIRS = 12
 INT8_WANTED = 1.5  # times as fast as bf16
-PEAK_WANTED = {"bf16": 0.75}  # share of the arithmetic peak that was measured in the same run
+# Share of the arithmetic peak that was measured in the same run; tiles (AMX) have more of it than
+# memory feeds.
+PEAK_WANTED = {"bf16": 0.4 if "amx_tile" in cpu_flags() else 0.75}
 # Not slower than the best plain graph, which does not even pre-process; 2 % is noise.
 PLAIN_WANTED = 0.98
 Limits = dict[str, float | None]
