@@ -391,3 +391,10 @@ def test_loss_maps_that_do_not_fit(changes, message):
         _native.contrastive_gradient(**loss_maps(**changes))
     assert str(raised.value) == message
     _native.contrastive_gradient(**loss_maps())
+
+
+def test_native_order_however_it_is_spelt():
+    spelt = F0.view(F0.dtype.newbyteorder("<" if sys.byteorder == "little" else ">"))
+    found = run(replaced(0, spelt), features(1), weights())
+    for ours, expected in zip(found, run(features(), features(1), weights()), strict=True):
+        np.testing.assert_array_equal(ours, expected)
