@@ -121,7 +121,7 @@ def _store(request: CompileRequest) -> dict[str, bytes]:
         network = network_graph(source.proto, request.spec, features=precision != "fp32")
         if precision in QUANTISED:
             network = quantise(network, precision, source.quantisation, base="fp32")
-    return dict(zip((GRAPH, PLACES), split_network(network, source.network), strict=True))
+    return dict(zip((GRAPH, PLACES), split_network(network, source.weights), strict=True))
 
 
 BACKEND = _OpenVino()

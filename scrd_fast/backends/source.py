@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from scrd_fast.errors import EngineFileError, InputError
 from scrd_fast.files import Contents
-from scrd_fast.graph.stored import QUANTISATION
+from scrd_fast.graph.stored import QUANTISATION, index_weights
 from scrd_fast.precisions import LARGEST
 
 if TYPE_CHECKING:
@@ -29,10 +29,21 @@ class Source:
     @classmethod
     def of(cls, proto: "onnx.ModelProto", quantisation: "Quantisation | None" = None) -> "Source":
         """From what graph.portable.build_graph gives."""
-        made = cls(proto.SerializeToString(),
-                   None if quantisation is None else quantisation.to_bytes())
-        made.__dict__ |= {"proto": proto, "quantisation": quantisation}  # nothing to parse
+        made = cls(proto.SerializeToString())
+        made.__dict__["proto"] = proto  # nothing to parse
+        return made.quantised(quantisation)
+
+    def quantised(self, quantisation: "Quantisation | None") -> "Source":
+        """The same graph, to be quantised in this way."""
+        made = Source(self.network, None if quantisation is None else quantisation.to_bytes())
+        made.__dict__ |= {"proto": self.proto, "weights": self.weights,
+                          "quantisation": quantisation}
         return made
+
+    @cached_property
+    def weights(self) -> dict[memoryview, int]:
+        """Where each weight lies in the graph's bytes."""
+        return index_weights(self.network)
 
     @cached_property
     def proto(self) -> "onnx.ModelProto":

@@ -89,7 +89,7 @@ def build_engine(
     inputs = read_inputs(checkpoint, out, images, precision, progress)
     expect(budget > 0, "budget", "seconds above 0", budget)
     builder = Candidates(
-        inputs.proto, name, device, buckets, inputs.images, limits, tensorrt,
+        inputs.source, name, device, buckets, inputs.images, limits, tensorrt,
         None if keep is None else tuple(keep), budget, progress,
         inputs.judge, time.monotonic() + budget)
     try:
@@ -127,12 +127,12 @@ def write_engine(
         machine=machine,
         versions=library_versions(runner.name, runner),
         fidelity=fidelity,
-        work=count_work(inputs.proto, loaded.spec, best.quantisation),
+        work=count_work(inputs.source.proto, loaded.spec, best.quantisation),
         training=_describe_training(loaded),
         plan=plan,
         calibration=_calibration_of(inputs.target, golden, best.precision),
     )
-    members = {NETWORK: inputs.proto.SerializeToString(), GOLDEN: golden}
+    members = {NETWORK: inputs.source.network, GOLDEN: golden}
     if best.quantisation is not None:
         members[QUANTISATION] = best.quantisation.to_bytes()
     return write_built(inputs.target, manifest, members, runner)

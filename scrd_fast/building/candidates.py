@@ -55,7 +55,7 @@ class Candidate:
 class Candidates:
     """Makes and judges the runners of one checkpoint."""
 
-    proto: onnx.ModelProto
+    source: Source
     backend: str
     device: str | None
     buckets: tuple[int, ...] | None
@@ -80,24 +80,25 @@ class Candidates:
         quantisation, found = None, None
         if precision in QUANTISED:
             quantisation, correction = measure_quantisation(
-                self.proto, self.judge.spec, self.images, keep=self.keep,
+                self.source.proto, self.judge.spec, self.images, keep=self.keep,
                 int8_weight=UNSATURATED if self._without_vnni() else LARGEST["int8"],
                 progress=self.progress)
             if precision == "int8" and backend_of(self.backend).searches_layers and (
                     self.keep is None):
                 quantisation, found = search(
-                    self.backend, self.proto, self.judge, quantisation, correction,
+                    self.backend, self.source, self.judge, quantisation, correction,
                     self.allowed(precision), deadline=self.deadline, progress=self.progress)
             else:
                 quantisation = correction.correct(quantisation, precision)
         self.progress(0, 1, f"compiling {self.backend} {precision}")
         runner = self._compiled(precision, quantisation)
-        report = report_runner(self.judge, runner, self.proto, precision, self.allowed(precision))
+        report = report_runner(self.judge, runner, self.source.proto, precision,
+                               self.allowed(precision))
         return Candidate(precision, runner, report, quantisation, found)
 
     def _compiled(self, precision: str, quantisation: Quantisation | None) -> Runner:
         place = gpu_of(self.backend, self.device)
-        source = Source.of(self.proto, quantisation)
+        source = self.source.quantised(quantisation)
 
         def make(buckets: tuple[int, ...]) -> Runner:
             return make_runner(self.backend, CompileRequest(

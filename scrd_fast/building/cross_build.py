@@ -9,7 +9,6 @@ from typing import Any
 from scrd_fast.backends.backend import CompileRequest, CrossCompiled
 from scrd_fast.backends.registry import choose_cross_compiler
 from scrd_fast.backends.runner import Runner
-from scrd_fast.backends.source import Source
 from scrd_fast.backends.tensorrt.plan import TensorRtOptions
 from scrd_fast.backends.torch_eager import network_runner
 from scrd_fast.backends.torch_network import TorchNetwork
@@ -83,7 +82,7 @@ def cross_build(
         raise FidelityError(f"{inputs.path}: {error}") from error
     progress(0, 1, f"compiling {compiler.name} {judged.precision} for {', '.join(targets)}")
     made = compiler.cross_compile(CompileRequest(
-        Source.of(inputs.proto, judged.quantisation), inputs.checkpoint.spec, judged.precision,
+        inputs.source.quantised(judged.quantisation), inputs.checkpoint.spec, judged.precision,
         buckets, options=options, progress=progress), targets)
     write_engine(
         inputs, replace(judged, runner=_as_compiled(judged.runner, compiler.name, buckets, made)),
@@ -105,11 +104,11 @@ def _first_good(
         try:
             if precision in QUANTISED:
                 quantisation, correction = measure_quantisation(
-                    inputs.proto, spec, inputs.images, keep=keep, int8_weight=LARGEST["int8"],
-                    progress=progress)
+                    inputs.source.proto, spec, inputs.images, keep=keep,
+                    int8_weight=LARGEST["int8"], progress=progress)
                 quantisation = correction.correct(quantisation, precision)
             runner = _emulation(inputs, precision, quantisation)
-            report = report_runner(inputs.judge, runner, inputs.proto, precision, allowed)
+            report = report_runner(inputs.judge, runner, inputs.source.proto, precision, allowed)
         except FidelityError as error:  # a weight or a value that does not fit
             attempts.append(Attempt(precision, why_not=str(error)))
             continue
@@ -125,7 +124,7 @@ def _first_good(
 def _emulation(inputs: Inputs, precision: str, quantisation: Quantisation | None) -> Runner:
     """Computes on the CPU what a GPU computes in a precision."""
     spec = inputs.checkpoint.spec
-    graph = network_graph(inputs.proto, spec)
+    graph = network_graph(inputs.source.proto, spec)
     if quantisation is None:
         network = TorchNetwork(in_precision(graph, precision), precision, emulate=True)
     else:

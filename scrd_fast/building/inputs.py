@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-
+from scrd_fast.backends.source import Source
 from scrd_fast.building.judge import Judge
 from scrd_fast.data.decode.find import read_some
 from scrd_fast.data.listing import is_paths
@@ -21,13 +20,14 @@ from scrd_fast.progress import Progress
 
 @dataclass(frozen=True)
 class Inputs:
-    """path: of the checkpoint; target: of the engine file; proto: the portable graph; images:
-    normal ones, decoded, or None; probe: what is judged on, as in engine.manifest.Fidelity."""
+    """path: of the checkpoint; target: of the engine file; source: the portable graph;
+    images: normal ones, decoded, or None; probe: what is judged on, as in
+    engine.manifest.Fidelity."""
 
     path: Path
     target: Path
     checkpoint: Checkpoint
-    proto: onnx.ModelProto
+    source: Source
     images: Any
     probe: str
     judge: Judge
@@ -47,8 +47,8 @@ def read_inputs(
     if is_paths(images):
         files = find_normals(images, trained_on=True, progress=progress, stacklevel=4)
         decoded = read_some(list(files), loaded.spec.decoding)
-    proto = build_graph(loaded.model, loaded.spec)
+    source = Source.of(build_graph(loaded.model, loaded.spec))
     expect(decoded is not None or precision not in QUANTISED, "images",
            f"normal images to calibrate {precision} on", "none")
-    return Inputs(path, target, loaded, proto, decoded, "golden" if images is None else "images",
+    return Inputs(path, target, loaded, source, decoded, "golden" if images is None else "images",
                   Judge(loaded, decoded, progress))

@@ -39,7 +39,7 @@ def blocks(proto: onnx.ModelProto) -> list[str]:
 
 
 def search(
-    backend: str, proto: onnx.ModelProto, judge: Judge, quantisation: Quantisation,
+    backend: str, source: Source, judge: Judge, quantisation: Quantisation,
     correction: BiasCorrection, limits: Limits, *, deadline: float, progress: Progress,
 ) -> tuple[Quantisation, SearchRecord]:
     """The quantisation with the fewest kept blocks that keeps the limits in int8, and how it was
@@ -49,7 +49,7 @@ def search(
     at. deadline: of time.monotonic, after which the search ends with what it has. Raises
     FidelityError where nothing that was tried keeps the limits.
     """
-    return _Searcher(backend, proto, judge, quantisation, correction, limits, deadline,
+    return _Searcher(backend, source, judge, quantisation, correction, limits, deadline,
                      progress).run()
 
 
@@ -58,11 +58,11 @@ class _TimeIsUpError(FidelityError):
 
 
 class _Searcher:
-    def __init__(self, backend: str, proto: onnx.ModelProto, judge: Judge,
+    def __init__(self, backend: str, source: Source, judge: Judge,
                  quantisation: Quantisation, correction: BiasCorrection, limits: Limits,
                  deadline: float, progress: Progress) -> None:
         self.backend = backend
-        self.proto, self.judge, self.base = proto, judge, quantisation
+        self.source, self.judge, self.base = source, judge, quantisation
         self.correction = correction
         self.limits, self.deadline, self.progress = limits, deadline, progress
         self.tries: list[SearchTry] = []
@@ -73,7 +73,7 @@ class _Searcher:
     def run(self) -> tuple[Quantisation, SearchRecord]:
         if self._keeps(0, []):
             return self._found(0, {})
-        names = blocks(network_graph(self.proto, self.judge.spec, features=True))
+        names = blocks(network_graph(self.source.proto, self.judge.spec, features=True))
         errors: dict[str, float] = {}
         for i, name in enumerate(names):
             self.progress(i, len(names), f"int8: what {name.removeprefix('network/')} is off by")
@@ -119,7 +119,7 @@ class _Searcher:
             raise _TimeIsUpError(f"int8: no time left after {len(self.tries)} tries")
         spec = self.judge.spec
         runner = make_runner(self.backend, CompileRequest(
-            Source.of(self.proto, chosen), spec, "int8", (1,)))
+            self.source.quantised(chosen), spec, "int8", (1,)))
         with closing(runner.scorer()) as scorer:
             try:
                 report = self.judge.report(scorer, few=few)

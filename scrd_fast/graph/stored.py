@@ -49,25 +49,30 @@ _VARINT_OF_1 = 1 << 3 | _VARINT  # the head of a field 1 that is a number
 _MOST_FIELDS = 1_000_000  # of a message; a network of 50 layers has a few thousand in all
 
 
-def split_network(network: "onnx.ModelProto", portable: Contents) -> tuple[bytes, bytes]:
-    """A graph without the weights that `portable`, a serialised graph, holds; and their places in
-    it. Both are members of an engine file; `find_weights` takes them."""
-    portable = bytes(portable)  # only they can be searched
+def index_weights(portable: Contents) -> dict[memoryview, int]:
+    """Where each weight of a serialised graph lies in it, by the tensor's bytes."""
+    whole = memoryview(portable).toreadonly()  # only such can be looked up
+    return {whole[start + begin : start + end]: start + begin
+            for number, start, stop in _slices(whole, None) if number == _GRAPH
+            for inner, begin, end in _slices(whole[start:stop], None)
+            if inner == _INITIALIZER and end - begin >= _SMALL}
+
+
+def split_network(
+    network: "onnx.ModelProto", weights: Mapping[memoryview, int]
+) -> tuple[bytes, bytes]:
+    """A graph without the weights that a portable one holds, and their places in it; weights: of
+    `index_weights`. Both are members of an engine file; `find_weights` takes them."""
     thin = type(network)()
     thin.CopyFrom(network)
     del thin.graph.initializer[:]
     places: list[tuple[int, int]] = []
-    end = 0
     for weight in network.graph.initializer:
-        data = weight.SerializeToString()
-        # Mostly in the same order.
-        found = -1 if len(data) < _SMALL else portable.find(data, end)
-        if found < 0 and len(data) >= _SMALL:
-            found = portable.find(data)
-        if found < 0:
+        data = memoryview(weight.SerializeToString())
+        found = weights.get(data)
+        if found is None:
             thin.graph.initializer.append(weight)
         else:
-            end = found + len(data)
             places.append((found, len(data)))
     return thin.SerializeToString(), json.dumps(places).encode()
 
@@ -240,6 +245,14 @@ def _fields(
 
     allowed: the kind of each field that may be there; None for any, where nothing depends on it.
     """
+    for number, begin, end in _slices(message, allowed):
+        yield number, message[begin:end]
+
+
+def _slices(
+    message: memoryview, allowed: Mapping[int, int] | None
+) -> Iterator[tuple[int, int, int]]:
+    """Number of each field of a message, and where its bytes begin and end; see `_fields`."""
     at = count = 0
     while at < len(message):
         key, at = _varint(message, at)
@@ -262,7 +275,7 @@ def _fields(
             raise EngineFileError(f"expected a serialised graph, got a field of kind {kind}")
         if at > len(message):
             raise EngineFileError("expected a serialised graph, got one that is cut off")
-        yield number, message[begin:at]
+        yield number, begin, at
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from scrd_fast.errors import EngineFileError
 from scrd_fast.graph.portable import build_graph, network_graph
-from scrd_fast.graph.stored import find_weights, split_network
+from scrd_fast.graph.stored import find_weights, index_weights, split_network
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def stored(small):
     """A network, what it was split into, and the portable graph."""
     proto = build_graph(small.model, small.spec)
     portable, network = proto.SerializeToString(), network_graph(proto, small.spec)
-    return network, *split_network(network, portable), portable
+    return network, *split_network(network, index_weights(portable)), portable
 
 
 def test_it_comes_back_and_no_weight_is_stored_twice(stored):
@@ -52,7 +52,7 @@ def test_weights_are_read_where_they_lie(stored):
     changed.CopyFrom(network)
     largest = max(changed.graph.initializer, key=lambda weight: len(weight.raw_data))
     largest.raw_data = bytes(len(largest.raw_data))
-    thin, places = split_network(changed, portable)
+    thin, places = split_network(changed, index_weights(portable))
     _, values = find_weights(thin, places, portable)
     for name, value in values.items():
         if len(value) >= 65536:
