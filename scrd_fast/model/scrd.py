@@ -43,7 +43,8 @@ class Teacher(nn.Module):
 
     def forward(self, images: Tensor) -> Scales:
         """images (N, 3, S, S), normalised -> features, finest scale first."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        # The same before and after the ReLU, which then has a quarter of the values to see to.
+        x = self.relu(self.maxpool(self.bn1(self.conv1(images))))
         f1 = self.layer1(x)
         f2 = self.layer2(f1)
         return f1, f2, self.layer3(f2)

@@ -36,6 +36,7 @@ from scrd_fast.training.convolution import part_weight_gradients
 from scrd_fast.training.data import normals_of
 from scrd_fast.training.late import HostCopy, Late
 from scrd_fast.training.schedule import warmup_cosine
+from scrd_fast.training.views import ContiguousViews
 
 
 class _Heads(nn.Module):
@@ -86,8 +87,9 @@ def pretrain_teacher(
     teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if place.type == "cpu":
         part_weight_gradients(teacher, settings.precision)
+    updated = ContiguousViews(dict(nn.ModuleList([teacher, heads]).named_parameters()))
     optimiser = torch.optim.AdamW(
-        [*teacher.parameters(), *heads.parameters()], lr=settings.learning_rate, weight_decay=1e-4)
+        updated.views.values(), lr=settings.learning_rate, weight_decay=1e-4, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: warmup_cosine(step, settings.steps))
     stages = [
@@ -114,8 +116,10 @@ def pretrain_teacher(
                 for z in logits
             ]
             loss = torch.stack(terms).sum()
-            optimiser.zero_grad(set_to_none=True)
+            teacher.zero_grad(set_to_none=True)
+            heads.zero_grad(set_to_none=True)
             loss.backward()
+            updated.take_gradients()
             optimiser.step()
             schedule.step()
             late.add((step + 1, HostCopy(loss[None])), at_once=step + 1 == settings.steps)

@@ -1,4 +1,6 @@
-"""BatchNorms folded into the convolutions before them."""
+"""BatchNorms folded into the convolutions before them; the stem."""
+
+from copy import deepcopy
 
 import pytest
 import torch
@@ -29,3 +31,20 @@ def test_folding_changes_nothing_but_rounding(backbone, part, shape):
             assert float((got - expected).abs().max()) <= 1e-12 * float(expected.abs().max())
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_the_stem_pools_before_its_relu():
+    """Values and gradients are those of the published order, bit for bit."""
+    torch.manual_seed(0)
+    teacher, images = Teacher("resnet18").train(), torch.rand(2, 3, 64, 64)
+    images[0, :, :32] = 0.5  # equal values side by side
+    features = teacher(images)
+    other = deepcopy(teacher)
+    x = other.maxpool(other.relu(other.bn1(other.conv1(images))))
+    assert torch.equal(features[0], other.layer1(x))
+    for module, scale in ((teacher, features[0]), (other, other.layer1(x))):
+        scale.square().sum().backward()
+        assert float(module.conv1.weight.grad.abs().max()) > 0
+    for mine, published in zip(teacher.parameters(), other.parameters(), strict=True):
+        assert (mine.grad is None and published.grad is None) or torch.equal(
+            mine.grad, published.grad)
