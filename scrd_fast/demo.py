@@ -25,6 +25,7 @@ from scrd_fast.data.demo_brain import SIZE, DemoImages, make_images
 from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.engine.engine import Engine
 from scrd_fast.engine.load import load_engine
+from scrd_fast.engine.stream import Scored
 from scrd_fast.evaluation.calibrate import calibrate
 from scrd_fast.files import atomic_write, check_writable
 from scrd_fast.machine import pytorch_has_bf16
@@ -34,6 +35,7 @@ from scrd_fast.model.reference import score_images
 from scrd_fast.model.scrd import Teacher, new_model
 from scrd_fast.model.teacher_weights import load_teacher
 from scrd_fast.progress import duration, show_progress
+from scrd_fast.reference.anomaly_map import combine_distances
 from scrd_fast.report.overlays import write_overlays
 from scrd_fast.report.rows import ScoreRow, add_results
 from scrd_fast.report.run_folder import collect_run, read_run
@@ -86,9 +88,9 @@ class DemoResult:
     summary: dict[str, Any]
 
 
-# Time of a teacher's step at half the size, of a student's step, and of all else, in times of a
-# teacher's step forth and back.
-COARSE_COST, STUDENT_COST, REST_COST = 0.27, 2.6, 260
+# Time of a teacher's step with its noise and update, of one at half the size, and of a student's
+# step, in times of a teacher's pass forth and back; and of all else, in times of one in fp32.
+TEACHER_COST, COARSE_COST, STUDENT_COST, REST_COST = 1.2, 0.32, 2.7, 380
 
 
 def training_precision() -> str:
@@ -137,22 +139,21 @@ def run_demo(
     engine = load_engine(engine.path)
 
     test = _make("test", seed, progress)
-    result = engine.score(test.images)
-    assert result.p_values is not None
-    p_normal, p_anomalous = (result.p_values[test.labels == label] for label in (0, 1))
-    without_prior = None if not prior.written else _without_prior(checkpoint, test)
     names = [f"subject{s - subjects('test', seed)[0]:02d}_slice{i:03d}"
              for i, s in enumerate(test.subjects)]
-    _write_rows(names, test, engine, folder)
+    scored = _score_test(names, test, engine, folder)
+    scores, p_values = (np.array(column) for column in zip(
+        *((each.score, each.p_value) for each in scored), strict=True))
+    p_normal, p_anomalous = (p_values[test.labels == label] for label in (0, 1))
     shown = np.linspace(0, len(names) - 1, OVERLAYS).astype(int)
-    assert result.maps is not None
     write_overlays(folder / "overlays", [names[i] for i in shown],
-                   [test.images[i] for i in shown], result.maps[shown],
+                   [test.images[i] for i in shown], np.stack([scored[i].map for i in shown]),
                    scale=decisions.maps.scale if decisions.maps else None)
 
     summary = {
-        "auroc": auroc(test.labels, result.scores),
-        "auroc_without_prior": auroc(test.labels, without_prior) if prior.written else None,
+        "auroc": auroc(test.labels, scores),
+        "auroc_without_prior": auroc(test.labels, _without_prior(checkpoint, test, scored))
+                               if prior.written else None,
         "prior": {"written": prior.written, "gain_synthesised": prior.gain,
                   "components": prior.prior.components},
         "auroc_untrained": auroc(test.labels, _untrained_scores(checkpoint.spec, test, seed)),
@@ -168,7 +169,7 @@ def run_demo(
         "backend": engine.manifest.backend,
         "seconds": time.perf_counter() - began,
         "seed": seed,
-        "scale_weights": result.scale_weights.mean(axis=0).tolist(),
+        "scale_weights": np.mean([each.scale_weights for each in scored], axis=0).tolist(),
         "test_images": {"normal": int((test.labels == 0).sum()),
                         "anomalous": int((test.labels == 1).sum())},
         "note": NOTE,
@@ -178,8 +179,12 @@ def run_demo(
     return DemoResult(folder, summary)
 
 
-def _write_rows(names: list[str], test: DemoImages, engine: Engine, folder: Path) -> None:
-    """The table of scores, the run, and its report."""
+def _score_test(
+    names: list[str], test: DemoImages, engine: Engine, folder: Path
+) -> list[Scored]:
+    """What the engine gives for each test image; writes the table of scores, the run, and its
+    report."""
+    scored = []
     with (open_scores(folder / "scores.csv", "csv") as write,
           collect_run(folder / "run", engine, f"test subjects of the demo. {NOTE}") as add):
         for item in engine.stream(test.images, distances=True):
@@ -190,11 +195,13 @@ def _write_rows(names: list[str], test: DemoImages, engine: Engine, folder: Path
                 item.score, item.scale_weights, item.p_value, item.anomalous)
             write(row)
             add(row, item.image, item.map, item.distances)
+            scored.append(item)
     write_report(read_run(folder / "run"), folder / REPORT, title="The demo's test subjects")
+    return scored
 
 
-def time_step(precision: str) -> float:
-    """Seconds of a teacher's step forth and back at the demo's size, the best of three."""
+def time_pass(precision: str) -> float:
+    """Seconds of a teacher's pass forth and back at the demo's size, the best of three."""
     side, batch = SIZE, PretrainConfig().batch_size
     pixels = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
     with seeded(0):
@@ -216,11 +223,14 @@ def time_step(precision: str) -> float:
 def _plan(precision: str, *, pretrain: bool) -> str:
     """What the demo will do, and about how long that takes here."""
     coarse, steps = PRETRAIN["coarse_steps"] if pretrain else 0, PRETRAIN["steps"] * pretrain
-    work = steps - coarse + COARSE_COST * coarse + STUDENT_COST * TRAIN["steps"] + REST_COST
+    pass_s = time_pass(precision)
+    pass_in_fp32 = pass_s if precision == "fp32" else time_pass("fp32")
+    seconds = REST_COST * pass_in_fp32 + pass_s * (
+        TEACHER_COST * (steps - coarse) + COARSE_COST * coarse + STUDENT_COST * TRAIN["steps"])
     taught = f"a teacher for {steps} steps, " if pretrain else ""
     return (f"Trains {taught}a student for {TRAIN['steps']} steps, builds an engine, and scores"
             f" {SUBJECTS['test'] * SLICES} images of other subjects."
-            f" About {duration(time_step(precision) * work)} on this machine.")
+            f" About {duration(seconds)} on this machine.")
 
 
 def print_summary(result: DemoResult) -> None:
@@ -269,9 +279,16 @@ def _untrained_scores(spec: ScoringSpec, test: DemoImages, seed: int) -> torch.T
     return result.score(spec)
 
 
-def _without_prior(checkpoint: Checkpoint, test: DemoImages) -> torch.Tensor:
-    """The scores of the model as it was trained."""
-    result, _ = score_images(checkpoint.model, checkpoint.spec, test.images, maps=False)
+def _without_prior(checkpoint: Checkpoint, test: DemoImages, scored: list[Scored]) -> torch.Tensor:
+    """The scores of the model as it was trained: by the engine, or by the reference model where the
+    engine hands out no distances, on GPUs."""
+    columns = list(zip(*(each.distances for each in scored if each.distances), strict=True))
+    if columns:
+        distances = [torch.from_numpy(np.stack(column)) for column in columns]
+        weights = torch.from_numpy(np.stack([each.scale_weights for each in scored]))
+        result = combine_distances(distances, weights, checkpoint.spec, maps=False)
+    else:
+        result, _ = score_images(checkpoint.model, checkpoint.spec, test.images, maps=False)
     return result.score(checkpoint.spec)
 
 

@@ -234,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.quick:
         bench = Bench(given.work, results, QUICK_BUDGET, quick=True, only=only)
     else:
-        step_s = demo.time_step(demo.training_precision())
+        step_s = demo.time_pass(demo.training_precision())
         bench = choose_bench(given.work, results, given.budget, step_s, only)
         print(plan(bench, step_s), flush=True)
     for line in bench.run():
