@@ -36,6 +36,21 @@ void bind_preprocess(py::module_& module) {
       py::arg("images"), py::arg("size"), py::arg("mean"), py::arg("std"), py::arg("bfloat16"),
       "Images, one array or a sequence of arrays, -> (N, 3, size, size), float32 or uint16 with "
       "the bits of bfloat16.");
+  module.def(
+      "all_inside",
+      [](const py::array& values, float low, float high) {
+        const bool wide = py::isinstance<py::array_t<double>>(values);
+        const bool contiguous = values.flags() & py::array::c_style;
+        if (!contiguous || !(wide || py::isinstance<py::array_t<float>>(values))) {
+          fail("values", "float32 or float64 in C-contiguous memory", dtype_of(values));
+        }
+        py::gil_scoped_release release;
+        return all_inside(values.data(), wide ? DType::f64 : DType::f32,
+                          static_cast<std::size_t>(values.size()), low, high);
+      },
+      py::arg("values"), py::arg("low"), py::arg("high"),
+      "Whether all values of a C-contiguous float32 or float64 array lie in [low, high] as "
+      "float32; what is not finite never does.");
 }
 
 }  // namespace scrd::python

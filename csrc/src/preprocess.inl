@@ -297,30 +297,40 @@ static void rows_bf16(const RowTask& task, std::size_t begin, std::size_t end,
   rows(task, begin, end, packed, line, out);
 }
 
-// Whether `count` values, `step` bytes apart, are finite as float32. 0 * x is 0 for every finite x
-// and NaN for the others.
+// Whether `count` values, `step` bytes apart, lie in [low, high] as float32, as no NaN does.
 template <typename T>
-static bool finite_run(const char* from, std::size_t count, std::ptrdiff_t step) {
-  f32 zero[4] = {};
+static bool inside_run(const char* from, std::size_t count, std::ptrdiff_t step, float low,
+                       float high) {
+  const f32 lows = splat(low), highs = splat(high);
+  i32 inside[4] = {lows == lows, lows == lows, lows == lows, lows == lows};
   std::size_t i = 0;
   if (step == static_cast<std::ptrdiff_t>(sizeof(T))) {
     const T* x = reinterpret_cast<const T*>(from);  // as in blend_rows, any alignment
     for (; i + 4 * SCRD_WIDTH <= count; i += 4 * SCRD_WIDTH) {
-      for (std::size_t k = 0; k < 4; ++k) zero[k] += 0 * load_f32(x + i + k * SCRD_WIDTH);
+      for (std::size_t k = 0; k < 4; ++k) {
+        const f32 v = load_f32(x + i + k * SCRD_WIDTH);
+        inside[k] &= (v >= lows) & (v <= highs);
+      }
     }
   }
-  float rest = 0;
+  bool all = true;
   for (; i < count; ++i) {
     T value;
     std::memcpy(&value, from + static_cast<std::ptrdiff_t>(i) * step, sizeof value);
-    rest += 0 * static_cast<float>(value);
+    const float v = static_cast<float>(value);
+    all &= v >= low && v <= high;
   }
-  const f32 total = zero[0] + zero[1] + zero[2] + zero[3];
-  for (int k = 0; k < SCRD_WIDTH; ++k) rest += total[k];
-  return rest == 0;
+  const i32 total = inside[0] & inside[1] & inside[2] & inside[3];
+  for (int k = 0; k < SCRD_WIDTH; ++k) all &= total[k] != 0;
+  return all;
 }
 
-// The same of rows [begin, end) of an image.
+template <typename T>
+static bool finite_run(const char* from, std::size_t count, std::ptrdiff_t step) {
+  return inside_run<T>(from, count, step, -FLT_MAX, FLT_MAX);
+}
+
+// Whether all values of rows [begin, end) of an image are finite as float32.
 template <typename T>
 static bool finite_rows_of(const ImageView& image, std::size_t begin, std::size_t end) {
   const std::ptrdiff_t item = sizeof(T), channels = static_cast<std::ptrdiff_t>(image.channels);
@@ -345,4 +355,11 @@ static bool finite_rows_of(const ImageView& image, std::size_t begin, std::size_
 static bool finite_rows(const ImageView& image, std::size_t begin, std::size_t end) {
   return image.dtype == DType::f64 ? finite_rows_of<double>(image, begin, end)
                                    : finite_rows_of<float>(image, begin, end);
+}
+
+static bool inside_f32(const char* from, std::size_t count, float low, float high) {
+  return inside_run<float>(from, count, sizeof(float), low, high);
+}
+static bool inside_f64(const char* from, std::size_t count, float low, float high) {
+  return inside_run<double>(from, count, sizeof(double), low, high);
 }

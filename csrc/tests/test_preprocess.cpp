@@ -1,9 +1,11 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "check.hpp"
 #include "scrd/error.hpp"
+#include "scrd/isa.hpp"
 #include "scrd/preprocess.hpp"
 
 namespace scrd {
@@ -98,6 +100,29 @@ TEST(images_that_do_not_fit) {
   const ImageView image{values, DType::f32, 1, 2, 1, 8, 4, 0};
   CHECK_THROWS(NotFiniteError, "x: expected finite values, got inf at index (0, 0, 1)",
                check_finite(&image, 1, "x", true));
+}
+
+TEST(all_inside_sees_every_place) {
+  const float low = -1, high = 1, nan = std::numeric_limits<float>::quiet_NaN();
+  for (Isa isa : available_isas()) {
+    const test::UseIsa use(isa);
+    for (const std::size_t count : {std::size_t{1}, std::size_t{7}, std::size_t{300}}) {
+      std::vector<float> narrow(count, high);
+      std::vector<double> wide(count, low);
+      CHECK(all_inside(narrow.data(), DType::f32, count, low, high));
+      CHECK(all_inside(wide.data(), DType::f64, count, low, high));
+      for (std::size_t i = 0; i < count; ++i) {
+        for (const float bad : {std::nextafter(high, 2.0f), std::nextafter(low, -2.0f), nan}) {
+          narrow[i] = bad;
+          wide[i] = bad;
+          CHECK(!all_inside(narrow.data(), DType::f32, count, low, high));
+          CHECK(!all_inside(wide.data(), DType::f64, count, low, high));
+        }
+        narrow[i] = 0;
+        wide[i] = 0;
+      }
+    }
+  }
 }
 
 }  // namespace

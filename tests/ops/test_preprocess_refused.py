@@ -6,6 +6,7 @@ import torch
 
 from scrd_fast import _native
 from scrd_fast.errors import InputError, NotFiniteError
+from scrd_fast.ops.image_arrays import check_range
 from scrd_fast.ops.preprocess import preprocess, to_pixels
 from tests.ops.preprocessing import SPEC, in_layout, random_image
 
@@ -53,6 +54,27 @@ def test_floats_outside_their_range(impl, dtype):
     batch = np.concatenate([image, image, image * 200])
     with pytest.raises(InputError, match=r"^images\[2\]: expected .* in \[0, 1\], got values from"):
         preprocess(batch, SPEC, impl=impl)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_range_ends_at_the_same_values_in_any_layout(dtype):
+    """Contiguous images are looked through by C++, others by NumPy."""
+    ends = np.float32([-1e-3, 0, 1, 1 + 1e-3])
+    values = [np.nextafter(ends, np.float32(-9)), ends, np.nextafter(ends, np.float32(9))]
+    verdicts: list[bool] = []
+    for value in np.concatenate(values).astype(dtype):
+        contiguous = np.full((2, 5, 7), 0.5, dtype)
+        contiguous[1, 4, 6] = value
+        seen = []
+        for images in (contiguous, np.asfortranarray(contiguous)):
+            try:
+                check_range(images, "images")
+                seen.append(True)
+            except InputError:
+                seen.append(False)
+        assert seen[0] == seen[1] == (-1e-3 <= float(value) <= 1 + 1e-3), value
+        verdicts.append(seen[0])
+    assert 0 < sum(verdicts) < len(verdicts)
 
 
 def test_memory_that_holds_no_image():

@@ -33,6 +33,10 @@ void check_image(const ImageView& image, const std::string& name);
 // where they are a list. The images must have passed check_image.
 void check_finite(const ImageView* images, std::size_t n, const std::string& name, bool batch);
 
+// Whether `count` values, f32 or f64 and one after the other, lie in [low, high] as float32; what
+// is not finite never does.
+bool all_inside(const void* values, DType dtype, std::size_t count, float low, float high);
+
 // n * 3 * size * size, the values of the network input of n images. Throws InputError on a size
 // beyond 1 to 65536 and on a std that is not above 0, std::bad_alloc where no memory could hold it.
 std::size_t input_values(std::size_t n, const PixelSpec& spec);
