@@ -77,7 +77,11 @@ def check_range(images: Any, name: str, *, batch: bool = True) -> None:
 
 def _seen_inside(images: Any) -> bool:
     """Whether C++, which is quicker, can read these floats and finds them all in their range."""
-    array = images.numpy() if is_tensor(images) else images
+    array = images
+    if is_tensor(images):
+        from scrd_fast.ops.implementations import as_array
+
+        array = as_array(images)
     readable = array.dtype in (np.float32, np.float64) and array.dtype.isnative
     return readable and array.flags.c_contiguous and (
         _native.all_inside(array, _LOWEST, _HIGHEST))

@@ -182,6 +182,17 @@ def test_tensors_in_any_layout(run):
     assert torch.equal(run(channels_first, SPEC), expected)
 
 
+def test_negated_views(run):
+    """Imaginary parts of a conjugate: PyTorch notes the sign, the memory holds the other one."""
+    images = torch.from_numpy(random_image((2, 33, 51, 3), "float32"))
+    negated = torch.complex(torch.zeros_like(images), -images).conj().imag
+    assert negated.is_neg()
+    assert torch.equal(run(negated, SPEC), run(images, SPEC))
+    negated = torch._neg_view(-images)
+    assert negated.is_neg() and negated.is_contiguous()
+    assert torch.equal(run(negated, SPEC), run(images, SPEC))
+
+
 @pytest.mark.slow
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", FULL_SCALE)
