@@ -189,7 +189,8 @@ def test_negated_views(run):
     assert negated.is_neg()
     assert torch.equal(run(negated, SPEC), run(images, SPEC))
     negated = torch._neg_view(-images)
-    assert negated.is_neg() and negated.is_contiguous()
+    assert negated.is_neg()
+    assert negated.is_contiguous()
     assert torch.equal(run(negated, SPEC), run(images, SPEC))
 
 
