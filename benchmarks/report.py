@@ -205,13 +205,13 @@ def with_tables(page: str) -> str:
     return page
 
 
-def _ratios(runs: list[dict[str, Any]]) -> dict[tuple[str, str], list[float]]:
-    """Subject and name of a benchmark -> its ratios in these runs."""
+def _values(runs: list[dict[str, Any]], what: str) -> dict[tuple[str, str], list[float]]:
+    """Subject and name of a benchmark -> its values of that name in these runs."""
     found: dict[tuple[str, str], list[float]] = {}
     for run in runs:
         for figure in run["figures"]:
-            if "ratio" in figure:
-                found.setdefault((figure["of"], figure["name"]), []).append(figure["ratio"])
+            if what in figure:
+                found.setdefault((figure["of"], figure["name"]), []).append(figure[what])
     return found
 
 
@@ -220,17 +220,26 @@ def noise(runs: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
     most over all commits that were run more than once."""
     most: dict[tuple[str, str], float] = {}
     for commit in {run["commit"] for run in runs}:
-        for key, ratios in _ratios([run for run in runs if run["commit"] == commit]).items():
+        same = [run for run in runs if run["commit"] == commit]
+        for key, ratios in _values(same, "ratio").items():
             if len(ratios) > 1:
                 most[key] = max(most.get(key, 0.0), max(ratios) / min(ratios) - 1)
     return most
 
 
 def compare(base: str, other: str, runs: list[dict[str, Any]]) -> list[str]:
-    """A line for each ratio that moved between two commits by more than the noise; of those that no
-    commit tells the noise of, one that says so."""
-    before, after = (_ratios([run for run in runs if run["commit"] == commit])
-                     for commit in (base, other))
+    """A line for each ratio that moved between two commits by more than the noise, and which of the
+    two times it is made of moved; of those that no commit tells the noise of, one that says so."""
+    both = [[run for run in runs if run["commit"] == commit] for commit in (base, other)]
+    before, after = (_values(each, "ratio") for each in both)
+    times = {name: [_values(each, name) for each in both] for name in ("ours_ms", "peer_ms")}
+
+    def moved(key: tuple[str, str]) -> str:
+        """Of a ratio of two times, both, as they were and are."""
+        return "".join(
+            f"; {name[:-3]} {np.median(old[key]):.3g} -> {np.median(new[key]):.3g} ms"
+            for name, (old, new) in times.items() if key in old and key in new)
+
     known, lines, unknown = noise(runs), [], []
     for key in before.keys() & after.keys():
         old, new = float(np.median(before[key])), float(np.median(after[key]))
@@ -238,7 +247,7 @@ def compare(base: str, other: str, runs: list[dict[str, Any]]) -> list[str]:
             unknown.append(": ".join(key))
         elif max(old / new, new / old) > 1 + known[key]:
             lines.append(f"{': '.join(key)}: {old:.3g} -> {new:.3g} ({new / old - 1:+.1%}, noise"
-                         f" {known[key]:.1%})")
+                         f" {known[key]:.1%}){moved(key)}")
     if unknown:
         lines.append(f"noise unknown of {len(unknown)} figures, which no commit was run twice for"
                      f" on this machine (run make bench again): {', '.join(sorted(unknown))}")

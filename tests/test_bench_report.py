@@ -68,6 +68,14 @@ def test_what_moved_by_more_than_two_runs_of_one_commit_differ():
     assert report.compare("a", "b", runs) == ["engine: 1: 3 -> 3.3 (+10.0%, noise 0.0%)"]
 
 
+def test_which_of_two_times_moved():
+    runs = [run("a", 2.0), run("b", 4.0), run("b", 4.0)]
+    for each, ours, peer in zip(runs, (1.5, 1.5, 1.5), (3.0, 6.0, 6.0), strict=True):
+        each["figures"][0] |= {"ours_ms": ours, "peer_ms": peer}
+    assert report.compare("a", "b", runs) == [
+        "engine: 0: 2 -> 4 (+100.0%, noise 0.0%); ours 1.5 -> 1.5 ms; peer 3 -> 6 ms"]
+
+
 def test_noise_that_no_commit_tells():
     (line,) = report.compare("a", "b", [run("a", 2.0), run("b", 9.0)])
     assert line.startswith("noise unknown of 1 figures")
