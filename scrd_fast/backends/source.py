@@ -24,6 +24,7 @@ class Source:
 
     def __init__(self, network: Contents, quantisation: Contents | None = None) -> None:
         self.network = network
+        self._other: Source | None = None  # of the same graph, with an index of its weights
         self._quantisation = quantisation
 
     @classmethod
@@ -36,14 +37,14 @@ class Source:
     def quantised(self, quantisation: "Quantisation | None") -> "Source":
         """The same graph, to be quantised in this way."""
         made = Source(self.network, None if quantisation is None else quantisation.to_bytes())
-        made.__dict__ |= {"proto": self.proto, "weights": self.weights,
-                          "quantisation": quantisation}
+        made.__dict__ |= {"proto": self.proto, "quantisation": quantisation}
+        made._other = self
         return made
 
     @cached_property
     def weights(self) -> dict[memoryview, int]:
         """Where each weight lies in the graph's bytes."""
-        return index_weights(self.network)
+        return index_weights(self.network) if self._other is None else self._other.weights
 
     @cached_property
     def proto(self) -> "onnx.ModelProto":

@@ -81,6 +81,8 @@ def _seen_inside(images: Any) -> bool:
     if is_tensor(images):
         from scrd_fast.ops.implementations import as_array
 
+        if not images.is_cpu:
+            return False
         array = as_array(images)
     readable = array.dtype in (np.float32, np.float64) and array.dtype.isnative
     return readable and array.flags.c_contiguous and (
