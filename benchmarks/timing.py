@@ -1,8 +1,10 @@
 """Timing calls in turn, so that a busy machine hurts all of them, and what is noted of it."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,41 @@ def clock(call: Callable[[], object]) -> Timed:
         return time.perf_counter() - start
 
     return timed
+
+
+class Work(NamedTuple):
+    """Seconds of processor time of all cores and of this process with its ended children, and of
+    the clock, each from a beginning of its own."""
+
+    all_of_it: float
+    own: float
+    clock: float
+
+
+def read_work() -> Work | None:
+    """None but on Linux. What other machines of the same host take from this one counts, too."""
+    file = Path("/proc/stat")
+    if not file.exists():
+        return None
+    user, nice, system, _, _, hard, soft, stolen = map(int, file.read_text().split()[1:9])
+    own = os.times()
+    return Work((user + nice + system + hard + soft + stolen) / os.sysconf("SC_CLK_TCK"),
+                sum(own[:4]), own.elapsed)
+
+
+class Others:
+    """The work of other processes since this was made."""
+
+    def __init__(self) -> None:
+        self._began = read_work()
+
+    def cores(self) -> float | None:
+        """How many cores it kept busy in the mean; None where the system does not say."""
+        before, now = self._began, read_work()
+        if before is None or now is None:
+            return None
+        work = (now.all_of_it - before.all_of_it) - (now.own - before.own)
+        return max(0.0, work) / (now.clock - before.clock)
 
 
 def time_in_turn(

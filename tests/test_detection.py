@@ -1,6 +1,9 @@
 """The bench of detection: a quick run, which is stopped and goes on, and the page of its rows."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from benchmarks.detection import page
 from benchmarks.detection.data_sets import DATA_SETS, SOURCES, shrink
 from benchmarks.detection.methods import METHODS, PUBLISHED, json_of, scaled
 from benchmarks.detection.rows import Row, figures_of, read_rows, store_row
+from benchmarks.timing import Others, read_work
 from scrd_fast import demo
 from scrd_fast.data.noise_config import NoiseConfig
 from scrd_fast.metrics.ranking import auroc
@@ -184,6 +188,16 @@ def test_the_page_in_the_docs_is_that_of_the_stored_rows(monkeypatch):
     monkeypatch.setattr(page, "METHODS", ALL)
     text = bench.PAGE.read_text()
     assert page.with_tables(text, read_rows(bench.RESULTS)) == text
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux tells of other processes")
+def test_work_of_other_processes_is_measured():
+    others, began = Others(), read_work()
+    work = "import time\nwhile time.process_time() < 0.6: pass"
+    with subprocess.Popen([sys.executable, "-c", work]) as child:
+        # Not reaped: ended children are a part of this process's own work.
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert others.cores() * (read_work().clock - began.clock) > 0.5
 
 
 def make_row(method: str, seed: int, scores: np.ndarray, subjects: np.ndarray) -> Row:

@@ -46,6 +46,7 @@ from benchmarks.detection.rows import (
 )
 from benchmarks.detection.teachers import Teachers
 from benchmarks.results import commit
+from benchmarks.timing import Others
 from scrd_fast import demo
 from scrd_fast.data.demo_brain import SIZE
 from scrd_fast.progress import duration
@@ -151,11 +152,13 @@ class Bench:
             teachers = Teachers(self.work / "teachers", name, normals.train, side, unit.seed)
             here = environment() | {"threads": torch.get_num_threads(),
                                     "training_precision": demo.training_precision()}
+            others = Others()
             fitted = method.fit(method, Job(normals, side, unit.seed, self.budget, teachers,
                                             Path(folder)))
             found = {}
             for data_set in unit.data_sets:
-                row = self._row(unit, data_set, fitted, tested[data_set], here)
+                row = self._row(unit, data_set, fitted, tested[data_set],
+                                here | {"others_cores": others.cores()})
                 store_row(self.results, row)
                 found[data_set] = row.figures["auroc"]
         gc.collect()  # models are parts of cycles, and a night is long

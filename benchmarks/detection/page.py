@@ -15,6 +15,7 @@ from scrd_fast.metrics.ranking import rank
 
 BEGIN, END = "<!-- detection: make detection-page -->", "<!-- end of detection -->"
 NOTHING = "Nothing has been measured yet: `make detection` measures it and writes the tables here."
+MOST_CORES = 0.2  # that other work may take before a row is said to be measured beside it
 HEADER = ("method", "image AUROC", "lowest to highest seed", f"less that of `{BASE}`, 95 %",
           "average precision", "AUPRO of pixels", "best Dice of pixels", "training, s",
           "ms per image")
@@ -132,13 +133,19 @@ def where(rows: Sequence[Row]) -> list[str]:
     days = sorted({row.time[:10] for row in rows})
     commits = sorted({row.commit for row in rows})
     machines = sorted({_machine(row.environment) for row in rows})
-    busy = sum(bool(row.environment["busy"]) for row in rows)
+    # The load average before a fit, by which "busy" is told, is that of the fit before, too.
+    others = [row.environment.get("others_cores") for row in rows]
+    unknown = others.count(None)
+    busy = sum(cores > MOST_CORES for cores in others if cores is not None)
     told = [
         f"Measured with seeds {', '.join(map(str, seeds))}; {subjects} subjects in all; per seed"
         f" {first.kinds.count('0')} normal and {len(first.kinds) - first.kinds.count('0')}"
         f" anomalous images. Steps: {', '.join(f'{budget:g}' for budget in budgets)} times those of"
         f" the methods. On {'; '.join(machines)}; {' to '.join(days[:1] + days[1:][-1:])}; commit"
         f" {', '.join(commits)}."]
+    if unknown:
+        told.append(f"Of the {len(rows)} rows {unknown} do not say whether other work ran beside"
+                    " them.")
     if busy:
         told.append(f"Of the {len(rows)} rows {busy} were measured beside other work, which"
                     " lengthens their times.")
