@@ -190,6 +190,21 @@ def test_the_page_in_the_docs_is_that_of_the_stored_rows(monkeypatch):
     assert page.with_tables(text, read_rows(bench.RESULTS)) == text
 
 
+def test_the_readme_has_the_figures_of_the_stored_rows():
+    rows, found = read_rows(bench.RESULTS), {}
+    lines = (Path(__file__).parent.parent / "README.md").read_text().splitlines()
+    for data_set, begins in (("demo", "| [detection](docs/detection.md), image AUROC"),
+                             ("lesions", "| the same on a second set of lesions"),
+                             ("textures", "| the same on tiles of real pictures")):
+        (line,) = (line for line in lines if line.startswith(begins))
+        found[data_set] = [float(value) for value in line.split("|")[2].split(",")]
+    assert found == {
+        data_set: [round(float(np.mean([row.figures["auroc"] for row in rows if
+                                        (row.data_set, row.method) == (data_set, method)])), 3)
+                   for method in ("ours, prior", "published", "PatchCore", "PaDiM")]
+        for data_set in found}
+
+
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux tells of other processes")
 def test_work_of_other_processes_is_measured():
     others, began = Others(), read_work()
