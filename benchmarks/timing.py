@@ -50,9 +50,10 @@ class Others:
         self._began = read_work()
 
     def cores(self) -> float | None:
-        """How many cores it kept busy in the mean; None where the system does not say."""
+        """How many cores it kept busy in the mean; None where the system does not say, or within
+        the first second, as it counts in hundredths."""
         before, now = self._began, read_work()
-        if before is None or now is None:
+        if before is None or now is None or now.clock - before.clock < 1:
             return None
         work = (now.all_of_it - before.all_of_it) - (now.own - before.own)
         return max(0.0, work) / (now.clock - before.clock)

@@ -114,7 +114,7 @@ def run_demo(
     check_writable(folder, "out", folder=True)
     trained_in = training_precision()
     if progress:
-        print(f"{NOTE}\n{_plan(trained_in, pretrain=teacher == 'pretrain')}", file=sys.stderr)
+        print(f"{NOTE}\n{_plan(pretrain=teacher == 'pretrain')}", file=sys.stderr)
     trained_on, held_out = _make("train", seed, progress), _make("validation", seed, progress)
     normal, held = trained_on.images, held_out.images
 
@@ -200,6 +200,22 @@ def _score_test(
     return scored
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a teacher's pass forth and back at the demo's size, in the precision of training
+    and in fp32."""
+
+    training: float
+    fp32: float
+
+    @classmethod
+    def measured(cls) -> "Pace":
+        """That of this machine."""
+        fp32 = time_pass("fp32")
+        precision = training_precision()
+        return cls(fp32 if precision == "fp32" else time_pass(precision), fp32)
+
+
 def time_pass(precision: str) -> float:
     """Seconds of a teacher's pass forth and back at the demo's size, the best of three."""
     side, batch = SIZE, PretrainConfig().batch_size
@@ -220,12 +236,11 @@ def time_pass(precision: str) -> float:
     return min(seconds)
 
 
-def _plan(precision: str, *, pretrain: bool) -> str:
+def _plan(*, pretrain: bool) -> str:
     """What the demo will do, and about how long that takes here."""
     coarse, steps = PRETRAIN["coarse_steps"] if pretrain else 0, PRETRAIN["steps"] * pretrain
-    pass_s = time_pass(precision)
-    pass_in_fp32 = pass_s if precision == "fp32" else time_pass("fp32")
-    seconds = REST_COST * pass_in_fp32 + pass_s * (
+    pace = Pace.measured()
+    seconds = REST_COST * pace.fp32 + pace.training * (
         TEACHER_COST * (steps - coarse) + COARSE_COST * coarse + STUDENT_COST * TRAIN["steps"])
     taught = f"a teacher for {steps} steps, " if pretrain else ""
     return (f"Trains {taught}a student for {TRAIN['steps']} steps, builds an engine, and scores"

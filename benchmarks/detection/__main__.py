@@ -83,12 +83,12 @@ class Unit:
 
 class Bench:
     """What is to be done, and doing it. Files of teachers and models lie in `work`, rows in
-    `results`; only: patterns of the units that are done."""
+    `results`; pace: of this machine; only: patterns of the units that are done."""
 
-    def __init__(self, work: Path, results: Path, budget: float, *, quick: bool = False,
-                 only: Sequence[str] = ("*",)) -> None:
+    def __init__(self, work: Path, results: Path, budget: float, pace: demo.Pace, *,
+                 quick: bool = False, only: Sequence[str] = ("*",)) -> None:
         self.work, self.results, self.budget, self.quick = work, results, budget, quick
-        self.only = only
+        self.pace, self.only = pace, only
         self.seeds = SEEDS[:1] if quick else SEEDS
         self.commit = commit()
 
@@ -111,24 +111,24 @@ class Bench:
                         found.append(unit)
         return found
 
-    def costs(self, units: Sequence[Unit]) -> list[float]:
-        """About how long each takes, in steps of a teacher at 128 px; the first that needs a
-        teacher makes it."""
+    def seconds(self, units: Sequence[Unit]) -> list[float]:
+        """About how long each takes; the first that needs a teacher makes it."""
         made, found = set(), []
         for unit in units:
-            cost = unit.method.cost(self.budget)
+            seconds = unit.method.seconds(self.budget, self.pace)
             if unit.method.teacher is not None:
                 options = scaled(unit.method.teacher, self.budget)
                 key = (unit.source, unit.seed, tuple(options.items()))
-                cost += 0 if key in made else options["steps"]
+                seconds += 0 if key in made else (
+                    demo.TEACHER_COST * options["steps"] * self.pace.training)
                 made.add(key)
-            found.append(cost * (self.side(unit.source) / SIZE) ** 2)
+            found.append(seconds * (self.side(unit.source) / SIZE) ** 2)
         return found
 
     def run(self) -> Iterator[str]:
         """Do all units; yields a line of progress after each."""
         units = self.units()
-        costs = self.costs(units)
+        expected = self.seconds(units)
         began, before = time.perf_counter(), None
         for done, unit in enumerate(units, start=1):
             if before != (unit.source, unit.seed):
@@ -138,7 +138,7 @@ class Bench:
                           for name in of_source(unit.source)}
             values = self._do(unit, normals, tested)
             spent = time.perf_counter() - began
-            left = spent * sum(costs[done:]) / sum(costs[:done])
+            left = spent * sum(expected[done:]) / sum(expected[:done])
             told = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
             yield (f"[{done}/{len(units)}] {unit.source}, seed {unit.seed}, {unit.name}: AUROC"
                    f" {told}; {duration(spent)} so far, about {duration(left)} left")
@@ -157,15 +157,14 @@ class Bench:
                                             Path(folder)))
             found = {}
             for data_set in unit.data_sets:
-                row = self._row(unit, data_set, fitted, tested[data_set],
-                                here | {"others_cores": others.cores()})
+                row = self._row(unit, data_set, fitted, tested[data_set], here, others)
                 store_row(self.results, row)
                 found[data_set] = row.figures["auroc"]
         gc.collect()  # models are parts of cycles, and a night is long
         return found
 
     def _row(self, unit: Unit, data_set: str, fitted: Fitted, tested: Tested,
-             here: dict[str, object]) -> Row:
+             here: dict[str, object], others: Others) -> Row:
         began = time.perf_counter()
         scores, maps = fitted.score(tested.images)
         seconds = time.perf_counter() - began
@@ -176,34 +175,30 @@ class Bench:
             data_set, unit.name, unit.seed, self.budget,
             unit.method.settings(self.side(unit.source), self.budget), figures,
             kind_figures(scores, maps, tested, DATA_SETS[data_set].kinds), tuple(scores.tolist()),
-            "".join(map(str, np.asarray(tested.kinds) + 1)), subject_runs(tested.subjects), here,
-            self.commit, now())
+            "".join(map(str, np.asarray(tested.kinds) + 1)), subject_runs(tested.subjects),
+            here | {"others_cores": others.cores()}, self.commit, now())
 
 
-def choose_bench(work: Path, results: Path, budget: float | None, step_s: float,
+def choose_bench(work: Path, results: Path, budget: float | None, pace: demo.Pace,
                  only: Sequence[str] = ("*",)) -> Bench:
     """What is to be done with the given budget; else with that of the newest stored row; else with
-    the largest of BUDGETS that fits MOST_HOURS where a teacher's step takes `step_s` seconds."""
+    the largest of BUDGETS that fits MOST_HOURS at this pace."""
     rows = read_rows(results)
     if budget is None and rows:
         budget = max(rows, key=lambda row: row.time).budget
-    benches = [Bench(work, results, each, only=only)
+    benches = [Bench(work, results, each, pace, only=only)
                for each in ([budget] if budget else BUDGETS)]
-    return next((bench for bench in benches if estimate(bench, step_s) <= 3600 * MOST_HOURS),
-                benches[-1])
+    return next((bench for bench in benches
+                 if sum(bench.seconds(bench.units())) <= 3600 * MOST_HOURS), benches[-1])
 
 
-def estimate(bench: Bench, step_s: float) -> float:
-    """Seconds, where a teacher's step takes `step_s`."""
-    return step_s * sum(bench.costs(bench.units()))
-
-
-def plan(bench: Bench, step_s: float) -> str:
+def plan(bench: Bench) -> str:
     """What is to be done, and about how long that takes here."""
     told = [f"{name}: left out, {why}" for name, source in SOURCES.items()
             if (why := source.missing())]
-    told.append(f"{len(bench.units())} fits to do, with {bench.budget:g} times the methods' steps:"
-                f" about {duration(estimate(bench, step_s))} on this machine")
+    units = bench.units()
+    told.append(f"{len(units)} fits to do, with {bench.budget:g} times the methods' steps:"
+                f" about {duration(sum(bench.seconds(units)))} on this machine")
     return "\n".join(told)
 
 
@@ -235,11 +230,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_page(PAGE, read_rows(results))
         return 0
     if given.quick:
-        bench = Bench(given.work, results, QUICK_BUDGET, quick=True, only=only)
+        bench = Bench(given.work, results, QUICK_BUDGET, demo.Pace(1, 1), quick=True, only=only)
     else:
-        step_s = demo.time_pass(demo.training_precision())
-        bench = choose_bench(given.work, results, given.budget, step_s, only)
-        print(plan(bench, step_s), flush=True)
+        bench = choose_bench(given.work, results, given.budget, demo.Pace.measured(), only)
+        print(plan(bench), flush=True)
     for line in bench.run():
         print(line, flush=True)
     return 0

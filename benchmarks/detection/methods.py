@@ -99,14 +99,15 @@ class Method:
             "train": scaled(self.train, budget),
             "after": self.after.__name__ if self.after else None, **rule})
 
-    def cost(self, budget: float) -> float:
-        """About how long fitting and scoring take without the teacher, in its steps at 128 px."""
+    def seconds(self, budget: float, pace: demo.Pace) -> float:
+        """About how long fitting and scoring take at 128 px, without the teacher."""
         steps = scaled(self.train, budget).get("steps", 0)
-        return SCORING_COST + steps * (
-            demo.STUDENT_COST if self.fit is fit_model else AUTOENCODER_COST)
+        step = (demo.STUDENT_COST * pace.training if self.fit is fit_model
+                else AUTOENCODER_COST * pace.fp32)
+        return SCORING_COST * pace.fp32 + steps * step
 
 
-SCORING_COST, AUTOENCODER_COST = 150, 1.4  # of all test images, and of a step
+SCORING_COST, AUTOENCODER_COST = 150, 2.4  # of all test images, of a step: in passes in fp32
 STEPS = ("steps", "coarse_steps", "validate_every")
 
 
@@ -341,7 +342,7 @@ METHODS: Mapping[str, Method] = {
         "A Gaussian per place of 100 channels of the same teacher's three scales (our own short"
         " form of arXiv 2011.08785)", fit_padim, train={"count": 100}),
     "autoencoder": Method(
-        "Four strided convolutions and back, trained about as long as teacher and student together;"
+        "Four strided convolutions and back, trained longer than teacher and student together;"
         " the absolute error", fit_autoencoder, teacher=None,
         train={"steps": 1600, "batch_size": 16, "learning_rate": 1e-3, "noise": OURS["noise"]}),
     "intensity": Method(
