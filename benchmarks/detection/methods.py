@@ -86,7 +86,7 @@ class Method:
 
     what: str
     fit: Callable[["Method", Job], Fitted]
-    teacher: Mapping[str, Any] | None = field(default_factory=lambda: demo.PRETRAIN)
+    teacher: Mapping[str, Any] | None = field(default_factory=lambda: SIMPLEX_TEACHER)
     train: Mapping[str, Any] = field(default_factory=dict)
     after: Callable[[Path, Job], Path] | None = None
 
@@ -301,7 +301,11 @@ PUBLISHED: Mapping[str, Any] = {
     "steps": OURS["steps"], "validate_every": OURS["validate_every"], "weighting": "feature",
     "reduction": "mean", "blur_sigma": 4.0, "schedule": "constant", "published_batchnorm": True,
     "noise": NoiseConfig(texture="shared")}
+# A teacher that learns from simplex noise alone, as the demo's did when most rows were measured.
+SIMPLEX_TEACHER: Mapping[str, Any] = {
+    name: value for name, value in demo.PRETRAIN.items() if name != "noise"}
 SHIFT, MIXED = (("shift", 1.0),), (("simplex", 1.0), ("shift", 1.0))
+PATCHCORE, PADIM = {"share": 0.01, "dimensions": 64}, {"count": 100}
 BASE = "published"  # what the others are held against
 
 METHODS: Mapping[str, Method] = {
@@ -312,17 +316,26 @@ METHODS: Mapping[str, Method] = {
         "The same, but the score is the maximum of the map", fit_model,
         train={**PUBLISHED, "reduction": "max"}),
     "ours": Method(
-        "The demo's recipe: one weight for all scales, grey and stronger noise, maximum of the map",
-        fit_model, train=OURS),
+        "The demo's student: one weight for all scales, grey and stronger noise, maximum of the"
+        " map", fit_model, train=OURS),
     "ours, prior": Method(
         "The same with a normal map, where held-out images gain by it", fit_model, train=OURS,
         after=with_prior),
+    "published, pasted": Method(
+        "The published objective with the demo's teacher: half of the patches that it learns to"
+        " see are pieces of other normal images", fit_model, teacher=demo.PRETRAIN,
+        train=PUBLISHED),
+    "ours, pasted": Method(
+        "The demo's student with the demo's teacher", fit_model, teacher=demo.PRETRAIN, train=OURS),
+    "ours, pasted, prior": Method(
+        "The demo's recipe: the same with a normal map, where held-out images gain by it",
+        fit_model, teacher=demo.PRETRAIN, train=OURS, after=with_prior),
     "ours, scale": Method(
-        "The demo's recipe with learned weights of the scales", fit_model,
+        "The demo's student with learned weights of the scales", fit_model,
         train={**OURS, "weighting": "scale"}),
     "ours, shift": Method(
-        "The demo's recipe, its student trained against shifts of intensity instead of simplex"
-        " noise", fit_model, train=OURS | {"noise": replace(OURS["noise"], mixture=SHIFT)}),
+        "The demo's student, trained against shifts of intensity instead of simplex noise",
+        fit_model, train=OURS | {"noise": replace(OURS["noise"], mixture=SHIFT)}),
     "ours, mixed": Method(
         "The same against both, half of the images each", fit_model,
         train=OURS | {"noise": replace(OURS["noise"], mixture=MIXED)}),
@@ -332,15 +345,20 @@ METHODS: Mapping[str, Method] = {
         train=OURS | {"noise": replace(OURS["noise"], mixture=MIXED), "adapt_noise": True,
                       "validate_every": OURS["steps"] // 8}),
     "ours, slim": Method(
-        "The demo's recipe with a student and a bottleneck of half the width", fit_model,
+        "The demo's student and bottleneck at half the width", fit_model,
         train={**OURS, "student": "slim"}),
     "PatchCore": Method(
         "A bank of 1 % of the normal patches of the same teacher's second and third scale, chosen"
         " after a random projection to 64 dimensions (our own short form of arXiv 2106.08265)",
-        fit_patchcore, train={"share": 0.01, "dimensions": 64}),
+        fit_patchcore, train=PATCHCORE),
     "PaDiM": Method(
         "A Gaussian per place of 100 channels of the same teacher's three scales (our own short"
-        " form of arXiv 2011.08785)", fit_padim, train={"count": 100}),
+        " form of arXiv 2011.08785)", fit_padim, train=PADIM),
+    "PatchCore, pasted": Method(
+        "PatchCore with the demo's teacher", fit_patchcore, teacher=demo.PRETRAIN,
+        train=PATCHCORE),
+    "PaDiM, pasted": Method(
+        "PaDiM with the demo's teacher", fit_padim, teacher=demo.PRETRAIN, train=PADIM),
     "autoencoder": Method(
         "Four strided convolutions and back, trained longer than teacher and student together;"
         " the absolute error", fit_autoencoder, teacher=None,
