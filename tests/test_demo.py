@@ -58,9 +58,9 @@ def test_short_demo_writes_everything(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_three_demo_seeds(tmp_path, capsys):
-    """Mean test AUROC at least 0.94, no run below 0.92; about 15 minutes, on a CPU without bf16
-    more than an hour. It had 0.951 and 0.939 on AVX2 in fp32, and the detection bench, without an
-    engine, 0.949 and 0.933."""
+    """Mean test AUROC at least 0.945, no run below 0.925; about 20 minutes, on a CPU without bf16
+    more than an hour. It had 0.958 and 0.941 on AVX-512 in bf16, and the detection bench, without
+    an engine, 0.960 and 0.952: a training moves a seed's figure by 0.01."""
     values = []
     for seed in range(3):
         summary = demo.run_demo(tmp_path / str(seed), seed=seed, progress=False).summary
@@ -71,5 +71,5 @@ def test_three_demo_seeds(tmp_path, capsys):
                   f" {summary['auroc_intensity']:.3f}, {summary['seconds']:.0f} s")
     with capsys.disabled():
         print(f"mean {np.mean(values):.4f}, spread {np.ptp(values):.4f}")
-    assert np.mean(values) >= 0.94
-    assert min(values) >= 0.92
+    assert np.mean(values) >= 0.945
+    assert min(values) >= 0.925
