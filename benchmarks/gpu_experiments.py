@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from scrd_fast.progress import silent
+
 if TYPE_CHECKING:
     import torch
 
@@ -70,8 +72,8 @@ def _captured(
     import torch
     from torch import Tensor
 
-    from scrd_fast.backends.cuda import CapturedNetwork, with_tail
-    from scrd_fast.backends.torch_network import REWRITES, TorchNetwork
+    from scrd_fast.backends.fusion import REWRITES
+    from scrd_fast.backends.torch_network import TorchNetwork
 
     spec, graph = _spec_and_graph()
     network = TorchNetwork(graph, "fp16", device=_device(), fuse=fuse,
@@ -82,6 +84,15 @@ def _captured(
             return network.run(pixels)
         parts = [network.run(part) for part in pixels.split(chunk)]
         return [torch.cat(each) for each in zip(*parts, strict=True)]
+
+    return _captured_network(run, spec, buckets)
+
+
+def _captured_network(run: "Callable[[torch.Tensor], list[torch.Tensor]]", spec: Any,
+                      buckets: Sequence[int]) -> "CapturedNetwork":
+    import torch
+
+    from scrd_fast.backends.cuda import CapturedNetwork, with_tail
 
     return CapturedNetwork(with_tail(run, spec, _device()), spec, buckets, _device(),
                            torch.float16, channels_last=True)
@@ -183,7 +194,7 @@ def repeat() -> Found:
 @experiment("rewrites", 180)
 def rewrites() -> Found:
     """The graph without and with each exact rewrite of the network, and all of them."""
-    from scrd_fast.backends.torch_network import REWRITES
+    from scrd_fast.backends.fusion import REWRITES
 
     chosen: dict[str, tuple[str, ...]] = {"none": ()} | {each: (each,) for each in REWRITES} | {
         "all": REWRITES}
@@ -281,43 +292,39 @@ def heuristics() -> Found:
     return found
 
 
-def _conv_then_relu(attributes: Any, operands: Any) -> object:
+@experiment("ways", 420)
+def ways() -> Found:
+    """Each convolution by PyTorch, by cuDNN's plans and by the Triton kernel; the whole graph."""
     import torch
 
-    from scrd_fast.backends.torch_network import _conv
+    from benchmarks.cuda_timing import time_in_turn
+    from scrd_fast.backends.convolutions import Choices, choose, make_ways, milliseconds
+    from scrd_fast.backends.cudnn_plans import CudnnPlanner, frontend_missing
+    from scrd_fast.backends.torch_network import TorchNetwork, plain_way
+    from scrd_fast.torch_state import exact_convolutions
 
-    return torch.relu_(_conv(attributes, *operands))
-
-
-@experiment("plans", 240)
-def plans() -> Found:
-    """Each fused convolution of one image: with its fake residual, and unfused with a ReLU."""
-    import torch
-
-    from benchmarks.cuda_timing import captured, time_in_turn
-    from scrd_fast.backends.torch_network import TorchNetwork, _conv_relu
-
-    _, graph = _spec_and_graph()
-    network = TorchNetwork(graph, "fp16", device=_device(), fuse=True)
-    inputs = {}
-    pixels = torch.rand(1, 3, SIDE, SIDE, device="cuda", dtype=torch.float16)
-    alive = {"network_input": pixels.contiguous(memory_format=torch.channels_last)}
-    with torch.no_grad():
-        for _, name, value in network.values(pixels):
-            alive[name] = value
-    for node in network._nodes:
-        if node.operator == "ConvRelu":
-            weight = network._weights[node.inputs[1]]
-            inputs[f"{tuple(alive[node.inputs[0]].shape)} {tuple(weight.shape)}"] = node
-    found: Found = {}
-    for shape, node in inputs.items():
-        operands = [alive[node.inputs[0]], *(network._weights[n] for n in node.inputs[1:])]
-        calls: list[Callable[[], object]] = [partial(_conv_relu, node.attributes, *operands)]
-        if "channels" not in node.attributes:
-            calls.append(partial(_conv_then_relu, node.attributes, operands))
-        with torch.no_grad():
-            times = np.median(time_in_turn([captured(call) for call in calls], rounds=10), axis=0)
-        found[shape] = [float(ms) for ms in times]
+    planner = None if frontend_missing() else CudnnPlanner(_device())
+    spec, graph = _spec_and_graph()
+    found: Found = {"cudnn": planner and planner.version()}
+    for n in (1, 32):
+        networks = [TorchNetwork(graph, "fp16", device=_device(), fuse=True) for _ in range(2)]
+        begin, layers = time.perf_counter(), networks[0].layers(
+            torch.zeros(n, 3, SIDE, SIDE, device=_device()))
+        with torch.no_grad(), exact_convolutions:
+            chosen = choose(layers, planner, milliseconds, _device(), silent)
+            seconds = time.perf_counter() - begin
+            networks[1].ways = make_ways(Choices(ways=chosen), planner)
+            rows = {}
+            for layer, choice in chosen.items():
+                calls = [partial(way, *layer.operands(_device()))
+                         for way in (plain_way(layer), networks[1].ways[layer])]
+                rows[str(layer)] = [str(choice), *map(milliseconds, calls)]
+        graphs = [_captured_network(each.run, spec, (n,) if n == 1 else (1, n))
+                  for each in networks]
+        times = np.median(time_in_turn([each.buckets[n].graph.replay for each in graphs],
+                                       rounds=10), axis=0)
+        found[str(n)] = {"layers": len(layers), "choosing_s": seconds, "pytorch_ms": times[0],
+                         "chosen_ms": times[1], "chosen": rows}
     return found
 
 
@@ -378,14 +385,12 @@ def compile_() -> Found:
     import torch
 
     from benchmarks.cuda_timing import time_in_turn
-    from scrd_fast.backends.cuda import CapturedNetwork, with_tail
     from scrd_fast.backends.torch_network import TorchNetwork
 
     spec, graph = _spec_and_graph()
     plain = TorchNetwork(graph, "fp16", device=_device())
     compiled = torch.compile(plain.run, mode="max-autotune-no-cudagraphs", dynamic=False)
-    theirs = CapturedNetwork(with_tail(compiled, spec, _device()), spec, [1], _device(),
-                             torch.float16, channels_last=True)
+    theirs = _captured_network(compiled, spec, [1])
     times = np.median(time_in_turn([_captured((1,)).buckets[1].graph.replay,
                                     theirs.buckets[1].graph.replay], rounds=10), axis=0)
     return {"ours_ms": float(times[0]), "compiled_ms": float(times[1])}

@@ -1,24 +1,31 @@
 """PyTorch and Triton on an NVIDIA GPU: the network in cuDNN's convolutions, the rest in ours."""
 
 import warnings
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from scrd_fast.backends.backend import Backend, CompileRequest
 from scrd_fast.backends.runner import Runner, one_stream
-from scrd_fast.errors import PYTORCH_MISSING
+from scrd_fast.errors import PYTORCH_MISSING, EngineFileError
 from scrd_fast.spec import ScoringSpec
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
+    from scrd_fast.backends.convolutions import Choice, Choices
+    from scrd_fast.backends.cudnn_plans import CudnnPlanner
+    from scrd_fast.backends.fusion import Layer
     from scrd_fast.backends.torch_network import TorchNetwork
+
+CONVOLUTIONS = "convolutions.json"  # the member of an engine file: how they run
 
 
 class _TorchCuda(Backend):
     name = "torch_cuda"
     on_gpu = True
+    members = (CONVOLUTIONS,)
 
     def missing(self) -> str | None:
         return None if find_spec("torch") else PYTORCH_MISSING
@@ -47,13 +54,76 @@ class _TorchCuda(Backend):
             graph = network_graph(request.source.proto, spec, features=True)
             try:
                 network = _network(graph, spec, precision, device)
+                choices = _choose_ways(network, request, device)
             except torch.cuda.OutOfMemoryError as error:
                 raise no_room(device) from error
             captured = CapturedNetwork(with_tail(network.run, spec, device), spec,
                                        request.buckets, device, DTYPES[precision],
                                        channels_last=True)
         version = f"{torch.__version__}, Triton {triton.__version__}"
-        return cuda_runner(self.name, version, captured, network.precision_used)
+        if network.ways:
+            from scrd_fast.backends.cudnn_plans import frontend_version
+
+            version += f", cuDNN frontend {frontend_version()}"
+        return replace(cuda_runner(self.name, version, captured, network.precision_used),
+                       compiled={CONVOLUTIONS: choices.to_bytes()})
+
+
+def _choose_ways(
+    network: "TorchNetwork", request: CompileRequest, device: "torch.device"
+) -> "Choices":
+    """How the network's convolutions run from now on: as the engine file says, else as is fastest
+    here, where nvidia-cudnn-frontend is installed, else as PyTorch runs them."""
+    import torch
+
+    from scrd_fast.backends.convolutions import Choices, PlanRefused, make_ways
+    from scrd_fast.backends.cudnn_plans import CudnnPlanner, frontend_missing
+    from scrd_fast.torch_state import exact_convolutions
+
+    kept = request.compiled.get(CONVOLUTIONS)
+    choices = None if kept is None else Choices.from_bytes(bytes(kept))
+    missing = frontend_missing()
+    if not network.fused or (choices is None and missing) or (choices and not choices.ways):
+        return choices or Choices()
+    if missing:
+        return _as_pytorch(choices, missing)
+    with torch.no_grad(), torch.cuda.device(device), exact_convolutions:
+        gpu, planner = torch.cuda.get_device_name(device), CudnnPlanner(device)
+        if choices is None:
+            choices = Choices(gpu, planner.version(),
+                              _choose(network, request, planner, device))
+        elif reason := choices.differs(gpu, planner.version()):
+            return _as_pytorch(choices, reason)
+        try:
+            network.ways = make_ways(choices, planner)
+        except PlanRefused as error:
+            raise EngineFileError(f"{CONVOLUTIONS}: {error}") from error
+    return choices
+
+
+def _as_pytorch(choices: "Choices | None", reason: str) -> "Choices":
+    assert choices is not None
+    warnings.warn("the engine file's convolutions run as PyTorch runs them, which may be slower and"
+                  f" rounds otherwise: {reason}", stacklevel=4)
+    return choices
+
+
+def _choose(network: "TorchNetwork", request: CompileRequest, planner: "CudnnPlanner",
+            device: "torch.device") -> "dict[Layer, Choice]":
+    """The fastest ways, for every batch size that fits into the GPU's memory."""
+    import torch
+
+    from scrd_fast.backends.convolutions import choose, milliseconds
+
+    side, ways = request.spec.input_size, {}
+    for n in request.buckets:
+        try:
+            layers = network.layers(torch.zeros(n, 3, side, side, device=device))
+            ways.update(choose(layers, planner, milliseconds, device, request.progress))
+        except torch.cuda.OutOfMemoryError:
+            pass  # CapturedNetwork leaves the batch size out, with a warning
+        torch.cuda.empty_cache()
+    return ways
 
 
 def _network(

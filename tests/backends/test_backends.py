@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import scrd_fast
+from scrd_fast.backends.fusion import REWRITES
 from scrd_fast.backends.registry import choose_backend, cuda_missing, native_precisions
-from scrd_fast.backends.torch_network import REWRITES, TorchNetwork
+from scrd_fast.backends.torch_network import TorchNetwork
 from scrd_fast.errors import BackendUnavailable, InputError
 from scrd_fast.graph.portable import build_graph, network_graph
 from scrd_fast.model.scrd import SCRD
@@ -98,10 +99,11 @@ def test_what_is_rewritten(small):
                         for chosen in ((), REWRITES))
     def stems(network: TorchNetwork) -> set[int]:
         return {network._weights[node.inputs[1]].shape[1] for node in network._nodes
-                if node.operator == "ConvRelu" and node.inputs[0] == "network_input"}
+                if node.operator == "FusedConv" and node.inputs[0] == "network_input"}
 
     def with_bias(network: TorchNetwork) -> int:
-        return sum(node.operator == "Conv" and len(node.inputs) == 3 for node in network._nodes)
+        return sum(node.operator == "FusedConv" and len(node.inputs) == 3
+                   and not node.attributes.get("relu") for node in network._nodes)
 
     assert (stems(plain), stems(rewritten)) == ({3}, {8})
     # Of a ResNet-18: two shortcuts of the teacher, one of the bottleneck, three of the student.

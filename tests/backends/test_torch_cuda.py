@@ -1,5 +1,6 @@
 """The PyTorch and Triton engine on a GPU; test_engine and test_scorer hold every backend."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,9 @@ import pytest
 import torch
 
 import scrd_fast
+from scrd_fast.backends.convolutions import Choices
+from scrd_fast.backends.torch_cuda import CONVOLUTIONS
+from scrd_fast.engine.engine_file import EngineFile
 from scrd_fast.errors import BackendUnavailable, DeviceMemoryError, InputError, NotFiniteError
 from scrd_fast.metrics.agreement import Limits
 from scrd_fast.model.reference import score_images
@@ -239,3 +243,31 @@ def test_an_overflow_does_not_reach_later_batches_of_its_bucket(small_path, tmp_
             again = engine.score(images)
             np.testing.assert_array_equal(again.scores, expected.scores)
             np.testing.assert_array_equal(again.maps, expected.maps)
+
+
+needs_cudnn = pytest.mark.skipif(find_spec("cudnn") is None, reason="nvidia-cudnn-frontend is not"
+                                 " installed: pip install -e '.[cudnn]'")
+
+
+@needs_cudnn
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_convolutions_run_as_they_were_chosen(small_path, tmp_path, precision, monkeypatch):
+    """Measured once, when the engine is built; an engine that is loaded computes the same."""
+    path, images = tmp_path / "m.scrd", pictures(9, 64)
+    with scrd_fast.build_engine(small_path, path, device="cuda", precision=precision,
+                                limits=Limits(), buckets=BUCKETS) as engine:
+        expected = engine.score(images)
+        assert "cuDNN frontend" in engine.version
+    choices = Choices.from_bytes(bytes(EngineFile(path).members[CONVOLUTIONS]))
+    assert choices.gpu == torch.cuda.get_device_name(0)
+    assert choices.ways
+    assert {layer.images for layer in choices.ways} <= set(BUCKETS)
+    with scrd_fast.load_engine(path, verify=True) as engine:
+        again = engine.score(images)
+        np.testing.assert_array_equal(again.scores, expected.scores)
+        np.testing.assert_array_equal(again.maps, expected.maps)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA Another")
+    with pytest.warns(UserWarning, match="run as PyTorch runs them, .*: they were chosen on NV"), \
+            scrd_fast.load_engine(path) as engine:
+        np.testing.assert_allclose(engine.score(images).scores, expected.scores, rtol=1e-2)

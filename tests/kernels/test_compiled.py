@@ -1,4 +1,5 @@
-"""Every kernel, compiled for three GPU generations: no spills, at most 48 KB of shared memory."""
+"""Every kernel, compiled for three GPU generations: no spills, at most 48 KB of shared memory, and
+as much as a GPU of any of them has for the one whose tiles come from there."""
 
 import json
 import os
@@ -11,6 +12,8 @@ import pytest
 from tests.conftest import ROOT
 
 SHARED = 48 * 1024
+# What an RTX 30, the smallest here, gives a program.
+MORE = {"pointwise_kernel": 99 * 1024}
 
 
 pytestmark = pytest.mark.slow  # half a minute of compiling
@@ -38,7 +41,7 @@ def test_every_kernel_is_compiled_for_every_generation(compiled):
 def test_no_spills_and_little_shared_memory(compiled):
     for row in compiled:
         assert row["STACK"] == row["LOCAL"] == 0, row
-        assert row["shared"] <= SHARED, row
+        assert row["shared"] <= MORE.get(row["kernel"], SHARED), row
 
 
 def test_maps_are_read_16_bytes_at_a_time(compiled):
@@ -53,6 +56,14 @@ def test_the_map_is_made_by_tensor_cores(compiled):
             and "True" in (row["arguments"]["MAPS"], row["arguments"]["LARGEST"])]
     for row in rows:
         assert row["tensor_cores"] == ["mma"], row  # those of a warp group race on Hopper
+
+
+def test_convolutions_are_made_by_tensor_cores(compiled):
+    """Those of a warp group on Hopper: each loop has one product a step, which does not race."""
+    rows = [row for row in compiled if row["kernel"] == "pointwise_kernel"]
+    assert all(row["tensor_cores"] for row in rows)
+    assert {name for row in rows if row["sm"] == 90 for name in row["tensor_cores"]} == {
+        "mma", "wgmma"}
 
 
 def test_noise_is_rounded_as_the_original(compiled):

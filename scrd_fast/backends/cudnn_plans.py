@@ -1,0 +1,140 @@
+"""Fused convolutions by cuDNN's graph API, through NVIDIA's nvidia-cudnn-frontend.
+
+PyTorch's own calls take the first plan of cuDNN's heuristics, and give a convolution without a
+residual sum its own output as one, times 0. Here the graph is convolution, bias, residual sum and
+ReLU as the layer has them, and a plan is any engine of cuDNN with any of its knobs.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scrd_fast.backends.convolutions import Choice, PlanRefused
+from scrd_fast.backends.fusion import Layer, Way, to_space
+
+_SHUFFLED = 2  # the side of the square that a pixel becomes
+
+
+def frontend_missing() -> str | None:
+    """Why cuDNN's plans cannot be had here, and what to do; None where they can."""
+    return None if find_spec("cudnn") else (
+        "cuDNN's graph API is not installed: pip install 'scrd-fast[cudnn]'")
+
+
+def frontend_version() -> str:
+    """Of nvidia-cudnn-frontend."""
+    import cudnn
+
+    return str(cudnn.__version__)
+
+
+class CudnnPlanner:
+    """Plans of cuDNN for fused convolutions on one GPU."""
+
+    def __init__(self, device: torch.device | None, **where: Any) -> None:
+        """device: the GPU that plans run on. Or none, and where: what `cudnn.pygraph` takes in its
+        place, device_property of a GPU that is not here: plans are then compiled, and not run."""
+        import cudnn
+
+        self._cudnn, self._device = cudnn, device
+        if device is not None:
+            with torch.cuda.device(device):
+                where = {"handle": cudnn.create_handle()}
+        self._where = where
+
+    def version(self) -> int:
+        """Of cuDNN itself, such as 91900."""
+        return int(self._cudnn.backend_version())
+
+    def candidates(self, layer: Layer, most: int) -> Sequence[Choice]:
+        """At most so many plans for a layer, those first that cuDNN's heuristics like best, and
+        none that sums in another precision or in another order each time."""
+        cudnn = self._cudnn
+        graph, _ = self._graph(layer)
+        notes = cudnn.numerical_note
+        graph.deselect_numeric_notes([
+            notes.NONDETERMINISTIC, notes.DOWN_CONVERT_INPUTS, notes.REDUCED_PRECISION_REDUCTION,
+            notes.WINOGRAD])
+        try:
+            graph.create_execution_plans([cudnn.heur_mode.A])
+        except cudnn.cudnnGraphNotSupportedError:
+            return []
+        found: list[Choice] = []
+        for i in range(graph.get_execution_plan_count()):
+            engine, knobs = graph.get_engine_and_knobs_at_index(i)
+            # A knob that the frontend has no name for cannot be set again.
+            if cudnn.knob_type.NOT_SET not in knobs:
+                found.append(Choice(int(engine), tuple(sorted(
+                    (int(knob.value), int(value)) for knob, value in knobs.items()))))
+        return found[:most]
+
+    def way(self, layer: Layer, choice: Choice) -> Way:
+        """A plan, compiled; raises PlanRefused, as do calls of it."""
+        cudnn, device = self._cudnn, self._device
+        graph, tensors = self._graph(layer)
+        with self._refusals(layer):
+            graph.create_execution_plan(choice.engine, {
+                cudnn.knob_type(knob): value for knob, value in choice.knobs})
+            graph.build_plans()
+        size = graph.get_workspace_size()
+        handle = self._where.get("handle")
+
+        def run(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+            height, width = (layer.output_side(side) for side in x.shape[2:])
+            out = torch.empty((layer.images, layer.outputs, height, width), dtype=x.dtype,
+                              device=device, memory_format=torch.channels_last)
+            workspace = torch.empty(size, dtype=torch.uint8, device=device)
+            given = {"x": x, "weight": weight, "bias": bias, "residual": residual, "out": out}
+            cudnn.set_stream(handle=handle, stream=torch.cuda.current_stream(device).cuda_stream)
+            with self._refusals(layer):
+                graph.execute({tensor: given[name] for name, tensor in tensors.items()}, workspace,
+                              handle=handle)
+            return to_space(out, _SHUFFLED) if layer.shuffle else out
+
+        return run
+
+    @contextmanager
+    def _refusals(self, layer: Layer) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, self._cudnn.cudnnGraphNotSupportedError) as error:
+            raise PlanRefused(f"cuDNN does not run {layer}: {error}") from error
+
+    def _graph(self, layer: Layer) -> tuple[Any, dict[str, Any]]:
+        """A layer's operations, and the tensors that a call gives, by name."""
+        cudnn = self._cudnn
+        kind = {"fp16": cudnn.data_type.HALF, "bf16": cudnn.data_type.BFLOAT16}[layer.precision]
+        graph = cudnn.pygraph(io_data_type=kind, intermediate_data_type=cudnn.data_type.FLOAT,
+                              compute_data_type=cudnn.data_type.FLOAT, **self._where)
+        tensors = {
+            "x": _channels_last(graph, "x", layer.images, layer.channels, layer.height,
+                                layer.width),
+            "weight": _channels_last(graph, "weight", layer.outputs, layer.channels, layer.kernel,
+                                     layer.kernel)}
+        value = graph.conv_fprop(
+            image=tensors["x"], weight=tensors["weight"], padding=[layer.padding] * 2,
+            stride=[layer.stride] * 2, dilation=[1, 1], name="convolution")
+        # The sum before the bias: in the other order cuDNN offers its slowest kind of engine alone.
+        if layer.residual:
+            tensors["residual"] = _channels_last(
+                graph, "residual", layer.images, layer.outputs,
+                *(layer.output_side(side) for side in (layer.height, layer.width)))
+            value = graph.add(a=value, b=tensors["residual"], name="with_residual")
+        if layer.bias:
+            tensors["bias"] = _channels_last(graph, "bias", 1, layer.outputs, 1, 1)
+            value = graph.bias(input=value, bias=tensors["bias"], name="with_bias")
+        if layer.relu:
+            value = graph.relu(input=value, name="with_relu")
+        tensors["out"] = value.set_output(True).set_data_type(kind)
+        graph.validate()
+        graph.build_operation_graph()
+        return graph, tensors
+
+
+def _channels_last(graph: Any, name: str, n: int, channels: int, height: int, width: int) -> Any:
+    return graph.tensor(name=name, dim=[n, channels, height, width],
+                        stride=[channels * height * width, 1, width * channels, channels])

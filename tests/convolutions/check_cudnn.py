@@ -1,0 +1,101 @@
+"""Plans of cuDNN for GPUs that are not here, which it makes of their properties alone.
+
+In a process of its own, as the library path must be set before: python -m
+tests.convolutions.check_cudnn <check>. Prints what came of the check, as JSON. Nothing is run.
+"""
+
+import json
+import sys
+from collections import Counter
+from typing import Any
+
+import cudnn
+import torch
+
+from scrd_fast.backends.convolutions import MOST, Choice, Choices, PlanRefused
+from scrd_fast.backends.cudnn_plans import CudnnPlanner
+from scrd_fast.backends.fusion import Layer
+from scrd_fast.backends.torch_network import TorchNetwork
+from scrd_fast.graph.portable import build_graph, network_graph
+from scrd_fast.graph.tensors import DTYPES
+from scrd_fast.model.scrd import SCRD
+from scrd_fast.spec import ScoringSpec
+
+# As NVIDIA documents each, in the names that cuDNN reads.
+COMMON = {
+    "maxGridSize": [2**31 - 1, 65535, 65535], "maxBlockSize": [1024, 1024, 64],
+    "regsPerBlock": 65536, "warpSize": 32, "maxSharedMemoryPerBlock": 49152,
+    "oversizedSharedMemoryPerBlock": 0, "reservedSharedMemoryPerBlock": 1024,
+    "maxRegistersPerSM": 65536, "maxThreadsPerBlock": 1024, "pciDeviceId": 0, "isTccDriver": 0,
+    "supportCoopLaunch": 1, "driverVer": 13000, "cudaDeviceId": 0, "smCountOrigin": 0,
+}
+GPUS = {
+    "H100": COMMON | {
+        "deviceVer": 900, "multiProcessorCount": 132, "maxSharedMemoryPerBlockOptin": 232448,
+        "maxCtasPerSM": 32, "maxThreadsPerSM": 2048, "smClockRateKHz": 1980000,
+        "memClockRateKHz": 2619000, "memoryBusWidth": 5120, "l2CacheSize": 52428800,
+        "totalGlobalMem": 85017493504, "deviceName": "NVIDIA H100 80GB HBM3"},
+    "A100": COMMON | {
+        "deviceVer": 800, "multiProcessorCount": 108, "maxSharedMemoryPerBlockOptin": 166912,
+        "maxCtasPerSM": 32, "maxThreadsPerSM": 2048, "smClockRateKHz": 1410000,
+        "memClockRateKHz": 1215000, "memoryBusWidth": 5120, "l2CacheSize": 41943040,
+        "totalGlobalMem": 42297851904, "deviceName": "NVIDIA A100-SXM4-40GB"},
+    "RTX 4090": COMMON | {
+        "deviceVer": 890, "multiProcessorCount": 128, "maxSharedMemoryPerBlockOptin": 101376,
+        "maxCtasPerSM": 24, "maxThreadsPerSM": 1536, "smClockRateKHz": 2520000,
+        "memClockRateKHz": 10501000, "memoryBusWidth": 384, "l2CacheSize": 75497472,
+        "totalGlobalMem": 25386352640, "deviceName": "NVIDIA GeForce RTX 4090"},
+}
+
+
+def planner(gpu: str) -> CudnnPlanner:
+    properties = cudnn.create_device_properties(json.dumps(GPUS[gpu]))
+    return CudnnPlanner(None, device_property=properties)
+
+
+def layers(backbone: str, side: int, images: int, precision: str) -> list[Layer]:
+    """The distinct convolutions of a network, found on tensors without data."""
+    spec = ScoringSpec(input_size=side)
+    graph = network_graph(build_graph(SCRD(backbone).eval(), spec), spec, features=True)
+    network = TorchNetwork(graph, precision, device=torch.device("meta"), fuse=True)
+    return network.layers(torch.empty(images, 3, side, side, dtype=DTYPES[precision],
+                                      device="meta"))
+
+
+def plans(gpu: str, precision: str) -> dict[str, Any]:
+    """For every layer of both sizes of network plans are offered, and one is compiled again from
+    what an engine file would keep."""
+    ours, counts, engines = planner(gpu), [], Counter[int]()
+    for backbone, side, images in (("resnet18", 64, 1), ("wide_resnet50_2", 256, 8)):
+        for layer in layers(backbone, side, images, precision):
+            found = ours.candidates(layer, MOST)
+            counts.append(len(found))
+            if not found:
+                raise AssertionError(f"nothing is offered for {layer}")
+            engines.update(choice.engine for choice in found if choice.engine is not None)
+            kept = Choices.from_bytes(Choices(gpu, ours.version(), {layer: found[0]}).to_bytes())
+            ours.way(layer, kept.ways[layer])
+    return {"layers": len(counts), "fewest": min(counts), "engines": sorted(engines)}
+
+
+def refused() -> list[str]:
+    """An engine that cuDNN does not have, and knobs that an engine does not have."""
+    ours = planner("H100")
+    layer = layers("resnet18", 64, 1, "fp16")[1]
+    (offered,) = ours.candidates(layer, 1)
+    told = []
+    for choice in (Choice(9999), Choice(offered.engine, ((2, 2**30),))):
+        try:
+            ours.way(layer, choice)
+        except PlanRefused as error:
+            told.append(str(error))
+    return told
+
+
+def main() -> None:
+    check, *arguments = sys.argv[1:]
+    print(json.dumps({"plans": plans, "refused": refused}[check](*arguments)))
+
+
+if __name__ == "__main__":
+    main()
