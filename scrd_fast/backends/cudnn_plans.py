@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from scrd_fast.backends.convolutions import Choice, PlanRefused
-from scrd_fast.backends.fusion import Layer, Way, to_space
-
-_SHUFFLED = 2  # the side of the square that a pixel becomes
+from scrd_fast.backends.layers import TYPES, Layer, Operands, Way, to_space
+from scrd_fast.graph.tensors import EIGHT_BITS
 
 
 def frontend_missing() -> str | None:
@@ -83,17 +82,18 @@ class CudnnPlanner:
         size = graph.get_workspace_size()
         handle = self._where.get("handle")
 
-        def run(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-            height, width = (layer.output_side(side) for side in x.shape[2:])
-            out = torch.empty((layer.images, layer.outputs, height, width), dtype=x.dtype,
-                              device=device, memory_format=torch.channels_last)
+        def run(o: Operands) -> Tensor:
+            out = torch.empty(
+                (layer.images, layer.outputs, layer.output_side(layer.height),
+                 layer.output_side(layer.width)), dtype=TYPES[layer.writes], device=device,
+                memory_format=torch.channels_last)
             workspace = torch.empty(size, dtype=torch.uint8, device=device)
-            given = {"x": x, "weight": weight, "bias": bias, "residual": residual, "out": out}
+            given = {tensor: out if role == "out" else getattr(o, role)
+                     for role, tensor in tensors.items()}
             cudnn.set_stream(handle=handle, stream=torch.cuda.current_stream(device).cuda_stream)
             with self._refusals(layer):
-                graph.execute({tensor: given[name] for name, tensor in tensors.items()}, workspace,
-                              handle=handle)
-            return to_space(out, _SHUFFLED) if layer.shuffle else out
+                graph.execute(given, workspace, handle=handle)
+            return to_space(out) if layer.shuffle else out
 
         return run
 
@@ -105,36 +105,51 @@ class CudnnPlanner:
             raise PlanRefused(f"cuDNN does not run {layer}: {error}") from error
 
     def _graph(self, layer: Layer) -> tuple[Any, dict[str, Any]]:
-        """A layer's operations, and the tensors that a call gives, by name."""
+        """A layer's operations, and the tensors that a call gives: of `Operands`, and "out"."""
         cudnn = self._cudnn
-        kind = {"fp16": cudnn.data_type.HALF, "bf16": cudnn.data_type.BFLOAT16}[layer.precision]
-        graph = cudnn.pygraph(io_data_type=kind, intermediate_data_type=cudnn.data_type.FLOAT,
-                              compute_data_type=cudnn.data_type.FLOAT, **self._where)
-        tensors = {
-            "x": _channels_last(graph, "x", layer.images, layer.channels, layer.height,
-                                layer.width),
-            "weight": _channels_last(graph, "weight", layer.outputs, layer.channels, layer.kernel,
-                                     layer.kernel)}
+        kinds, tensors = self._kinds(), {}
+        exact = kinds["fp32"]
+        graph = cudnn.pygraph(io_data_type=exact, intermediate_data_type=exact,
+                              compute_data_type=exact, **self._where)
+        height, width = layer.output_side(layer.height), layer.output_side(layer.width)
+
+        def tensor(role: str, kind: Any, *shape: int) -> Any:
+            _, channels, rows, columns = shape
+            tensors[role] = graph.tensor(
+                name=role, dim=shape, data_type=kind,
+                stride=[channels * rows * columns, 1, columns * channels, channels])
+            return tensors[role]
+
+        reads = kinds[layer.reads]
+        x = tensor("x", reads, layer.images, layer.channels, layer.height, layer.width)
+        weight = tensor("weight", reads, layer.outputs, layer.channels, layer.kernel, layer.kernel)
+        sums = cudnn.data_type.INT32 if layer.reads == "int8" else exact
         value = graph.conv_fprop(
-            image=tensors["x"], weight=tensors["weight"], padding=[layer.padding] * 2,
-            stride=[layer.stride] * 2, dilation=[1, 1], name="convolution")
+            image=x, weight=weight, padding=[layer.padding] * 2, stride=[layer.stride] * 2,
+            dilation=[1, 1], compute_data_type=sums, name="convolution")
+        value.set_data_type(sums)
+        if layer.eight_bits:
+            value = graph.mul(a=value, b=tensor("scale", exact, 1, layer.outputs, 1, 1))
         # The sum before the bias: in the other order cuDNN offers its slowest kind of engine alone.
-        if layer.residual:
-            tensors["residual"] = _channels_last(
-                graph, "residual", layer.images, layer.outputs,
-                *(layer.output_side(side) for side in (layer.height, layer.width)))
-            value = graph.add(a=value, b=tensors["residual"], name="with_residual")
+        if layer.residual is not None:
+            residual = tensor("residual", kinds[layer.residual], layer.images, layer.outputs,
+                              height, width)
+            if layer.residual in EIGHT_BITS:
+                residual = graph.mul(a=residual, b=tensor("residual_scale", exact, 1, 1, 1, 1))
+            value = graph.add(a=value, b=residual)
         if layer.bias:
-            tensors["bias"] = _channels_last(graph, "bias", 1, layer.outputs, 1, 1)
-            value = graph.bias(input=value, bias=tensors["bias"], name="with_bias")
+            value = graph.bias(input=value, bias=tensor(
+                "bias", exact if layer.eight_bits else reads, 1, layer.outputs, 1, 1))
         if layer.relu:
-            value = graph.relu(input=value, name="with_relu")
-        tensors["out"] = value.set_output(True).set_data_type(kind)
+            value = graph.relu(input=value)
+        if layer.writes in EIGHT_BITS:
+            value = graph.mul(a=value, b=tensor("out_factor", exact, 1, 1, 1, 1))
+        tensors["out"] = value.set_output(True).set_data_type(kinds[layer.writes])
         graph.validate()
         graph.build_operation_graph()
         return graph, tensors
 
-
-def _channels_last(graph: Any, name: str, n: int, channels: int, height: int, width: int) -> Any:
-    return graph.tensor(name=name, dim=[n, channels, height, width],
-                        stride=[channels * height * width, 1, width * channels, channels])
+    def _kinds(self) -> dict[str, Any]:
+        kinds = self._cudnn.data_type
+        return {"fp32": kinds.FLOAT, "fp16": kinds.HALF, "bf16": kinds.BFLOAT16,
+                "int8": kinds.INT8, "fp8": kinds.FP8_E4M3}

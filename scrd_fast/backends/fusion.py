@@ -1,7 +1,7 @@
 """The nodes of a network, and the same network in fewer passes over memory, as GPUs run it best."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,20 +11,21 @@ import torch.nn.functional as F
 from onnx import helper
 from torch import Tensor
 
-from scrd_fast.graph.tensors import DTYPES
+from scrd_fast.backends.layers import by_vectors
 from scrd_fast.spec import STRIDES
 
 Attributes = dict[str, Any]
-# (x, weight, bias, residual) of a fused convolution -> its output, channels-last like x.
-Way = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
-# What `fuse` can do beyond fusing, for measuring each; all are exact but for rounding.
+# What `fuse_nodes` can do beyond fusing, for measuring each; all are exact but for rounding.
 REWRITES = ("shortcut_biases", "stem", "scale_head")
 _HEAD = "tail/scale_head."  # how the names of its nodes begin
 
 
 @dataclass(frozen=True)
 class Node:
-    """An operator with the names of its inputs and its output, and what it computes in."""
+    """An operator with the names of its inputs and its output, and what it computes in.
+
+    roles: of a FusedConv: the names of its inputs among `layers.Operands`.
+    """
 
     operator: str
     inputs: tuple[str, ...]
@@ -32,6 +33,26 @@ class Node:
     name: str
     dtype: torch.dtype
     attributes: Attributes = field(default_factory=dict)
+    roles: tuple[str, ...] = ()
+
+    def reads(self, role: str) -> str | None:
+        """The name of the input that has a role."""
+        return dict(zip(self.roles, self.inputs, strict=False)).get(role)
+
+    def reading(self, **inputs: str) -> "Node":
+        """The same with inputs of further roles, or others of roles that it has."""
+        whole = dict(zip(self.roles, self.inputs, strict=False)) | inputs
+        return replace(self, roles=tuple(whole), inputs=tuple(whole.values()))
+
+    def without(self, role: str) -> "Node":
+        """The same without the input of a role."""
+        whole = dict(zip(self.roles, self.inputs, strict=False))
+        del whole[role]
+        return replace(self, roles=tuple(whole), inputs=tuple(whole.values()))
+
+    def followed_by(self, node: "Node", **attributes: Any) -> "Node":
+        """The same with what a node behind it does in its attributes."""
+        return replace(self, output=node.output, attributes=self.attributes | attributes)
 
 
 def read_node(node: onnx.NodeProto, dtype: torch.dtype, weights: dict[str, Tensor]) -> Node:
@@ -46,115 +67,60 @@ def read_node(node: onnx.NodeProto, dtype: torch.dtype, weights: dict[str, Tenso
                 dtype if node.name.startswith("network/") else torch.float32, attributes)
 
 
-def sides(attributes: Attributes) -> tuple[list[int], list[int]]:
-    """Strides and paddings of a convolution, (rows, columns) each."""
-    return attributes.get("strides", [1, 1]), attributes.get("pads", [0, 0])[:2]
-
-
-def fused_operands(
-    attributes: Attributes, others: Sequence[Tensor]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Bias and residual of a FusedConv, from its operands behind the weight."""
-    residual = others[-1] if attributes.get("residual") else None
-    biases = others[:-1] if attributes.get("residual") else others
-    return (biases[0] if biases else None), residual
-
-
-def by_vectors(weight: Tensor) -> Tensor:
-    """Outputs of a convolution before DepthToSpace: (c, row, column) to (row, column, c)."""
-    return weight.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A convolution with what is fused to it, and the sizes that it runs on.
-
-    images, channels, height, width: of its input; kernel, stride, padding: of both directions;
-    shuffle: whether its outputs, in an order of (row, column, c), become squares of 2 x 2 pixels.
-    """
-
-    images: int
-    channels: int
-    height: int
-    width: int
-    outputs: int
-    kernel: int
-    stride: int
-    padding: int
-    bias: bool
-    residual: bool
-    relu: bool
-    shuffle: bool
-    precision: str
-
-    @classmethod
-    def of(cls, attributes: Attributes, x: Tensor, weight: Tensor, *others: Tensor) -> "Layer":
-        """That of a FusedConv and its operands."""
-        bias, residual = fused_operands(attributes, others)
-        strides, pads = sides(attributes)
-        precision = next(name for name, dtype in DTYPES.items() if dtype == x.dtype)
-        n, channels, height, width = x.shape
-        return cls(n, channels, height, width, weight.shape[0], weight.shape[2], strides[0],
-                   pads[0], bias is not None, residual is not None, bool(attributes.get("relu")),
-                   bool(attributes.get("shuffle")), precision)
-
-    def output_side(self, side: int) -> int:
-        """Rows (or columns) of the convolution, before a shuffle, of so many of the input."""
-        return (side + 2 * self.padding - self.kernel) // self.stride + 1
-
-    def operands(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Some input, weight, bias and residual, the same each time; outputs are some 1."""
-        generator = torch.Generator(device).manual_seed(0)
-        dtype, channels_last = DTYPES[self.precision], torch.channels_last
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, device=device)
-
-        x = normal(self.images, self.channels, self.height, self.width)
-        weight = normal(self.outputs, self.channels, self.kernel, self.kernel)
-        weight /= (self.channels * self.kernel**2) ** 0.5
-        parts, factor = (4, 2) if self.shuffle else (1, 1)
-        residual = normal(self.images, self.outputs // parts, *(
-            factor * self.output_side(side) for side in (self.height, self.width)))
-        return (x.to(dtype).contiguous(memory_format=channels_last),
-                weight.to(dtype).contiguous(memory_format=channels_last),
-                normal(self.outputs).to(dtype) if self.bias else None,
-                residual.to(dtype).contiguous(memory_format=channels_last)
-                if self.residual else None)
-
-
-def fuse(
+def fuse_nodes(
     nodes: list[Node], weights: dict[str, Tensor], outputs: list[str],
     rewrites: Collection[str] = REWRITES
 ) -> list[Node]:
-    """The same network with its convolutions as FusedConv: with "shuffle", their outputs go to
-    space in whole vectors of channels; with "residual", the last input is added; with "relu" that
-    follows.
+    """The same network with its convolutions as FusedConv, each with what follows it: the sum with
+    a residual, ReLU, the shuffle to space, and in a quantised network the way from 8-bit numbers
+    and back to them. Tensors of 8 bits are then such ones: EightBits instead of QuantizeLinear.
 
     weights: may be changed and added to. rewrites: of REWRITES. "shortcut_biases": added where the
     shortcut meets the main path, whose convolution adds its bias anyway, instead of in a pass of
     its own. "stem": the three colours become 8 channels, of which 5 are zero, which the fused
     convolutions need. "scale_head": one kernel instead of ten.
     """
-    whole = _fuse_convolutions(nodes, weights, outputs)
+    whole = _fuse_convolutions(_read_eight_bits(nodes, weights), weights, outputs)
     if "shortcut_biases" in rewrites:
         whole = _move_biases(whole, weights, outputs)
     if "stem" in rewrites:
         whole = [_widen(node, weights) for node in whole]
-    return _one_head(whole, weights) if "scale_head" in rewrites else whole
-
-
-def to_space(x: Tensor, side: int) -> Tensor:
-    """Channels (row, column, c) of a channels-last tensor to space: whole vectors of c move."""
-    n, channels, height, width = x.shape
-    c = channels // side**2
-    x = x.permute(0, 2, 3, 1).reshape(n, height, width, side, side, c)
-    x = x.permute(0, 1, 3, 2, 4, 5).reshape(n, height * side, width * side, c)
-    return x.permute(0, 3, 1, 2)
+    if "scale_head" in rewrites:
+        whole = _one_head(whole, weights)
+    uses = _uses(whole, outputs)
+    return [node for node in whole if uses[node.output]]  # some pairs of 8 bits are read no more
 
 
 def _uses(nodes: list[Node], outputs: list[str]) -> Counter[str]:
     return Counter([*outputs, *(name for node in nodes for name in node.inputs)])
+
+
+def _read_eight_bits(nodes: list[Node], weights: dict[str, Tensor]) -> list[Node]:
+    """The nodes with each Conv as a FusedConv of nothing else yet, and each convolution of values
+    that 8-bit numbers stand for as one of the numbers."""
+    made = {node.output: node for node in nodes}
+
+    def convolution(node: Node) -> Node:
+        x, weight = (made.get(name) for name in node.inputs[:2])
+        conv = replace(node, operator="FusedConv",
+                       roles=("x", "weight", "bias")[: len(node.inputs)])
+        if weight is None:  # stored as it is
+            return conv
+        assert x is not None
+        stored, of_weight = weight.inputs[:2]
+        quantised, of_x = x.inputs[:2]
+        scale = f"{node.name}.scale"
+        weights[scale] = weights[of_weight].float() * weights[of_x].float()
+        return replace(conv.reading(x=quantised, weight=stored, scale=scale), attributes={
+            **conv.attributes, "kind": weights[stored].dtype})
+
+    def eight_bits(node: Node) -> Node:
+        factor = f"{node.inputs[1]}.factor"
+        weights[factor] = 1 / weights[node.inputs[1]].float()
+        return replace(node, operator="EightBits", inputs=(node.inputs[0], factor))
+
+    return [convolution(node) if node.operator == "Conv" else
+            eight_bits(node) if node.operator == "QuantizeLinear" else node for node in nodes]
 
 
 def _fuse_convolutions(
@@ -168,55 +134,62 @@ def _fuse_convolutions(
         """A convolution that nothing else reads, and that nothing of `without` follows yet."""
         conv = fused.get(name)
         if conv is None or conv.operator != "FusedConv" or uses[name] > 1 or any(
-                conv.attributes.get(each) for each in without):
+                each in conv.attributes for each in ("writes", *without)):
             return None
         return fused.pop(name)
 
     for node in nodes:
         made = node
-        if node.operator == "Conv":
-            made = replace(node, operator="FusedConv")
-        elif node.operator == "DepthToSpace" and (conv := take(
+        if node.operator == "DepthToSpace" and (conv := take(
                 node.inputs[0], "shuffle", "residual")):
-            for name in conv.inputs[1:]:
-                weights[name] = by_vectors(weights[name])
-            made = _followed(conv, node, shuffle=node.attributes["blocksize"])
+            for role in ("weight", "bias", "scale"):
+                if name := conv.reads(role):
+                    weights[name] = by_vectors(weights[name])
+            made = conv.followed_by(node, shuffle=True)
         elif node.operator == "Relu" and (conv := take(node.inputs[0], "relu")):
-            made = _followed(conv, node, relu=True)
+            made = conv.followed_by(node, relu=True)
         elif node.operator == "Add":
             # The convolution that is written first takes the sum along; the other is its shortcut.
             for first, second in (node.inputs, node.inputs[::-1]):
                 if conv := take(first, "shuffle", "residual", "relu"):
-                    made = _followed(replace(conv, inputs=(*conv.inputs, second)), node,
-                                     residual=True)
+                    made = _with_residual(conv, fused.get(second), second, weights).followed_by(
+                        node, residual=True)
                     break
+        elif node.operator == "EightBits" and "kind" in fused.get(
+                node.inputs[0], node).attributes and (conv := take(node.inputs[0])):
+            made = conv.reading(out_factor=node.inputs[1]).followed_by(
+                node, writes=node.attributes["kind"])
         fused[made.output] = made
     return list(fused.values())
 
 
-def _followed(conv: Node, by: Node, **attributes: Any) -> Node:
-    return replace(conv, output=by.output, attributes=conv.attributes | attributes)
+def _with_residual(conv: Node, source: Node | None, name: str, weights: dict[str, Tensor]) -> Node:
+    """A convolution with a residual, which is read in 8 bits where it comes from such."""
+    if "kind" not in conv.attributes or source is None or source.operator != "DequantizeLinear":
+        return conv.reading(residual=name)
+    scale = f"{conv.name}.residual_scale"
+    weights[scale] = weights[source.inputs[1]].float()
+    return conv.reading(residual=source.inputs[0], residual_scale=scale)
 
 
 def _move_biases(nodes: list[Node], weights: dict[str, Tensor], outputs: list[str]) -> list[Node]:
     """The nodes with each shortcut's bias in the convolution that its sum is in."""
     uses, made = _uses(nodes, outputs), {node.output: node for node in nodes}
     for node in nodes:
-        if not node.attributes.get("residual") or len(node.inputs) < 4:
+        shortcut, own = made.get(node.reads("residual") or ""), node.reads("bias")
+        if shortcut is None or own is None or uses[shortcut.output] > 1 or (
+                shortcut.attributes.keys() & {"relu", "writes"}):
             continue
-        shortcut = made.get(node.inputs[-1])
-        if (shortcut is None or shortcut.operator != "FusedConv" or len(shortcut.inputs) < 3
-                or uses[shortcut.output] > 1 or shortcut.attributes.get("relu")):
+        if (other := shortcut.reads("bias")) is None:
             continue
         # Behind a shuffle each channel has the bias of as many outputs; in the graph it is one.
-        parts = shortcut.attributes.get("shuffle", 1) ** 2
-        bias = weights[shortcut.inputs[2]].reshape(parts, -1)
+        bias = weights[other].reshape(-1, len(weights[own]))
         if not bool((bias == bias[0]).all()):
             continue
-        both = f"{node.inputs[2]}+{shortcut.inputs[2]}"
-        weights[both] = weights[node.inputs[2]] + bias[0]
-        made[shortcut.output] = replace(shortcut, inputs=shortcut.inputs[:2])
-        made[node.output] = replace(node, inputs=(*node.inputs[:2], both, node.inputs[3]))
+        both = f"{own}+{other}"
+        weights[both] = weights[own] + bias[0]
+        made[shortcut.output] = shortcut.without("bias")
+        made[node.output] = node.reading(bias=both)
     return [made[node.output] for node in nodes]
 
 
@@ -224,11 +197,13 @@ def _widen(node: Node, weights: dict[str, Tensor]) -> Node:
     """A convolution of three colours as one of 8 channels."""
     if node.operator != "FusedConv" or not node.attributes.get("relu"):
         return node
-    weight = weights[node.inputs[1]]
-    if not (missing := -weight.shape[1] % 8):
+    name = node.reads("weight")
+    assert name is not None
+    if not (missing := -weights[name].shape[1] % 8):
         return node
-    weights[node.inputs[1]] = F.pad(weight, (0, 0, 0, 0, 0, missing))
-    return replace(node, attributes=node.attributes | {"channels": weight.shape[1] + missing})
+    channels = weights[name].shape[1] + missing
+    weights[name] = F.pad(weights[name], (0, 0, 0, 0, 0, missing))
+    return replace(node, attributes=node.attributes | {"channels": channels})
 
 
 def _one_head(nodes: list[Node], weights: dict[str, Tensor]) -> list[Node]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from scrd_fast.backends.convolutions import Choice, Choices
     from scrd_fast.backends.cudnn_plans import CudnnPlanner
-    from scrd_fast.backends.fusion import Layer
+    from scrd_fast.backends.layers import Layer
     from scrd_fast.backends.torch_network import TorchNetwork
 
 CONVOLUTIONS = "convolutions.json"  # the member of an engine file: how they run

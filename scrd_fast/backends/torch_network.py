@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,58 +11,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scrd_fast.backends.fusion import (
-    REWRITES,
-    Attributes,
+from scrd_fast.backends.fusion import REWRITES, Attributes, Node, fuse_nodes, read_node
+from scrd_fast.backends.layers import (
+    NAMES,
     Layer,
+    Operands,
     Way,
-    fused_operands,
-    read_node,
-    sides,
-    to_space,
+    run_in_pytorch,
+    to_eight_bits,
 )
-from scrd_fast.backends.fusion import fuse as fuse_nodes
 from scrd_fast.graph.portable import NETWORK_INPUT, network_graph
-from scrd_fast.graph.tensors import DTYPES, to_tensor
+from scrd_fast.graph.tensors import DTYPES, EIGHT_BITS, to_tensor
 from scrd_fast.reference.preprocess import normalise
 from scrd_fast.spec import ScoringSpec
 
-_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+# As the reports of runtimes call them.
+_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.int8: "i8",
+          torch.float8_e4m3fn: "f8"}
 
 
 def _conv(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    strides, pads = sides(a)
-    return F.conv2d(x, weight, bias, stride=strides, padding=pads)
-
-
-def _padded(a: Attributes, x: Tensor) -> Tensor:
-    """The input of a FusedConv, with channels of zeros where it wants more."""
-    return F.pad(x, (0, 0, 0, 0, 0, a["channels"] - x.shape[1])) if "channels" in a else x
-
-
-def _fused_conv(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None,
-                residual: Tensor | None) -> Tensor:
-    """A convolution with what `fusion.fuse` puts behind it, as PyTorch runs it."""
-    # cuDNN fuses nothing but what ends with a ReLU and has a bias, and nothing of three channels.
-    if a.get("relu") and bias is not None and x.is_cuda and x.shape[1] % 8 == 0:
-        strides, pads = sides(a)
-        if residual is None:
-            x = torch.cudnn_convolution_relu(x, weight, bias, strides, pads, [1, 1], 1)
-        else:
-            x = torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, strides, pads,
-                                                 [1, 1], 1)
-    else:
-        x = _conv(a, x, weight, bias)
-        x = x if residual is None else x + residual
-        x = torch.relu(x) if a.get("relu") else x
-    return to_space(x, a["shuffle"]) if a.get("shuffle") else x
-
-
-def plain_way(layer: Layer) -> Way:
-    """How PyTorch runs a layer."""
-    return partial(_fused_conv, {
-        "strides": [layer.stride] * 2, "pads": [layer.padding] * 4, "relu": layer.relu,
-        "shuffle": 2 if layer.shuffle else None})
+    return F.conv2d(x, weight, bias, stride=a.get("strides", [1, 1]),
+                    padding=a.get("pads", [0, 0])[:2])
 
 
 def _max_pool(a: Attributes, x: Tensor) -> Tensor:
@@ -89,7 +60,7 @@ def _scale_head(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor) -> Tenso
 
 
 # Every operator that graph.portable and graph.quantize write into the network and its distances,
-# and the scale head that `fusion.fuse` makes of some; a FusedConv is `TorchNetwork`'s.
+# and what `fusion.fuse_nodes` makes of some, but for FusedConv, which is `TorchNetwork`'s.
 _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Cast": lambda a, x: x,  # operands have the type of the node's result
     "Conv": _conv,
@@ -104,12 +75,44 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Softmax": lambda a, x: torch.softmax(x, a["axis"]),
     "Concat": lambda a, *xs: torch.cat(xs, a["axis"]),
     "QuantizeLinear": _quantise,
+    "EightBits": lambda a, x, factor: to_eight_bits(x.float() * factor, NAMES[a["kind"]]),
     "DequantizeLinear": _dequantise,
     "DepthToSpace": lambda a, x: F.pixel_shuffle(x, a["blocksize"]),
     "ScaleHead": _scale_head,
     "ReduceSum": lambda a, x: x.sum(a["axes"], keepdim=bool(a["keepdims"])),
     "ReduceMax": lambda a, x: x.amax(a["axes"], keepdim=bool(a["keepdims"])),
 }
+
+
+def _layer(node: Node, inputs: list[Tensor]) -> tuple[Layer, Operands]:
+    """What a FusedConv computes of these inputs, and as its operands."""
+    a = node.attributes
+    operands = Operands(**dict(zip(node.roles, inputs, strict=True)))
+    x, residual = operands.x, operands.residual
+    if "kind" not in a:
+        x = x.to(node.dtype)
+    if "channels" in a:
+        x = F.pad(x, (0, 0, 0, 0, 0, a["channels"] - x.shape[1]))
+    n, channels, height, width = x.shape
+    outputs, _, kernel, _ = operands.weight.shape
+    layer = Layer(n, channels, height, width, outputs, kernel, a.get("strides", [1])[0],
+                  a.get("pads", [0])[0], NAMES[x.dtype], NAMES[a.get("writes", node.dtype)],
+                  operands.bias is not None, None if residual is None else NAMES[residual.dtype],
+                  bool(a.get("relu")), bool(a.get("shuffle")))
+    return layer, replace(operands, x=x)
+
+
+def _exact(nodes: list[Node]) -> set[str]:
+    """Names of what stays float32 in any precision: the factors of 8-bit numbers, and the biases
+    that are added to their products."""
+    names: set[str] = set()
+    for node in nodes:
+        if node.operator == "EightBits":
+            names.add(node.inputs[1])
+        elif node.operator == "FusedConv" and "kind" in node.attributes:
+            names.update(name for role, name in zip(node.roles, node.inputs, strict=True)
+                         if role not in ("x", "weight", "residual"))
+    return names
 
 
 class TorchNetwork:
@@ -133,9 +136,10 @@ class TorchNetwork:
         nodes = [read_node(node, dtype, weights) for node in proto.graph.node]
         self._nodes = fuse_nodes(nodes, weights, self._outputs, rewrites) if fuse else nodes
         self._emulate = emulate
-        in_network = {name for node in self._nodes if node.dtype == dtype for name in node.inputs}
+        in_network = {name for node in self._nodes if node.dtype == dtype
+                      for name in node.inputs} - _exact(self._nodes)
         for name, weight in weights.items():
-            if weight.is_floating_point():
+            if weight.is_floating_point() and not (fuse and weight.dtype in EIGHT_BITS.values()):
                 weight = weight.to(device, dtype if name in in_network else torch.float32)
                 weight = weight.float() if emulate else weight
             if weight.ndim == 4:
@@ -151,21 +155,22 @@ class TorchNetwork:
         alive = {NETWORK_INPUT: pixels.contiguous(memory_format=torch.channels_last)}
         for i, node in enumerate(self._nodes):
             operands = [self._weights[n] if n in self._weights else alive[n] for n in node.inputs]
-            if node.operator != "ScaleHead":  # which reads features as they are
-                kind = torch.float32 if self._emulate else node.dtype
-                operands = [operand.to(kind) for operand in operands]
-            run = self._convolve if node.operator == "FusedConv" else _OPERATORS[node.operator]
-            result = run(node.attributes, *operands)
+            if node.operator == "FusedConv":
+                result = self._convolve(node, operands)
+            else:
+                if node.operator not in ("ScaleHead", "EightBits"):  # which read all as it is
+                    kind = torch.float32 if self._emulate else node.dtype
+                    operands = [operand.to(kind) for operand in operands]
+                result = _OPERATORS[node.operator](node.attributes, *operands)
             alive[node.output] = result.to(node.dtype).float() if self._emulate else result
             yield node.name, node.output, alive[node.output]
             for n in node.inputs:
                 if self._last_use[n] == i:
                     alive.pop(n, None)
 
-    def _convolve(self, a: Attributes, x: Tensor, weight: Tensor, *others: Tensor) -> Tensor:
-        x = _padded(a, x)
-        way = self.ways.get(Layer.of(a, x, weight, *others)) if self.ways else None
-        return (way or partial(_fused_conv, a))(x, weight, *fused_operands(a, others))
+    def _convolve(self, node: Node, operands: list[Tensor]) -> Tensor:
+        layer, given = _layer(node, operands)
+        return self.ways.get(layer, partial(run_in_pytorch, layer))(given)
 
     @torch.no_grad()
     def layers(self, pixels: Tensor) -> list[Layer]:
@@ -174,9 +179,9 @@ class TorchNetwork:
         known = {NETWORK_INPUT: pixels.to("meta")}
         for node, (_, output, value) in zip(self._nodes, self.values(pixels), strict=True):
             if node.operator == "FusedConv":
-                x, *others = [known[n] if n in known else self._weights[n] for n in node.inputs]
-                x = _padded(node.attributes, x.to(node.dtype))
-                found[Layer.of(node.attributes, x, *others)] = None
+                layer, _ = _layer(node, [known[n] if n in known else self._weights[n].to("meta")
+                                         for n in node.inputs])
+                found[layer] = None
             known[output] = value.to("meta")
         return list(found)
 
@@ -191,7 +196,8 @@ class TorchNetwork:
         counts: dict[str, Counter[str]] = {"convolutions": Counter(), "tail": Counter()}
         for node in self._nodes:
             if node.operator in ("Conv", "FusedConv"):
-                counts["convolutions"][_NAMES[node.dtype]] += 1
+                kind = node.attributes.get("kind", node.dtype)
+                counts["convolutions"][_NAMES[kind]] += 1
             elif node.name.startswith("tail/"):
                 counts["tail"][_NAMES[node.dtype]] += 1
         return {group: dict(count) for group, count in counts.items()}

@@ -23,7 +23,7 @@ from scrd_fast.errors import EngineFileError, expect
 from scrd_fast.graph.portable import NETWORK_INPUT
 from scrd_fast.graph.precision import in_precision, is_network, replace_nodes
 from scrd_fast.graph.stored import QUANTISATION
-from scrd_fast.graph.tensors import DTYPES, to_proto, to_tensor
+from scrd_fast.graph.tensors import DTYPES, EIGHT_BITS, to_proto, to_tensor
 from scrd_fast.precisions import LARGEST, QUANTISED
 
 BASE = "fp16"  # of what is not quantised
@@ -36,7 +36,6 @@ KEEP = (STEM, "network/teacher.layer1.")
 # Never quantised, behind the concatenation: OpenVINO 2026.4.1 then departs from what the graph
 # says, to a rank correlation of 0.991.
 SHORTCUT = "network/bottleneck.blocks.0.shortcut"
-_TYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 _QDQ_OPSET = 19  # the first with float8 and with scales in half precision
 
 
@@ -172,7 +171,7 @@ def _scale(largest: Tensor, top: float, base: str) -> Tensor:
 def _to_kind(value: Tensor, scale: Tensor, top: float, kind: str) -> Tensor:
     """The 8-bit numbers up to `top` that stand for a value by a scale that broadcasts to it."""
     scaled = (value / scale).clamp(-top, top)
-    return (torch.round(scaled) if kind == "int8" else scaled).to(_TYPES[kind])
+    return (torch.round(scaled) if kind == "int8" else scaled).to(EIGHT_BITS[kind])
 
 
 class _Quantiser:
@@ -201,7 +200,7 @@ class _Quantiser:
         largest = torch.tensor(self.largest[group])
         scale = self.constant(f"{group.removeprefix('network/')}.scale",
                               _scale(largest, LARGEST[self.kind], self.base))
-        zero = self.constant("zero_point", torch.zeros((), dtype=_TYPES[self.kind]))
+        zero = self.constant("zero_point", torch.zeros((), dtype=EIGHT_BITS[self.kind]))
         stem = f"network/{name.removeprefix('network/')}"
         quantised, self.read[name] = f"{stem}.quantized", f"{stem}.dequantized"
         self.nodes += [
@@ -219,7 +218,7 @@ class _Quantiser:
                                _to_kind(value, scale[:, None, None, None], top, self.kind))
         inputs = [stored, self.constant(f"{name}.scale", scale),
                   self.constant(f"{name}.zero_point",
-                                torch.zeros(scale.shape, dtype=_TYPES[self.kind]))]
+                                torch.zeros(scale.shape, dtype=EIGHT_BITS[self.kind]))]
         output = f"network/{name}.dequantized"
         self.nodes.append(helper.make_node("DequantizeLinear", inputs, [output],
                                            name=f"network/{name}.dequantize", axis=0))

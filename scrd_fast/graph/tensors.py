@@ -7,6 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+EIGHT_BITS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 ONNX_TYPES = {
     torch.float32: TensorProto.FLOAT,
     torch.float16: TensorProto.FLOAT16,

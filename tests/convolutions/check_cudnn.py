@@ -6,7 +6,6 @@ tests.convolutions.check_cudnn <check>. Prints what came of the check, as JSON. 
 
 import json
 import sys
-from collections import Counter
 from typing import Any
 
 import cudnn
@@ -14,11 +13,13 @@ import torch
 
 from scrd_fast.backends.convolutions import MOST, Choice, Choices, PlanRefused
 from scrd_fast.backends.cudnn_plans import CudnnPlanner
-from scrd_fast.backends.fusion import Layer
+from scrd_fast.backends.layers import Layer
 from scrd_fast.backends.torch_network import TorchNetwork
 from scrd_fast.graph.portable import build_graph, network_graph
+from scrd_fast.graph.quantize import BASE, Quantisation, Ranges, quantise, quantised_tensors
 from scrd_fast.graph.tensors import DTYPES
 from scrd_fast.model.scrd import SCRD
+from scrd_fast.precisions import QUANTISED
 from scrd_fast.spec import ScoringSpec
 
 # As NVIDIA documents each, in the names that cuDNN reads.
@@ -56,26 +57,43 @@ def planner(gpu: str) -> CudnnPlanner:
 def layers(backbone: str, side: int, images: int, precision: str) -> list[Layer]:
     """The distinct convolutions of a network, found on tensors without data."""
     spec = ScoringSpec(input_size=side)
-    graph = network_graph(build_graph(SCRD(backbone).eval(), spec), spec, features=True)
-    network = TorchNetwork(graph, precision, device=torch.device("meta"), fuse=True)
-    return network.layers(torch.empty(images, 3, side, side, dtype=DTYPES[precision],
-                                      device="meta"))
+    proto = build_graph(SCRD(backbone).eval(), spec)
+    graph, base = network_graph(proto, spec, features=True), precision
+    if precision in QUANTISED:
+        ones = dict.fromkeys(quantised_tensors(graph), 1.0)
+        graph, base = quantise(graph, precision, Quantisation(Ranges(ones, ones))), BASE
+    network = TorchNetwork(graph, base, device=torch.device("meta"), fuse=True)
+    return network.layers(torch.empty(images, 3, side, side, dtype=DTYPES[base], device="meta"))
+
+
+# How cuDNN ends where a plan's code, compiled by then, is given to a driver that is not there.
+NO_DRIVER = "cuLibraryLoadData returned error"
 
 
 def plans(gpu: str, precision: str) -> dict[str, Any]:
     """For every layer of both sizes of network plans are offered, and one is compiled again from
-    what an engine file would keep."""
-    ours, counts, engines = planner(gpu), [], Counter[int]()
+    what an engine file would keep: as far as that goes without a driver to load it."""
+    ours, fewest, engines = planner(gpu), MOST, set()
+    found = {"layers": 0, "of 8 bits": 0, "compiled": 0, "compiled and not loaded": 0}
     for backbone, side, images in (("resnet18", 64, 1), ("wide_resnet50_2", 256, 8)):
         for layer in layers(backbone, side, images, precision):
-            found = ours.candidates(layer, MOST)
-            counts.append(len(found))
-            if not found:
+            offered = ours.candidates(layer, MOST)
+            if not offered:
                 raise AssertionError(f"nothing is offered for {layer}")
-            engines.update(choice.engine for choice in found if choice.engine is not None)
-            kept = Choices.from_bytes(Choices(gpu, ours.version(), {layer: found[0]}).to_bytes())
-            ours.way(layer, kept.ways[layer])
-    return {"layers": len(counts), "fewest": min(counts), "engines": sorted(engines)}
+            fewest = min(fewest, len(offered))
+            engines.update(choice.engine for choice in offered)
+            found["layers"] += 1
+            found["of 8 bits"] += layer.eight_bits
+            kept = Choices.from_bytes(Choices(gpu, ours.version(), {
+                layer: offered[0]}).to_bytes())
+            try:
+                ours.way(layer, kept.ways[layer])
+                found["compiled"] += 1
+            except PlanRefused as error:
+                if NO_DRIVER not in str(error):
+                    raise
+                found["compiled and not loaded"] += 1
+    return found | {"fewest": fewest, "engines": sorted(engines)}
 
 
 def refused() -> list[str]:

@@ -20,10 +20,10 @@ from scrd_fast.backends.convolutions import (
     is_right,
     make_ways,
 )
-from scrd_fast.backends.fusion import Layer, Way
+from scrd_fast.backends.layers import Layer, Operands, Way, run_in_pytorch
 from scrd_fast.backends.source import Source
 from scrd_fast.backends.torch_cuda import CONVOLUTIONS, _choose_ways
-from scrd_fast.backends.torch_network import TorchNetwork, plain_way
+from scrd_fast.backends.torch_network import TorchNetwork
 from scrd_fast.errors import EngineFileError
 from scrd_fast.graph.portable import build_graph, network_graph
 from scrd_fast.model.scrd import SCRD
@@ -32,7 +32,7 @@ from scrd_fast.spec import ScoringSpec
 
 CPU = torch.device("cpu")
 LAYER = Layer(images=1, channels=16, height=4, width=4, outputs=8, kernel=1, stride=1, padding=0,
-              bias=True, residual=False, relu=True, shuffle=False, precision="fp32")
+              reads="fp32", writes="fp32", bias=True, residual=None, relu=True, shuffle=False)
 WIDE = replace(LAYER, kernel=3, padding=1)
 
 
@@ -52,16 +52,15 @@ class Ways:
         return [Choice(engine) for engine in range(5)][:most]
 
     def way(self, layer: Layer, choice: Choice) -> Way:
-        plain = plain_way(layer)
         if choice.engine == 3:
             raise PlanRefused("not compiled")
 
-        def run(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        def run(operands: Operands) -> Tensor:
             if choice.engine == 4:
                 raise PlanRefused("not run")
             if choice.engine == 1:
-                return plain_way(replace(layer, relu=False))(x, weight, bias, residual)
-            out = plain(x, weight, bias, residual)
+                return run_in_pytorch(replace(layer, relu=False), operands)
+            out = run_in_pytorch(layer, operands)
             return out.nan_to_num() if choice.engine == 2 else out
 
         return run
@@ -81,7 +80,7 @@ def test_files_that_hold_something_else():
         [], {"gpu": "a"}, good | {"ways": 3}, good | {"cudnn": "new"},
         good | {"ways": [way | {"knobs": [[1]]}]}, good | {"ways": [way | {"engine": -1}]},
         good | {"ways": [way | {"engine": "x"}]},
-        good | {"ways": [way | {"layer": asdict(LAYER) | {"precision": "fp64"}}]},
+        good | {"ways": [way | {"layer": asdict(LAYER) | {"reads": "fp64"}}]},
         good | {"ways": [way | {"layer": asdict(LAYER) | {"width": 2.5}}]},
         good | {"ways": [way | {"layer": asdict(LAYER) | {"depth": 2}}]}]
     for each in bad:
@@ -99,23 +98,22 @@ def test_another_gpu_or_another_cudnn():
 
 
 @pytest.mark.parametrize(("engine", "right"), [(0, True), (1, False), (2, False)])
-@pytest.mark.parametrize("layer", [LAYER, replace(WIDE, residual=True)], ids=["1x1", "3x3"])
+@pytest.mark.parametrize("layer", [LAYER, replace(WIDE, residual="fp32")], ids=["1x1", "3x3"])
 def test_what_is_right(layer, engine, right):
-    assert is_right(layer, Ways().way(layer, Choice(engine)), plain_way(layer), CPU) == right
+    assert is_right(layer, Ways().way(layer, Choice(engine)), CPU) == right
 
 
 def test_the_order_of_sums_is_free_and_little_else():
-    layer = replace(LAYER, precision="fp16", channels=512)
-    plain = plain_way(layer)
+    layer = replace(LAYER, reads="fp16", writes="fp16", channels=512)
 
-    def reordered(x, weight, bias, residual):
-        return plain(x.flip(1), weight.flip(1), bias, residual)
+    def reordered(o: Operands) -> Tensor:
+        return run_in_pytorch(layer, replace(o, x=o.x.flip(1), weight=o.weight.flip(1)))
 
-    def coarse(x, weight, bias, residual):
-        return plain(x, weight, bias, residual) * 1.02
+    def coarse(o: Operands) -> Tensor:
+        return run_in_pytorch(layer, o) * 1.02
 
-    assert is_right(layer, reordered, plain, CPU)
-    assert not is_right(layer, coarse, plain, CPU)
+    assert is_right(layer, reordered, CPU)
+    assert not is_right(layer, coarse, CPU)
 
 
 def test_the_fastest_that_is_right_is_chosen():
@@ -154,9 +152,6 @@ def test_layers_of_a_network():
             asked.append(layer)
             return default
 
-        def __bool__(self):
-            return True
-
     pixels = torch.randn(2, 3, 64, 64)
     layers = ours.layers(pixels)
     ours.ways = Asked()
@@ -183,9 +178,9 @@ def test_a_network_runs_in_the_ways_that_were_chosen(backbone):
     used = []
 
     def counted(layer: Layer, way: Way) -> Way:
-        def run(*operands: Tensor | None) -> Tensor:
+        def run(operands: Operands) -> Tensor:
             used.append(layer)
-            return way(*operands)
+            return way(operands)
 
         return run
 
@@ -206,7 +201,7 @@ def test_the_kernel_is_right_in_half_precision():
             torch.zeros(1, 3, 64, 64, device=place)):
         for choice in candidates(layer, None):
             (way,) = make_ways(Choices(ways={layer: choice}), None).values()
-            assert is_right(layer, way, plain_way(layer), place), layer
+            assert is_right(layer, way, place), layer
 
 
 def test_times_of_a_cpu_choose_something():

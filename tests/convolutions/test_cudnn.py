@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from scrd_fast.precisions import QUANTISED
 from tests.conftest import ROOT
 
 # What cuDNN looks for in libcuda as it is loaded, and as it plans.
@@ -76,13 +77,17 @@ def run(libraries: str, *check: str) -> Any:
 
 
 @pytest.mark.parametrize(("gpu", "precision"), [
-    ("H100", "fp16"), ("H100", "bf16"), ("A100", "fp16"), ("RTX 4090", "fp16")])
+    ("H100", "fp16"), ("H100", "bf16"), ("H100", "int8"), ("H100", "fp8"), ("A100", "fp16"),
+    ("A100", "int8"), ("RTX 4090", "fp16"), ("RTX 4090", "int8"), ("RTX 4090", "fp8")])
 def test_every_convolution_has_plans_that_compile_again(libraries, gpu, precision):
-    """By cuDNN's heuristics for that GPU: convolution, bias, residual sum and ReLU in one."""
+    """By cuDNN's heuristics for that GPU: convolution, bias, residual sum and ReLU in one; and of
+    8-bit numbers, with the way back to them."""
     found = run(libraries, "plans", gpu, precision)
     assert found["layers"] > 50
+    assert (found["of 8 bits"] > 40) == (precision in QUANTISED)
+    assert found["compiled"] + found["compiled and not loaded"] == found["layers"]
+    assert found["compiled"] >= found["layers"] - found["of 8 bits"]
     assert found["fewest"] >= 1
-    assert found["engines"]
 
 
 def test_what_cudnn_does_not_have_is_an_error(libraries):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scrd_fast.backends.fusion import by_vectors
+from scrd_fast.backends.layers import by_vectors
 from scrd_fast.kernels.pointwise import pointwise
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
