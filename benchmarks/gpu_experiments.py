@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from scrd_fast.progress import silent
-
 if TYPE_CHECKING:
     import torch
 
+    from scrd_fast.backends.convolutions import Choice
     from scrd_fast.backends.cuda import CapturedNetwork
+    from scrd_fast.backends.layers import Layer
+    from scrd_fast.backends.torch_network import TorchNetwork
 
 BACKBONE, SIDE = "wide_resnet50_2", 256
 Found = dict[str, Any]
@@ -292,39 +293,72 @@ def heuristics() -> Found:
     return found
 
 
+def _chosen(network: "TorchNetwork", n: int) -> tuple[Found, "dict[Layer, Choice]"]:
+    """Let a network run in the ways that are fastest for a batch of n; what came of it."""
+    import torch
+
+    from scrd_fast.backends.convolutions import Choices, choose, make_ways, milliseconds
+    from scrd_fast.backends.cudnn_plans import CudnnPlanner, frontend_missing
+    from scrd_fast.progress import silent
+    from scrd_fast.torch_state import exact_convolutions
+
+    planner = None if frontend_missing() else CudnnPlanner(_device())
+    begin = time.perf_counter()
+    with torch.no_grad(), exact_convolutions:
+        layers = network.layers(torch.zeros(n, 3, SIDE, SIDE, device=_device()))
+        chosen = choose(layers, planner, milliseconds, _device(), silent)
+        middle = time.perf_counter()
+        network.ways = make_ways(Choices(ways=chosen), planner)
+    return {"cudnn": planner and planner.version(), "layers": len(layers), "chosen": len(chosen),
+            "choosing_s": middle - begin, "compiling_s": time.perf_counter() - middle}, chosen
+
+
 @experiment("ways", 420)
 def ways() -> Found:
     """Each convolution by PyTorch, by cuDNN's plans and by the Triton kernel; the whole graph."""
     import torch
 
-    from benchmarks.cuda_timing import time_in_turn
-    from scrd_fast.backends.convolutions import Choices, choose, make_ways, milliseconds
-    from scrd_fast.backends.cudnn_plans import CudnnPlanner, frontend_missing
-    from scrd_fast.backends.torch_network import TorchNetwork, plain_way
-    from scrd_fast.torch_state import exact_convolutions
+    from scrd_fast.backends.convolutions import milliseconds
+    from scrd_fast.backends.layers import run_in_pytorch
+    from scrd_fast.backends.torch_network import TorchNetwork
 
-    planner = None if frontend_missing() else CudnnPlanner(_device())
     spec, graph = _spec_and_graph()
-    found: Found = {"cudnn": planner and planner.version()}
+    found: Found = {}
     for n in (1, 32):
-        networks = [TorchNetwork(graph, "fp16", device=_device(), fuse=True) for _ in range(2)]
-        begin, layers = time.perf_counter(), networks[0].layers(
-            torch.zeros(n, 3, SIDE, SIDE, device=_device()))
-        with torch.no_grad(), exact_convolutions:
-            chosen = choose(layers, planner, milliseconds, _device(), silent)
-            seconds = time.perf_counter() - begin
-            networks[1].ways = make_ways(Choices(ways=chosen), planner)
-            rows = {}
+        plain, network = (TorchNetwork(graph, "fp16", device=_device(), fuse=True)
+                          for _ in range(2))
+        told, chosen = _chosen(network, n)
+        rows = {}
+        with torch.no_grad():
             for layer, choice in chosen.items():
-                calls = [partial(way, *layer.operands(_device()))
-                         for way in (plain_way(layer), networks[1].ways[layer])]
-                rows[str(layer)] = [str(choice), *map(milliseconds, calls)]
-        graphs = [_captured_network(each.run, spec, (n,) if n == 1 else (1, n))
-                  for each in networks]
-        times = np.median(time_in_turn([each.buckets[n].graph.replay for each in graphs],
-                                       rounds=10), axis=0)
-        found[str(n)] = {"layers": len(layers), "choosing_s": seconds, "pytorch_ms": times[0],
-                         "chosen_ms": times[1], "chosen": rows}
+                operands = layer.draw_operands(_device())
+                rows[str(layer)] = [str(choice), *(milliseconds(partial(way, operands)) for way in (
+                    partial(run_in_pytorch, layer), network.ways[layer]))]
+        buckets = (n,) if n == 1 else (1, n)
+        found[str(n)] = told | {"rows": rows} | _replays(
+            {"pytorch": _captured_network(plain.run, spec, buckets),
+             "ways": _captured_network(network.run, spec, buckets)}, n)
+    return found
+
+
+@experiment("eight_bits", 600)
+def eight_bits() -> Found:
+    """The whole graph in fp16, int8 and fp8, each in the ways that are fastest."""
+    from scrd_fast.backends.torch_network import TorchNetwork
+    from scrd_fast.graph.quantize import BASE, Quantisation, Ranges, quantise, quantised_tensors
+
+    spec, graph = _spec_and_graph()
+    ones = dict.fromkeys(quantised_tensors(graph), 1.0)
+    found: Found = {}
+    for n in (1, 32):
+        captured, told = {}, {}
+        for kind in ("fp16", "int8", "fp8"):
+            chosen = graph if kind == "fp16" else quantise(
+                graph, kind, Quantisation(Ranges(ones, ones)))
+            network = TorchNetwork(chosen, BASE, device=_device(), fuse=True)
+            told[kind], _ = _chosen(network, n)
+            captured[kind] = _captured_network(network.run, spec, (n,) if n == 1 else (1, n))
+        found[str(n)] = {"ms": _replays(captured, n), "told": told}
     return found
 
 

@@ -69,6 +69,8 @@ class Backend(ABC):
     # Whether the layers that int8 leaves out are searched for with this runtime: what one keeps
     # the limits with says little of another.
     searches_layers = False
+    # Whether "auto" tries int8: not where nobody has seen it run.
+    tries_int8 = True
     # Members of an engine file that it writes and reads: what was compiled, or made ready for it.
     members: tuple[str, ...] = ()
 

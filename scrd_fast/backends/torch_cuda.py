@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from scrd_fast.backends.backend import Backend, CompileRequest
 from scrd_fast.backends.runner import Runner, one_stream
 from scrd_fast.errors import PYTORCH_MISSING, EngineFileError
-from scrd_fast.spec import ScoringSpec
+from scrd_fast.precisions import QUANTISED
 
 if TYPE_CHECKING:
-    import onnx
     import torch
 
     from scrd_fast.backends.convolutions import Choice, Choices
@@ -19,12 +18,15 @@ if TYPE_CHECKING:
     from scrd_fast.backends.layers import Layer
     from scrd_fast.backends.torch_network import TorchNetwork
 
+# Compute capabilities whose tensor cores cuDNN's fused convolutions use; PyTorch has none.
+_EIGHT_BITS_FROM = {"int8": (8, 0), "fp8": (8, 9)}
 CONVOLUTIONS = "convolutions.json"  # the member of an engine file: how they run
 
 
 class _TorchCuda(Backend):
     name = "torch_cuda"
     on_gpu = True
+    tries_int8 = False
     members = (CONVOLUTIONS,)
 
     def missing(self) -> str | None:
@@ -33,9 +35,14 @@ class _TorchCuda(Backend):
     def precisions(self) -> list[str]:
         import torch
 
+        from scrd_fast.backends.cudnn_plans import frontend_missing
+
+        capability = torch.cuda.get_device_capability()
+        eight_bits = [] if frontend_missing() else [
+            kind for kind, since in _EIGHT_BITS_FROM.items() if capability >= since]
         # bf16 is as fast as fp16, and coarser.
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return ["fp16", "bf16", "fp32"] if bf16 else ["fp16", "fp32"]
+        bf16 = ["bf16"] if torch.cuda.is_bf16_supported(including_emulation=False) else []
+        return [*eight_bits, "fp16", *bf16, "fp32"]
 
     def compile(self, request: CompileRequest) -> Runner:
         """The network is captured, a CUDA graph per bucket."""
@@ -43,22 +50,20 @@ class _TorchCuda(Backend):
         import triton
 
         from scrd_fast.backends.cuda import CapturedNetwork, cuda_runner, no_room, with_tail
-        from scrd_fast.graph.portable import network_graph
         from scrd_fast.graph.tensors import DTYPES
         from scrd_fast.torch_state import own_state
 
         one_stream(self.name, request.mode)
-        spec, precision, device = request.spec, request.precision, request.device
+        spec, device = request.spec, request.device
         assert device is not None
         with own_state():  # its weights and buffers outlive the caller's inference mode
-            graph = network_graph(request.source.proto, spec, features=True)
             try:
-                network = _network(graph, spec, precision, device)
+                network = _network(request, device)
                 choices = _choose_ways(network, request, device)
             except torch.cuda.OutOfMemoryError as error:
                 raise no_room(device) from error
             captured = CapturedNetwork(with_tail(network.run, spec, device), spec,
-                                       request.buckets, device, DTYPES[precision],
+                                       request.buckets, device, DTYPES[network.precision],
                                        channels_last=True)
         version = f"{torch.__version__}, Triton {triton.__version__}"
         if network.ways:
@@ -126,22 +131,26 @@ def _choose(network: "TorchNetwork", request: CompileRequest, planner: "CudnnPla
     return ways
 
 
-def _network(
-    graph: "onnx.ModelProto", spec: ScoringSpec, precision: str, device: "torch.device"
-) -> "TorchNetwork":
-    """The network with bias, residual sum and ReLU inside cuDNN's convolutions, where it has such
-    ones: in half precision."""
+def _network(request: CompileRequest, device: "torch.device") -> "TorchNetwork":
+    """The network with what follows its convolutions inside them, where cuDNN has such ones: in
+    half precision and in 8 bits."""
     import torch
 
     from scrd_fast.backends.torch_network import TorchNetwork
+    from scrd_fast.graph.portable import network_graph
+    from scrd_fast.graph.quantize import BASE, quantise
 
+    source, spec, precision = request.source, request.spec, request.precision
+    graph, base = network_graph(source.proto, spec, features=True), precision
+    if precision in QUANTISED:
+        graph, base = quantise(graph, precision, source.quantisation), BASE
     if precision != "fp32":
-        fused = TorchNetwork(graph, precision, device=device, fuse=True)
+        fused = TorchNetwork(graph, base, device=device, fuse=True)
         if (reason := _unusable(fused, spec.input_size, device)) is None:
             return fused
         warnings.warn(f"cuDNN {torch.backends.cudnn.version()} {reason}; the network runs with"
                       " plain convolutions, which are slower", stacklevel=2)
-    return TorchNetwork(graph, precision, device=device)
+    return TorchNetwork(graph, base, device=device)
 
 
 def _unusable(fused: "TorchNetwork", side: int, device: "torch.device") -> str | None:
@@ -158,8 +167,11 @@ def _unusable(fused: "TorchNetwork", side: int, device: "torch.device") -> str |
         raise
     except RuntimeError as error:
         return f"does not run its fused convolutions in {fused.precision} ({error})"
-    # Some releases have a ReLU that makes 0 of NaN: an overflow would become a score.
-    if any(bool(output.isfinite().all()) for output in outputs):
+    # Some releases have a ReLU that makes 0 of NaN: an overflow would become a score. int8 has no
+    # NaN: what overflows before is found in the features of the teacher's first stage, which is not
+    # quantised.
+    finite = [bool(output.isfinite().all()) for output in outputs]
+    if all(finite) if "i8" in fused.precision_used()["convolutions"] else any(finite):
         return f"loses what is not finite in its fused convolutions in {fused.precision}"
     return None
 

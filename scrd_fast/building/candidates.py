@@ -201,5 +201,6 @@ def list_precisions(backend: str, device: str | None, images: Any) -> list[str]:
     images: normal images, without which int8 is left out.
     """
     offered = native_precisions(backend, device)
-    quantised = ["int8"] if images is not None and "int8" in offered else []
+    tried = images is not None and "int8" in offered and backend_of(backend).tries_int8
+    quantised = ["int8"] if tried else []
     return [p for p in offered if p not in QUANTISED] + quantised

@@ -9,6 +9,7 @@ import torch
 
 import scrd_fast
 from scrd_fast.backends.convolutions import Choices
+from scrd_fast.backends.registry import native_precisions
 from scrd_fast.backends.torch_cuda import CONVOLUTIONS
 from scrd_fast.engine.engine_file import EngineFile
 from scrd_fast.errors import BackendUnavailable, DeviceMemoryError, InputError, NotFiniteError
@@ -251,12 +252,14 @@ needs_cudnn = pytest.mark.skipif(find_spec("cudnn") is None, reason="nvidia-cudn
 
 @needs_cudnn
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
 def test_convolutions_run_as_they_were_chosen(small_path, tmp_path, precision, monkeypatch):
     """Measured once, when the engine is built; an engine that is loaded computes the same."""
+    if precision not in native_precisions("torch_cuda"):
+        pytest.skip(f"this GPU has no tensor cores of {precision}")
     path, images = tmp_path / "m.scrd", pictures(9, 64)
     with scrd_fast.build_engine(small_path, path, device="cuda", precision=precision,
-                                limits=Limits(), buckets=BUCKETS) as engine:
+                                images=images, limits=Limits(), buckets=BUCKETS) as engine:
         expected = engine.score(images)
         assert "cuDNN frontend" in engine.version
     choices = Choices.from_bytes(bytes(EngineFile(path).members[CONVOLUTIONS]))

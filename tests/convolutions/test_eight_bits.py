@@ -1,12 +1,16 @@
 """Fused convolutions of 8-bit numbers against the quantised graph, node by node."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 
+from scrd_fast.backends.backend import CompileRequest
 from scrd_fast.backends.convolutions import candidates, is_right
 from scrd_fast.backends.layers import Layer, Operands, run_in_pytorch, to_eight_bits
+from scrd_fast.backends.source import Source
+from scrd_fast.backends.torch_cuda import _network
 from scrd_fast.backends.torch_network import TorchNetwork
 from scrd_fast.building.ranges import measure_ranges, range_pixels
 from scrd_fast.graph.portable import NETWORK_INPUT, build_graph, network_graph
@@ -154,3 +158,21 @@ def test_which_ways_of_8_bits_are_right():
 
 def test_the_kernel_is_not_for_8_bits():
     assert candidates(replace(LAYER, kernel=1, padding=0), None) == []
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_the_backends_network_is_the_fused_one(portable, kind):
+    """On the CPU PyTorch runs it, and it keeps what is not finite."""
+    proto, quantisation, pixels = portable
+    request = CompileRequest(Source.of(proto, quantisation), SPEC, kind, (1,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that it is not taken
+        network = _network(request, CPU)
+    assert network.fused
+    used = network.precision_used()
+    assert set(used["convolutions"]) == {"f16", "i8" if kind == "int8" else "f8"}
+    assert set(used["tail"]) == {"f32"}
+    pixels = pixels.clone()
+    pixels[1, 2, 30, 31] = float("nan")
+    first, *_ = network.run(pixels.half())
+    assert first.isfinite().flatten(1).all(dim=1).tolist() == [True, False]
