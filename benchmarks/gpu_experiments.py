@@ -362,6 +362,40 @@ def eight_bits() -> Found:
     return found
 
 
+@experiment("forks", 150)
+def forks() -> Found:
+    """The graph in two lanes: shortcuts, and the bottleneck's first convolutions, beside others."""
+    from benchmarks.gpu_forks import ForkedNetwork
+    from scrd_fast.backends.torch_network import TorchNetwork
+
+    spec, graph = _spec_and_graph()
+    network = TorchNetwork(graph, "fp16", device=_device(), fuse=True)
+    forked = ForkedNetwork(network, _device())
+    return {f"ms_{n}": _replays({
+        name: _captured_network(run, spec, (n,) if n == 1 else (1, n))
+        for name, run in (("one lane", network.run), ("two lanes", forked.run))}, n)
+        for n in (1, 8, 32)}
+
+
+@experiment("pinned", 60)
+def pinned() -> Found:
+    """Microseconds of a copy into new page-locked memory, and into some that is there: a ring's."""
+    import torch
+
+    found: Found = {}
+    for n in (1, 64):
+        fresh = partial(torch.empty, (n, SIDE, SIDE), pin_memory=True)
+        kept, maps = fresh(), torch.zeros((n, SIDE, SIDE), device=_device())
+
+        def allocate(fresh: Any = fresh, maps: Any = maps) -> None:
+            fresh().copy_(maps, non_blocking=True)
+
+        found[f"us_{n}"] = {
+            "allocated": 1e3 * _host_ms(allocate),
+            "there": 1e3 * _host_ms(partial(kept.copy_, maps, non_blocking=True))}
+    return found
+
+
 @experiment("map_halves", 120)
 def map_halves() -> Found:
     """Copies of maps to the host beside the next batch, on a stream of their own."""

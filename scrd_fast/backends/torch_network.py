@@ -131,13 +131,13 @@ class TorchNetwork:
         dtype = DTYPES[precision]
         device = device or torch.device("cpu")
         self.precision, self.fused = precision, fuse
-        self._outputs = [output.name for output in proto.graph.output]
+        self.outputs = [output.name for output in proto.graph.output]
         weights = {t.name: to_tensor(t) for t in proto.graph.initializer}
         nodes = [read_node(node, dtype, weights) for node in proto.graph.node]
-        self._nodes = fuse_nodes(nodes, weights, self._outputs, rewrites) if fuse else nodes
+        self.nodes = fuse_nodes(nodes, weights, self.outputs, rewrites) if fuse else nodes
         self._emulate = emulate
-        in_network = {name for node in self._nodes if node.dtype == dtype
-                      for name in node.inputs} - _exact(self._nodes)
+        in_network = {name for node in self.nodes if node.dtype == dtype
+                      for name in node.inputs} - _exact(self.nodes)
         for name, weight in weights.items():
             if weight.is_floating_point() and not (fuse and weight.dtype in EIGHT_BITS.values()):
                 weight = weight.to(device, dtype if name in in_network else torch.float32)
@@ -145,41 +145,41 @@ class TorchNetwork:
             if weight.ndim == 4:
                 weight = weight.contiguous(memory_format=torch.channels_last)
             weights[name] = weight
-        self._weights = weights
+        self.weights = weights
         self.ways: Mapping[Layer, Way] = {}  # of fused convolutions that PyTorch does not run
-        self._last_use = {name: i for i, node in enumerate(self._nodes) for name in node.inputs}
+        self._last_use = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
 
     def values(self, pixels: Tensor) -> Iterator[tuple[str, str, Tensor]]:
         """Run the graph and yield (node name, output name, value) after every node. A value that
         is changed in place goes on as it then is."""
         alive = {NETWORK_INPUT: pixels.contiguous(memory_format=torch.channels_last)}
-        for i, node in enumerate(self._nodes):
-            operands = [self._weights[n] if n in self._weights else alive[n] for n in node.inputs]
-            if node.operator == "FusedConv":
-                result = self._convolve(node, operands)
-            else:
-                if node.operator not in ("ScaleHead", "EightBits"):  # which read all as it is
-                    kind = torch.float32 if self._emulate else node.dtype
-                    operands = [operand.to(kind) for operand in operands]
-                result = _OPERATORS[node.operator](node.attributes, *operands)
-            alive[node.output] = result.to(node.dtype).float() if self._emulate else result
+        for i, node in enumerate(self.nodes):
+            alive[node.output] = self.compute(node, [
+                self.weights[n] if n in self.weights else alive[n] for n in node.inputs])
             yield node.name, node.output, alive[node.output]
             for n in node.inputs:
                 if self._last_use[n] == i:
                     alive.pop(n, None)
 
-    def _convolve(self, node: Node, operands: list[Tensor]) -> Tensor:
-        layer, given = _layer(node, operands)
-        return self.ways.get(layer, partial(run_in_pytorch, layer))(given)
+    def compute(self, node: Node, operands: list[Tensor]) -> Tensor:
+        """The output of a node of its operands."""
+        if node.operator == "FusedConv":
+            layer, given = _layer(node, operands)
+            return self.ways.get(layer, partial(run_in_pytorch, layer))(given)
+        if node.operator not in ("ScaleHead", "EightBits"):  # which read all as it is
+            kind = torch.float32 if self._emulate else node.dtype
+            operands = [operand.to(kind) for operand in operands]
+        result = _OPERATORS[node.operator](node.attributes, *operands)
+        return result.to(node.dtype).float() if self._emulate else result
 
     @torch.no_grad()
     def layers(self, pixels: Tensor) -> list[Layer]:
         """The fused convolutions that normalised pixels go through, each once, in their order."""
         found: dict[Layer, None] = {}
         known = {NETWORK_INPUT: pixels.to("meta")}
-        for node, (_, output, value) in zip(self._nodes, self.values(pixels), strict=True):
+        for node, (_, output, value) in zip(self.nodes, self.values(pixels), strict=True):
             if node.operator == "FusedConv":
-                layer, _ = _layer(node, [known[n] if n in known else self._weights[n].to("meta")
+                layer, _ = _layer(node, [known[n] if n in known else self.weights[n].to("meta")
                                          for n in node.inputs])
                 found[layer] = None
             known[output] = value.to("meta")
@@ -188,13 +188,13 @@ class TorchNetwork:
     @torch.no_grad()
     def run(self, pixels: Tensor) -> list[Tensor]:
         """Normalised (N, 3, S, S) -> the outputs of the graph, in their order."""
-        kept = {o: v for _, o, v in self.values(pixels) if o in self._outputs}
-        return [kept[name] for name in self._outputs]
+        kept = {o: v for _, o, v in self.values(pixels) if o in self.outputs}
+        return [kept[name] for name in self.outputs]
 
     def precision_used(self) -> dict[str, Any]:
         """How many convolutions and how many nodes after them compute in which precision."""
         counts: dict[str, Counter[str]] = {"convolutions": Counter(), "tail": Counter()}
-        for node in self._nodes:
+        for node in self.nodes:
             if node.operator in ("Conv", "FusedConv"):
                 kind = node.attributes.get("kind", node.dtype)
                 counts["convolutions"][_NAMES[kind]] += 1

@@ -98,17 +98,17 @@ def test_what_is_rewritten(small):
     plain, rewritten = (TorchNetwork(graph, "fp32", fuse=True, rewrites=chosen)
                         for chosen in ((), REWRITES))
     def stems(network: TorchNetwork) -> set[int]:
-        return {network._weights[node.reads("weight")].shape[1] for node in network._nodes
+        return {network.weights[node.reads("weight")].shape[1] for node in network.nodes
                 if node.operator == "FusedConv" and node.inputs[0] == "network_input"}
 
     def with_bias(network: TorchNetwork) -> int:
         return sum(node.roles == ("x", "weight", "bias") and not node.attributes.get("relu")
-                   for node in network._nodes)
+                   for node in network.nodes)
 
     assert (stems(plain), stems(rewritten)) == ({3}, {8})
     # Of a ResNet-18: two shortcuts of the teacher, one of the bottleneck, three of the student.
     assert with_bias(plain) - with_bias(rewritten) == 6
-    heads = [sum(node.name.startswith("tail/scale_head.") for node in network._nodes)
+    heads = [sum(node.name.startswith("tail/scale_head.") for node in network.nodes)
              for network in (plain, rewritten)]
     assert heads == [10, 1]
     one = plain.run(torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
@@ -125,8 +125,8 @@ def test_a_fused_network_is_tried_before_it_is_taken(small):
     graph = network_graph(build_graph(small.model, small.spec), small.spec, features=True)
     fused = TorchNetwork(graph, "bf16", fuse=True)
     assert _unusable(fused, 64, torch.device("cpu")) is None
-    name = [name for name, weight in fused._weights.items() if weight.ndim == 4][5]
-    fused._weights[name] = fused._weights[name][:, :1]
+    name = [name for name, weight in fused.weights.items() if weight.ndim == 4][5]
+    fused.weights[name] = fused.weights[name][:, :1]
     assert "does not run its fused convolutions in bf16" in _unusable(fused, 64,
                                                                       torch.device("cpu"))
 

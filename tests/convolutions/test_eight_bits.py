@@ -46,11 +46,11 @@ def test_a_fused_network_of_8_bits(portable, kind):
     known = {name: value for _, name, value in plain.values(pixels)} | {NETWORK_INPUT: pixels}
     dtypes = {name: value.dtype for _, name, value in fused.values(pixels)}
     seen = 0
-    for node in fused._nodes:
+    for node in fused.nodes:
         if node.operator == "FusedConv":
-            inputs = [fused._weights[name] if name in fused._weights
+            inputs = [fused.weights[name] if name in fused.weights
                       else known[name].to(dtypes.get(name, torch.float32)) for name in node.inputs]
-            found, expected = fused._convolve(node, inputs), known[node.output]
+            found, expected = fused.compute(node, inputs), known[node.output]
             assert found.shape == expected.shape
             off = (found.float() - expected).abs()
             if "writes" in node.attributes:  # the next number, where a sum lies in the middle
@@ -80,8 +80,8 @@ def test_the_whole_network_is_as_near_to_the_exact_one(portable, kind):
 
 def plain_counts(plain: TorchNetwork, kind: str) -> dict[str, dict[str, int]]:
     """precision_used of the fused network: its convolutions by what they read."""
-    read = [node.inputs[0] for node in plain._nodes if node.operator == "Conv"]
-    of_8_bits = {node.output for node in plain._nodes if node.operator == "DequantizeLinear"}
+    read = [node.inputs[0] for node in plain.nodes if node.operator == "Conv"]
+    of_8_bits = {node.output for node in plain.nodes if node.operator == "DequantizeLinear"}
     eight = sum(name in of_8_bits for name in read)
     names = {"int8": "i8", "fp8": "f8"}
     return {"convolutions": {"f32": len(read) - eight, names[kind]: eight}, "tail": {"f32": 1}}
@@ -94,20 +94,20 @@ def test_what_lies_between_convolutions_is_of_8_bits(portable, kind):
     proto, quantisation, pixels = portable
     graph = quantise(network_graph(proto, SPEC, features=True), kind, quantisation)
     fused = TorchNetwork(graph, "fp16", fuse=True)
-    nodes = {node.output: node for node in fused._nodes}
+    nodes = {node.output: node for node in fused.nodes}
     dtypes = {name: value.dtype for _, name, value in fused.values(pixels)}
-    eight = [node for node in fused._nodes if node.attributes.get("kind") and node.roles]
+    eight = [node for node in fused.nodes if node.attributes.get("kind") and node.roles]
     for node in eight:
         assert dtypes[node.reads("x")] == EIGHT_BITS[kind]
-        assert fused._weights[node.reads("weight")].dtype == EIGHT_BITS[kind]
-        assert fused._weights[node.reads("scale")].dtype == torch.float32
+        assert fused.weights[node.reads("weight")].dtype == EIGHT_BITS[kind]
+        assert fused.weights[node.reads("scale")].dtype == torch.float32
     written = [node for node in eight if "writes" in node.attributes]
     assert all(dtypes[node.output] == EIGHT_BITS[kind] for node in written)
     alone = [node for node in nodes.values() if node.operator == "EightBits"]
     assert len(written) > len(alone)
     added = [node.reads("residual") for node in eight if node.reads("residual")]
     assert sum(dtypes[name] == EIGHT_BITS[kind] for name in added) >= len(added) - 2
-    assert all(node.operator != "QuantizeLinear" for node in fused._nodes)
+    assert all(node.operator != "QuantizeLinear" for node in fused.nodes)
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
