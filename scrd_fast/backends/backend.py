@@ -82,6 +82,10 @@ class Backend(ABC):
     def precisions(self) -> list[str]:
         """What this CPU or the current GPU computes in natively, fastest first."""
 
+    def to_offer(self, precision: str) -> str | None:
+        """What to do for a precision to be offered, where anything can be done."""
+        return None
+
     @abstractmethod
     def compile(self, request: CompileRequest) -> "Runner":
         """Raises BackendUnavailable, EngineBuildError, EngineFileError, DeviceMemoryError."""

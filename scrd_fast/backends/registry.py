@@ -35,10 +35,10 @@ def check_precision(backend: str, precision: str, device: str | None = None) -> 
     expect(precision in choices, "precision", f"one of {choices}", repr(precision))
     offered = native_precisions(backend, device)
     if precision != "auto" and precision not in offered:
+        told = backend_of(backend).to_offer(precision)
         raise BackendUnavailable(
             f"precision {precision!r}: this machine does not compute in it natively through"
-            f" {backend}; it offers {offered}"
-        )
+            f" {backend}; it offers {offered}" + (f"; {told}" if told else ""))
 
 
 def choose_backend(backend: str, device: str | None) -> str:

@@ -44,6 +44,11 @@ class _TorchCuda(Backend):
         bf16 = ["bf16"] if torch.cuda.is_bf16_supported(including_emulation=False) else []
         return [*eight_bits, "fp16", *bf16, "fp32"]
 
+    def to_offer(self, precision: str) -> str | None:
+        from scrd_fast.backends.cudnn_plans import frontend_missing
+
+        return frontend_missing() if precision in QUANTISED else None
+
     def compile(self, request: CompileRequest) -> Runner:
         """The network is captured, a CUDA graph per bucket."""
         import torch

@@ -22,7 +22,7 @@ from scrd_fast.backends.convolutions import (
 )
 from scrd_fast.backends.layers import Layer, Operands, Way, run_in_pytorch
 from scrd_fast.backends.source import Source
-from scrd_fast.backends.torch_cuda import CONVOLUTIONS, _choose_ways
+from scrd_fast.backends.torch_cuda import BACKEND, CONVOLUTIONS, _choose_ways
 from scrd_fast.backends.torch_network import TorchNetwork
 from scrd_fast.errors import EngineFileError
 from scrd_fast.graph.portable import build_graph, network_graph
@@ -228,5 +228,7 @@ def test_without_the_frontend_pytorch_runs_all(monkeypatch):
     with pytest.warns(UserWarning, match="as PyTorch runs them, .* pip install 'scrd-fast.cudnn.'"):
         assert _choose_ways(ours, request({CONVOLUTIONS: chosen.to_bytes()}), CPU) == chosen
     assert not ours.ways
+    assert BACKEND.to_offer("int8") == cudnn_plans.frontend_missing()
+    assert BACKEND.to_offer("bf16") is None
     with pytest.raises(EngineFileError, match=r"^convolutions\.json: expected how"):
         _choose_ways(ours, request({CONVOLUTIONS: b"{}"}), CPU)

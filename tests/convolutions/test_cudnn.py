@@ -41,16 +41,17 @@ def _folder_of(library: str) -> Path | None:
     return None
 
 
-CUDNN, NVRTC = _folder_of("libcudnn"), _folder_of("libnvrtc")
+FOLDERS = [_folder_of(library) for library in ("libcudnn", "libcublasLt", "libnvrtc")]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(
-    not find_spec("cudnn") or CUDNN is None or NVRTC is None,
-    reason="cuDNN is not installed: pip install -e '.[cudnn]' nvidia-cudnn-cu13 nvidia-cuda-nvrtc")]
+    not find_spec("cudnn") or None in FOLDERS,
+    reason="cuDNN is not installed: pip install -e '.[cudnn]' nvidia-cudnn-cu13 nvidia-cublas"
+           " nvidia-cuda-nvrtc")]
 
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A library path on which cuDNN finds what it loads."""
-    folders = [str(CUDNN), str(NVRTC)]
+    folders = [str(folder) for folder in FOLDERS]
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
