@@ -25,7 +25,7 @@ from scrd_fast.timing.bench import environment
 SECONDS = 420  # and less than a minute before them for the C++ extension
 FOR_BENCHMARKS = 120  # of them, which the tests may not take
 TESTS = [
-    "tests/kernels", *(f"tests/ops/test_{name}.py" for name in (
+    "tests/kernels", "tests/convolutions", *(f"tests/ops/test_{name}.py" for name in (
         "anomaly_map", "simplex_noise", "add_noise", "preprocess", "contrastive_loss")),
     *(f"tests/{name}.py" for name in (
         "backends/test_torch_cuda", "backends/test_tensorrt", "engine/test_engine",

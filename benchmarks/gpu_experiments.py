@@ -297,20 +297,20 @@ def _chosen(network: "TorchNetwork", n: int) -> tuple[Found, "dict[Layer, Choice
     """Let a network run in the ways that are fastest for a batch of n; what came of it."""
     import torch
 
-    from scrd_fast.backends.convolutions import Choices, choose, make_ways, milliseconds
-    from scrd_fast.backends.cudnn_plans import CudnnPlanner, frontend_missing
+    from scrd_fast.backends.convolutions import choose, milliseconds
+    from scrd_fast.backends.cudnn_plans import CudnnPlanner
     from scrd_fast.progress import silent
     from scrd_fast.torch_state import exact_convolutions
 
-    planner = None if frontend_missing() else CudnnPlanner(_device())
-    begin = time.perf_counter()
+    planner, begin = CudnnPlanner(_device()), time.perf_counter()
     with torch.no_grad(), exact_convolutions:
         layers = network.layers(torch.zeros(n, 3, SIDE, SIDE, device=_device()))
         chosen = choose(layers, planner, milliseconds, _device(), silent)
-        middle = time.perf_counter()
-        network.ways = make_ways(Choices(ways=chosen), planner)
-    return {"cudnn": planner and planner.version(), "layers": len(layers), "chosen": len(chosen),
-            "choosing_s": middle - begin, "compiling_s": time.perf_counter() - middle}, chosen
+    network.ways = {layer: way for layer, (_, way) in chosen.items()}
+    told = {"cudnn": planner.version(), "layers": len(layers), "chosen": len(chosen),
+            "of 8 bits without": sum(layer.eight_bits and layer not in chosen for layer in layers),
+            "seconds": time.perf_counter() - begin}
+    return told, {layer: choice for layer, (choice, _) in chosen.items()}
 
 
 @experiment("ways", 420)

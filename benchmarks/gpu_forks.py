@@ -54,8 +54,8 @@ class ForkedNetwork:
         allocator would give one that is let go to its own lane, while the other still reads it."""
         network, main = self._network, torch.cuda.current_stream()
         streams = (main, self._side)
-        self._side.wait_stream(main)
         values = {NETWORK_INPUT: pixels.contiguous(memory_format=torch.channels_last)}
+        self._side.wait_stream(main)
         done: dict[str, torch.cuda.Event] = {}
         for node, lane in self._lanes:
             with torch.cuda.stream(streams[lane]):

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +26,9 @@ class CompileRequest:
     source: the portable graph, and its quantisation for int8 and fp8. buckets: batch sizes rising
     from 1. mode: "latency" (one stream, all cores) or "throughput" (several streams, where the
     backend has them). device: the GPU, with its index, for a backend that runs on one. options: of
-    TensorRT's plans. compiled: the backend's members of an engine file, by name, which spare
-    making them again. progress: called with (done, total, what).
+    TensorRT's plans. compiled: where an engine file is loaded, the backend's members of it, by
+    name, which spare making them again; None where the network is compiled anew. progress: called
+    with (done, total, what).
     """
 
     source: Source
@@ -37,7 +38,7 @@ class CompileRequest:
     mode: str = "latency"
     device: "torch.device | None" = None
     options: "TensorRtOptions | None" = None
-    compiled: Mapping[str, Contents] = field(default_factory=dict)
+    compiled: Mapping[str, Contents] | None = None
     progress: Progress = silent
 
 

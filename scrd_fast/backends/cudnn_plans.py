@@ -7,8 +7,10 @@ ReLU as the layer has them, and a plan is any engine of cuDNN with any of its kn
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+from weakref import finalize
 
 import torch
 from torch import Tensor
@@ -17,18 +19,26 @@ from scrd_fast.backends.convolutions import Choice, PlanRefused
 from scrd_fast.backends.layers import TYPES, Layer, Operands, Way, to_space
 from scrd_fast.graph.tensors import EIGHT_BITS
 
+# What cuDNN notes of plans that sum in another order each time, or in another precision.
+UNWANTED = ("NONDETERMINISTIC", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION", "WINOGRAD")
+_PACKAGE, _LEAST = "nvidia-cudnn-frontend", (1, 26)
+
+
+def frontend_version() -> str | None:
+    """Of nvidia-cudnn-frontend; None where it is not installed."""
+    try:
+        return version(_PACKAGE)
+    except PackageNotFoundError:
+        return None
+
 
 def frontend_missing() -> str | None:
     """Why cuDNN's plans cannot be had here, and what to do; None where they can."""
-    return None if find_spec("cudnn") else (
-        "cuDNN's graph API is not installed: pip install 'scrd-fast[cudnn]'")
-
-
-def frontend_version() -> str:
-    """Of nvidia-cudnn-frontend."""
-    import cudnn
-
-    return str(cudnn.__version__)
+    found = frontend_version()
+    if found is not None and tuple(map(int, found.split(".")[:2])) >= _LEAST:
+        return None
+    return (f"expected {_PACKAGE} {'.'.join(map(str, _LEAST))} or later, got {found or 'none'}:"
+            " pip install 'scrd-fast[cudnn]'")
 
 
 class CudnnPlanner:
@@ -42,7 +52,10 @@ class CudnnPlanner:
         self._cudnn, self._device = cudnn, device
         if device is not None:
             with torch.cuda.device(device):
-                where = {"handle": cudnn.create_handle()}
+                handle = cudnn.create_handle()
+            where = {"handle": handle}
+            # Not at the interpreter's end, when CUDA may be gone.
+            finalize(self, cudnn.destroy_handle, handle).atexit = False
         self._where = where
 
     def version(self) -> int:
@@ -50,32 +63,30 @@ class CudnnPlanner:
         return int(self._cudnn.backend_version())
 
     def candidates(self, layer: Layer, most: int) -> Sequence[Choice]:
-        """At most so many plans for a layer, those first that cuDNN's heuristics like best, and
-        none that sums in another precision or in another order each time."""
+        """At most so many plans for a layer, those first that cuDNN's heuristics like best."""
         cudnn = self._cudnn
-        graph, _ = self._graph(layer)
-        notes = cudnn.numerical_note
-        graph.deselect_numeric_notes([
-            notes.NONDETERMINISTIC, notes.DOWN_CONVERT_INPUTS, notes.REDUCED_PRECISION_REDUCTION,
-            notes.WINOGRAD])
-        try:
-            graph.create_execution_plans([cudnn.heur_mode.A])
-        except cudnn.cudnnGraphNotSupportedError:
-            return []
         found: list[Choice] = []
-        for i in range(graph.get_execution_plan_count()):
-            engine, knobs = graph.get_engine_and_knobs_at_index(i)
-            # A knob that the frontend has no name for cannot be set again.
-            if cudnn.knob_type.NOT_SET not in knobs:
-                found.append(Choice(int(engine), tuple(sorted(
-                    (int(knob.value), int(value)) for knob, value in knobs.items()))))
+        try:
+            with self._refusals(layer):
+                graph, _ = self._graph(layer)
+                graph.create_execution_plans([cudnn.heur_mode.A])
+                for i in range(graph.get_execution_plan_count()):
+                    engine, knobs = graph.get_engine_and_knobs_at_index(i)
+                    # A knob that the frontend has no name for cannot be set again.
+                    if cudnn.knob_type.NOT_SET not in knobs:
+                        found.append(Choice(int(engine), tuple(sorted(
+                            (int(knob.value), int(value)) for knob, value in knobs.items()))))
+        except PlanRefused:
+            return []
         return found[:most]
 
     def way(self, layer: Layer, choice: Choice) -> Way:
-        """A plan, compiled; raises PlanRefused, as do calls of it."""
+        """A plan, compiled; raises PlanRefused, as do calls of it. Refused are, too, plans that sum
+        in another precision, or in another order each time."""
         cudnn, device = self._cudnn, self._device
-        graph, tensors = self._graph(layer)
         with self._refusals(layer):
+            graph, tensors = self._graph(layer)
+            graph.deselect_numeric_notes([getattr(cudnn.numerical_note, name) for name in UNWANTED])
             graph.create_execution_plan(choice.engine, {
                 cudnn.knob_type(knob): value for knob, value in choice.knobs})
             graph.build_plans()
@@ -88,6 +99,9 @@ class CudnnPlanner:
                  layer.output_side(layer.width)), dtype=TYPES[layer.writes], device=device,
                 memory_format=torch.channels_last)
             workspace = torch.empty(size, dtype=torch.uint8, device=device)
+            # The plan is of one layout; other ones would be read as if they were it.
+            o = replace(o, x=_channels_last(o.x), weight=_channels_last(o.weight),
+                        residual=None if o.residual is None else _channels_last(o.residual))
             given = {tensor: out if role == "out" else getattr(o, role)
                      for role, tensor in tensors.items()}
             cudnn.set_stream(handle=handle, stream=torch.cuda.current_stream(device).cuda_stream)
@@ -101,7 +115,11 @@ class CudnnPlanner:
     def _refusals(self, layer: Layer) -> Iterator[None]:
         try:
             yield
-        except (RuntimeError, self._cudnn.cudnnGraphNotSupportedError) as error:
+        except torch.AcceleratorError:
+            raise  # the GPU is at fault
+        # The frontend's, for what it does not know: TypeError, ValueError.
+        except (RuntimeError, TypeError, ValueError,
+                self._cudnn.cudnnGraphNotSupportedError) as error:
             raise PlanRefused(f"cuDNN does not run {layer}: {error}") from error
 
     def _graph(self, layer: Layer) -> tuple[Any, dict[str, Any]]:
@@ -153,3 +171,7 @@ class CudnnPlanner:
         kinds = self._cudnn.data_type
         return {"fp32": kinds.FLOAT, "fp16": kinds.HALF, "bf16": kinds.BFLOAT16,
                 "int8": kinds.INT8, "fp8": kinds.FP8_E4M3}
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)

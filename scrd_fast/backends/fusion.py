@@ -35,20 +35,14 @@ class Node:
     attributes: Attributes = field(default_factory=dict)
     roles: tuple[str, ...] = ()
 
-    def reads(self, role: str) -> str | None:
-        """The name of the input that has a role."""
-        return dict(zip(self.roles, self.inputs, strict=False)).get(role)
+    @property
+    def by_role(self) -> dict[str, str]:
+        """The names of the inputs that have roles."""
+        return dict(zip(self.roles, self.inputs, strict=False))  # the others have none
 
-    def reading(self, **inputs: str) -> "Node":
-        """The same with inputs of further roles, or others of roles that it has."""
-        whole = dict(zip(self.roles, self.inputs, strict=False)) | inputs
-        return replace(self, roles=tuple(whole), inputs=tuple(whole.values()))
-
-    def without(self, role: str) -> "Node":
-        """The same without the input of a role."""
-        whole = dict(zip(self.roles, self.inputs, strict=False))
-        del whole[role]
-        return replace(self, roles=tuple(whole), inputs=tuple(whole.values()))
+    def reading(self, inputs: dict[str, str]) -> "Node":
+        """The same with these inputs, by role."""
+        return replace(self, roles=tuple(inputs), inputs=tuple(inputs.values()))
 
     def followed_by(self, node: "Node", **attributes: Any) -> "Node":
         """The same with what a node behind it does in its attributes."""
@@ -111,8 +105,9 @@ def _read_eight_bits(nodes: list[Node], weights: dict[str, Tensor]) -> list[Node
         quantised, of_x = x.inputs[:2]
         scale = f"{node.name}.scale"
         weights[scale] = weights[of_weight].float() * weights[of_x].float()
-        return replace(conv.reading(x=quantised, weight=stored, scale=scale), attributes={
-            **conv.attributes, "kind": weights[stored].dtype})
+        read = conv.by_role | {"x": quantised, "weight": stored, "scale": scale}
+        return replace(conv.reading(read), attributes={
+            **conv.attributes, "reads": weights[stored].dtype})
 
     def eight_bits(node: Node) -> Node:
         factor = f"{node.inputs[1]}.factor"
@@ -130,7 +125,7 @@ def _fuse_convolutions(
     # What was fused so far, by its output; a name that is gone belongs to a later node now.
     fused: dict[str, Node] = {}
 
-    def take(name: str, *without: str) -> Node | None:
+    def pop_convolution(name: str, *without: str) -> Node | None:
         """A convolution that nothing else reads, and that nothing of `without` follows yet."""
         conv = fused.get(name)
         if conv is None or conv.operator != "FusedConv" or uses[name] > 1 or any(
@@ -140,47 +135,52 @@ def _fuse_convolutions(
 
     for node in nodes:
         made = node
-        if node.operator == "DepthToSpace" and (conv := take(
+        if node.operator == "DepthToSpace" and (conv := pop_convolution(
                 node.inputs[0], "shuffle", "residual")):
-            for role in ("weight", "bias", "scale"):
-                if name := conv.reads(role):
+            for role, name in conv.by_role.items():
+                if role != "x":
                     weights[name] = by_vectors(weights[name])
             made = conv.followed_by(node, shuffle=True)
-        elif node.operator == "Relu" and (conv := take(node.inputs[0], "relu")):
+        elif node.operator == "Relu" and (conv := pop_convolution(node.inputs[0], "relu")):
             made = conv.followed_by(node, relu=True)
         elif node.operator == "Add":
             # The convolution that is written first takes the sum along; the other is its shortcut.
             for first, second in (node.inputs, node.inputs[::-1]):
-                if conv := take(first, "shuffle", "residual", "relu"):
+                if conv := pop_convolution(first, "shuffle", "residual", "relu"):
                     made = _with_residual(conv, fused.get(second), second, weights).followed_by(
                         node, residual=True)
                     break
-        elif node.operator == "EightBits" and "kind" in fused.get(
-                node.inputs[0], node).attributes and (conv := take(node.inputs[0])):
-            made = conv.reading(out_factor=node.inputs[1]).followed_by(
+        elif node.operator == "EightBits" and _reads_eight_bits(fused.get(node.inputs[0])) and (
+                conv := pop_convolution(node.inputs[0])):
+            made = conv.reading(conv.by_role | {"out_factor": node.inputs[1]}).followed_by(
                 node, writes=node.attributes["kind"])
         fused[made.output] = made
     return list(fused.values())
 
 
+def _reads_eight_bits(node: Node | None) -> bool:
+    return node is not None and "reads" in node.attributes
+
+
 def _with_residual(conv: Node, source: Node | None, name: str, weights: dict[str, Tensor]) -> Node:
     """A convolution with a residual, which is read in 8 bits where it comes from such."""
-    if "kind" not in conv.attributes or source is None or source.operator != "DequantizeLinear":
-        return conv.reading(residual=name)
+    if not _reads_eight_bits(conv) or source is None or source.operator != "DequantizeLinear":
+        return conv.reading(conv.by_role | {"residual": name})
     scale = f"{conv.name}.residual_scale"
     weights[scale] = weights[source.inputs[1]].float()
-    return conv.reading(residual=source.inputs[0], residual_scale=scale)
+    return conv.reading(conv.by_role | {"residual": source.inputs[0], "residual_scale": scale})
 
 
 def _move_biases(nodes: list[Node], weights: dict[str, Tensor], outputs: list[str]) -> list[Node]:
     """The nodes with each shortcut's bias in the convolution that its sum is in."""
     uses, made = _uses(nodes, outputs), {node.output: node for node in nodes}
     for node in nodes:
-        shortcut, own = made.get(node.reads("residual") or ""), node.reads("bias")
+        shortcut, own = made.get(node.by_role.get("residual", "")), node.by_role.get("bias")
         if shortcut is None or own is None or uses[shortcut.output] > 1 or (
                 shortcut.attributes.keys() & {"relu", "writes"}):
             continue
-        if (other := shortcut.reads("bias")) is None:
+        read = shortcut.by_role
+        if (other := read.pop("bias", None)) is None:
             continue
         # Behind a shuffle each channel has the bias of as many outputs; in the graph it is one.
         bias = weights[other].reshape(-1, len(weights[own]))
@@ -188,8 +188,8 @@ def _move_biases(nodes: list[Node], weights: dict[str, Tensor], outputs: list[st
             continue
         both = f"{own}+{other}"
         weights[both] = weights[own] + bias[0]
-        made[shortcut.output] = shortcut.without("bias")
-        made[node.output] = node.reading(bias=both)
+        made[shortcut.output] = shortcut.reading(read)
+        made[node.output] = node.reading(node.by_role | {"bias": both})
     return [made[node.output] for node in nodes]
 
 
@@ -197,8 +197,7 @@ def _widen(node: Node, weights: dict[str, Tensor]) -> Node:
     """A convolution of three colours as one of 8 channels."""
     if node.operator != "FusedConv" or not node.attributes.get("relu"):
         return node
-    name = node.reads("weight")
-    assert name is not None
+    name = node.by_role["weight"]
     if not (missing := -weights[name].shape[1] % 8):
         return node
     channels = weights[name].shape[1] + missing

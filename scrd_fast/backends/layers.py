@@ -78,7 +78,7 @@ class Layer:
 
         def normal(*shape: int, like: str = "fp32", factor: float = 1.0) -> Tensor:
             value = factor * torch.randn(shape, generator=generator, device=device)
-            value = to_eight_bits(value * _ones(like), like) if like in EIGHT_BITS else value.to(
+            value = to_eight_bits(_ones(like) * value, like) if like in EIGHT_BITS else value.to(
                 DTYPES[like])
             return value.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else value
 
@@ -103,8 +103,8 @@ class Layer:
 
 
 def _ones(like: str | None) -> float:
-    """The number that stands for 1 in random operands: int8 is used up to four times that."""
-    return 30.0 if like == "int8" else 1.0
+    """The number that stands for 1 in random operands, of which some are too large for 8 bits."""
+    return {"int8": 30.0, "fp8": 100.0}.get(like or "", 1.0)
 
 
 def to_eight_bits(value: Tensor, kind: str) -> Tensor:

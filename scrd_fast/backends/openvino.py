@@ -80,7 +80,8 @@ class _OpenVino(Backend):
                           f" {reason}: scores may differ from those of the build; `scrd-fast"
                           " verify` tells by how much, a build on this machine gives them 7 bits",
                           stacklevel=5)
-        stored = request.compiled if set(self.members) <= set(request.compiled) else _store(request)
+        compiled = request.compiled or {}
+        stored = compiled if set(self.members) <= set(compiled) else _store(request)
         bf16 = request.precision != "fp32" and "bf16" in self.precisions()
         throughput = request.mode == "throughput"
         try:

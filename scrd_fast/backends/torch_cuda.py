@@ -1,20 +1,21 @@
 """PyTorch and Triton on an NVIDIA GPU: the network in cuDNN's convolutions, the rest in ours."""
 
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from scrd_fast.backends.backend import Backend, CompileRequest
 from scrd_fast.backends.runner import Runner, one_stream
-from scrd_fast.errors import PYTORCH_MISSING, EngineFileError
+from scrd_fast.errors import PYTORCH_MISSING, EngineBuildError, EngineFileError
 from scrd_fast.precisions import QUANTISED
 
 if TYPE_CHECKING:
     import torch
 
-    from scrd_fast.backends.convolutions import Choice, Choices
-    from scrd_fast.backends.cudnn_plans import CudnnPlanner
+    from scrd_fast.backends.convolutions import Choices, Planner
     from scrd_fast.backends.layers import Layer
     from scrd_fast.backends.torch_network import TorchNetwork
 
@@ -37,9 +38,8 @@ class _TorchCuda(Backend):
 
         from scrd_fast.backends.cudnn_plans import frontend_missing
 
-        capability = torch.cuda.get_device_capability()
         eight_bits = [] if frontend_missing() else [
-            kind for kind, since in _EIGHT_BITS_FROM.items() if capability >= since]
+            kind for kind in _EIGHT_BITS_FROM if _has_tensor_cores(kind)]
         # bf16 is as fast as fp16, and coarser.
         bf16 = ["bf16"] if torch.cuda.is_bf16_supported(including_emulation=False) else []
         return [*eight_bits, "fp16", *bf16, "fp32"]
@@ -47,7 +47,7 @@ class _TorchCuda(Backend):
     def to_offer(self, precision: str) -> str | None:
         from scrd_fast.backends.cudnn_plans import frontend_missing
 
-        return frontend_missing() if precision in QUANTISED else None
+        return frontend_missing() if _has_tensor_cores(precision) else None
 
     def compile(self, request: CompileRequest) -> Runner:
         """The network is captured, a CUDA graph per bucket."""
@@ -55,6 +55,7 @@ class _TorchCuda(Backend):
         import triton
 
         from scrd_fast.backends.cuda import CapturedNetwork, cuda_runner, no_room, with_tail
+        from scrd_fast.backends.cudnn_plans import frontend_version
         from scrd_fast.graph.tensors import DTYPES
         from scrd_fast.torch_state import own_state
 
@@ -64,76 +65,116 @@ class _TorchCuda(Backend):
         with own_state():  # its weights and buffers outlive the caller's inference mode
             try:
                 network = _network(request, device)
-                choices = _choose_ways(network, request, device)
+                choices = _settle_ways(network, request, device)
             except torch.cuda.OutOfMemoryError as error:
                 raise no_room(device) from error
-            captured = CapturedNetwork(with_tail(network.run, spec, device), spec,
-                                       request.buckets, device, DTYPES[network.precision],
-                                       channels_last=True)
+            with _refusals_of(request):
+                captured = CapturedNetwork(with_tail(network.run, spec, device), spec,
+                                           request.buckets, device, DTYPES[network.precision],
+                                           channels_last=True)
         version = f"{torch.__version__}, Triton {triton.__version__}"
         if network.ways:
-            from scrd_fast.backends.cudnn_plans import frontend_version
-
             version += f", cuDNN frontend {frontend_version()}"
         return replace(cuda_runner(self.name, version, captured, network.precision_used),
                        compiled={CONVOLUTIONS: choices.to_bytes()})
 
 
-def _choose_ways(
-    network: "TorchNetwork", request: CompileRequest, device: "torch.device"
-) -> "Choices":
-    """How the network's convolutions run from now on: as the engine file says, else as is fastest
-    here, where nvidia-cudnn-frontend is installed, else as PyTorch runs them."""
+def _has_tensor_cores(kind: str) -> bool:
+    """Whether the current GPU multiplies 8-bit numbers of a kind."""
     import torch
 
-    from scrd_fast.backends.convolutions import Choices, PlanRefused, make_ways
+    return kind in _EIGHT_BITS_FROM and (
+        torch.cuda.get_device_capability() >= _EIGHT_BITS_FROM[kind])
+
+
+def _settle_ways(
+    network: "TorchNetwork", request: CompileRequest, device: "torch.device"
+) -> "Choices":
+    """Let the network's convolutions run as the engine file says; where it is built, as is fastest
+    here; and as PyTorch runs them where nvidia-cudnn-frontend is not installed."""
+    import torch
+
+    from scrd_fast.backends.convolutions import Choices, milliseconds
     from scrd_fast.backends.cudnn_plans import CudnnPlanner, frontend_missing
     from scrd_fast.torch_state import exact_convolutions
 
-    kept = request.compiled.get(CONVOLUTIONS)
-    choices = None if kept is None else Choices.from_bytes(bytes(kept))
+    loaded = None
+    if request.compiled is not None:  # files of older releases have none
+        kept = request.compiled.get(CONVOLUTIONS)
+        loaded = Choices.from_bytes(bytes(kept)) if kept else Choices()
     missing = frontend_missing()
-    if not network.fused or (choices is None and missing) or (choices and not choices.ways):
-        return choices or Choices()
+    if not network.fused or (not loaded and missing) or (loaded and not loaded.ways):
+        return loaded or Choices()
     if missing:
-        return _as_pytorch(choices, missing)
+        return _as_pytorch(loaded, missing)
     with torch.no_grad(), torch.cuda.device(device), exact_convolutions:
-        gpu, planner = torch.cuda.get_device_name(device), CudnnPlanner(device)
-        if choices is None:
-            choices = Choices(gpu, planner.version(),
-                              _choose(network, request, planner, device))
-        elif reason := choices.differs(gpu, planner.version()):
-            return _as_pytorch(choices, reason)
         try:
-            network.ways = make_ways(choices, planner)
-        except PlanRefused as error:
-            raise EngineFileError(f"{CONVOLUTIONS}: {error}") from error
-    return choices
+            planner = CudnnPlanner(device)
+        except (ImportError, OSError, RuntimeError) as error:
+            return _as_pytorch(loaded, f"cuDNN's graph API does not start here ({error})")
+        return _settle_with(network, request, loaded, planner, torch.cuda.get_device_name(device),
+                            milliseconds, device)
 
 
-def _as_pytorch(choices: "Choices | None", reason: str) -> "Choices":
-    assert choices is not None
-    warnings.warn("the engine file's convolutions run as PyTorch runs them, which may be slower and"
-                  f" rounds otherwise: {reason}", stacklevel=4)
-    return choices
-
-
-def _choose(network: "TorchNetwork", request: CompileRequest, planner: "CudnnPlanner",
-            device: "torch.device") -> "dict[Layer, Choice]":
-    """The fastest ways, for every batch size that fits into the GPU's memory."""
+def _settle_with(
+    network: "TorchNetwork", request: CompileRequest, loaded: "Choices | None",
+    planner: "Planner", gpu: str, time: "Callable[[Callable[[], object]], float]",
+    device: "torch.device"
+) -> "Choices":
+    """The same with what cuDNN offers. gpu: its name; time: milliseconds of a call."""
     import torch
 
-    from scrd_fast.backends.convolutions import choose, milliseconds
+    from scrd_fast.backends.convolutions import Choices, choose, make_way
 
-    side, ways = request.spec.input_size, {}
+    if loaded is not None:
+        if reason := loaded.differs(gpu, planner.version()):
+            return _as_pytorch(loaded, reason)
+        with _refusals_of(request):
+            network.ways = {layer: make_way(layer, choice, planner)
+                            for layer, choice in loaded.ways.items()}
+        return loaded
+    side = request.spec.input_size
+    layers: dict[Layer, None] = {}
     for n in request.buckets:
         try:
-            layers = network.layers(torch.zeros(n, 3, side, side, device=device))
-            ways.update(choose(layers, planner, milliseconds, device, request.progress))
+            layers |= dict.fromkeys(network.layers(torch.zeros(n, 3, side, side, device=device)))
         except torch.cuda.OutOfMemoryError:
-            pass  # CapturedNetwork leaves the batch size out, with a warning
-        torch.cuda.empty_cache()
-    return ways
+            torch.cuda.empty_cache()  # CapturedNetwork leaves the batch size out, with a warning
+    chosen = choose(layers, planner, time, device, request.progress)
+    torch.cuda.empty_cache()
+    without = [layer for layer in layers if layer.eight_bits and layer not in chosen]
+    if without:
+        raise EngineBuildError(
+            f"precision {request.precision!r}: cuDNN {planner.version()} computes {len(without)} of"
+            f" {len(layers)} convolutions on this GPU not at all or not rightly, such as"
+            f" {without[0]}; build in fp16")
+    network.ways = {layer: way for layer, (_, way) in chosen.items()}
+    return Choices(gpu, planner.version(), {layer: choice for layer, (choice, _) in chosen.items()})
+
+
+def _as_pytorch(loaded: "Choices | None", reason: str) -> "Choices":
+    """What was loaded, for a machine that can use it; PyTorch runs the convolutions here."""
+    from scrd_fast.backends.convolutions import Choices
+
+    choices = loaded or Choices()
+    if any(layer.eight_bits for layer in choices.ways):  # which PyTorch has none of
+        raise EngineFileError(f"{CONVOLUTIONS}: how its convolutions run: {reason}")
+    warnings.warn(f"the convolutions run as PyTorch runs them, which may be slower and rounds"
+                  f" otherwise than what was chosen for them: {reason}", stacklevel=4)
+    return choices
+
+
+@contextmanager
+def _refusals_of(request: CompileRequest) -> Iterator[None]:
+    """Blame the engine file, where one is loaded, for plans that cuDNN refuses."""
+    from scrd_fast.backends.convolutions import PlanRefused
+
+    try:
+        yield
+    except PlanRefused as error:
+        if request.compiled is None:
+            raise
+        raise EngineFileError(f"{CONVOLUTIONS}: {error}") from error
 
 
 def _network(request: CompileRequest, device: "torch.device") -> "TorchNetwork":

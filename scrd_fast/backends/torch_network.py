@@ -26,7 +26,7 @@ from scrd_fast.reference.preprocess import normalise
 from scrd_fast.spec import ScoringSpec
 
 # As the reports of runtimes call them.
-_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.int8: "i8",
+_REPORTED = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.int8: "i8",
           torch.float8_e4m3fn: "f8"}
 
 
@@ -89,7 +89,7 @@ def _layer(node: Node, inputs: list[Tensor]) -> tuple[Layer, Operands]:
     a = node.attributes
     operands = Operands(**dict(zip(node.roles, inputs, strict=True)))
     x, residual = operands.x, operands.residual
-    if "kind" not in a:
+    if "reads" not in a:
         x = x.to(node.dtype)
     if "channels" in a:
         x = F.pad(x, (0, 0, 0, 0, 0, a["channels"] - x.shape[1]))
@@ -109,7 +109,7 @@ def _exact(nodes: list[Node]) -> set[str]:
     for node in nodes:
         if node.operator == "EightBits":
             names.add(node.inputs[1])
-        elif node.operator == "FusedConv" and "kind" in node.attributes:
+        elif node.operator == "FusedConv" and "reads" in node.attributes:
             names.update(name for role, name in zip(node.roles, node.inputs, strict=True)
                          if role not in ("x", "weight", "residual"))
     return names
@@ -124,7 +124,8 @@ class TorchNetwork:
         """proto: what graph.portable.network_graph gives. fuse: in as few passes over memory as
         cuDNN can; rewrites: those of REWRITES that are then made, too. emulate: compute in float32
         and round what each node gives to the precision, as hardware does that adds up in float32.
-        Raises KeyError for an operator that is not known."""
+        Not both. Raises KeyError for an operator that is not known."""
+        assert not (fuse and emulate), "a fused convolution rounds once, at its end"
         unknown = sorted({node.op_type for node in proto.graph.node} - set(_OPERATORS))
         if unknown:
             raise KeyError(f"operators {unknown} are not known to this backend")
@@ -139,8 +140,9 @@ class TorchNetwork:
         in_network = {name for node in self.nodes if node.dtype == dtype
                       for name in node.inputs} - _exact(self.nodes)
         for name, weight in weights.items():
+            weight = weight.to(device)
             if weight.is_floating_point() and not (fuse and weight.dtype in EIGHT_BITS.values()):
-                weight = weight.to(device, dtype if name in in_network else torch.float32)
+                weight = weight.to(dtype if name in in_network else torch.float32)
                 weight = weight.float() if emulate else weight
             if weight.ndim == 4:
                 weight = weight.contiguous(memory_format=torch.channels_last)
@@ -196,10 +198,10 @@ class TorchNetwork:
         counts: dict[str, Counter[str]] = {"convolutions": Counter(), "tail": Counter()}
         for node in self.nodes:
             if node.operator in ("Conv", "FusedConv"):
-                kind = node.attributes.get("kind", node.dtype)
-                counts["convolutions"][_NAMES[kind]] += 1
+                kind = node.attributes.get("reads", node.dtype)
+                counts["convolutions"][_REPORTED[kind]] += 1
             elif node.name.startswith("tail/"):
-                counts["tail"][_NAMES[node.dtype]] += 1
+                counts["tail"][_REPORTED[node.dtype]] += 1
         return {group: dict(count) for group, count in counts.items()}
 
 

@@ -155,7 +155,7 @@ def compile_file(
     request = CompileRequest(
         Source(members[NETWORK], members.get(QUANTISATION)), manifest.spec, manifest.precision,
         manifest.buckets, mode, device, None if manifest.plan is None else manifest.plan.options,
-        compiled or {}, progress)
+        compiled, progress)
     try:
         # Files of format 1 hold nothing that OpenVINO could compile as it is.
         with explain_missing(f"{path}: to compile its portable graph"):

@@ -54,7 +54,7 @@ def pointwise_kernel(x, weight, bias, residual, out, rows, height, width, image_
         pixels = tl.load(source[:, None] + channel[None, :], inside[:, None] & there[None, :], 0.0)
         products = tl.load(weight + output[None, :].to(tl.int64) * CHANNELS + channel[:, None],
                            known[None, :] & there[:, None], 0.0)
-        sums = tl.dot(pixels, products, sums)
+        sums = tl.dot(pixels, products, sums, input_precision="ieee")
     sums += tl.load(bias + output, known, 0.0).to(tl.float32)[None, :]
     place = row.to(tl.int64)
     if SHUFFLE:

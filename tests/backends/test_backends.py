@@ -98,7 +98,7 @@ def test_what_is_rewritten(small):
     plain, rewritten = (TorchNetwork(graph, "fp32", fuse=True, rewrites=chosen)
                         for chosen in ((), REWRITES))
     def stems(network: TorchNetwork) -> set[int]:
-        return {network.weights[node.reads("weight")].shape[1] for node in network.nodes
+        return {network.weights[node.by_role["weight"]].shape[1] for node in network.nodes
                 if node.operator == "FusedConv" and node.inputs[0] == "network_input"}
 
     def with_bias(network: TorchNetwork) -> int:

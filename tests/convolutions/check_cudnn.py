@@ -9,18 +9,11 @@ import sys
 from typing import Any
 
 import cudnn
-import torch
 
+from scrd_fast.backends import cudnn_plans
 from scrd_fast.backends.convolutions import MOST, Choice, Choices, PlanRefused
-from scrd_fast.backends.cudnn_plans import CudnnPlanner
-from scrd_fast.backends.layers import Layer
-from scrd_fast.backends.torch_network import TorchNetwork
-from scrd_fast.graph.portable import build_graph, network_graph
-from scrd_fast.graph.quantize import BASE, Quantisation, Ranges, quantise, quantised_tensors
-from scrd_fast.graph.tensors import DTYPES
-from scrd_fast.model.scrd import SCRD
-from scrd_fast.precisions import QUANTISED
-from scrd_fast.spec import ScoringSpec
+from scrd_fast.backends.cudnn_plans import UNWANTED, CudnnPlanner
+from tests.convolutions.layers import layers_of
 
 # As NVIDIA documents each, in the names that cuDNN reads.
 COMMON = {
@@ -54,18 +47,6 @@ def planner(gpu: str) -> CudnnPlanner:
     return CudnnPlanner(None, device_property=properties)
 
 
-def layers(backbone: str, side: int, images: int, precision: str) -> list[Layer]:
-    """The distinct convolutions of a network, found on tensors without data."""
-    spec = ScoringSpec(input_size=side)
-    proto = build_graph(SCRD(backbone).eval(), spec)
-    graph, base = network_graph(proto, spec, features=True), precision
-    if precision in QUANTISED:
-        ones = dict.fromkeys(quantised_tensors(graph), 1.0)
-        graph, base = quantise(graph, precision, Quantisation(Ranges(ones, ones))), BASE
-    network = TorchNetwork(graph, base, device=torch.device("meta"), fuse=True)
-    return network.layers(torch.empty(images, 3, side, side, dtype=DTYPES[base], device="meta"))
-
-
 # How cuDNN ends where a plan's code, compiled by then, is given to a driver that is not there.
 NO_DRIVER = "cuLibraryLoadData returned error"
 
@@ -74,9 +55,9 @@ def plans(gpu: str, precision: str) -> dict[str, Any]:
     """For every layer of both sizes of network plans are offered, and one is compiled again from
     what an engine file would keep: as far as that goes without a driver to load it."""
     ours, fewest, engines = planner(gpu), MOST, set()
-    found = {"layers": 0, "of 8 bits": 0, "compiled": 0, "compiled and not loaded": 0}
+    found = {"layers": 0, "of 8 bits": 0, "compiled": 0, "compiled, not loaded": 0}
     for backbone, side, images in (("resnet18", 64, 1), ("wide_resnet50_2", 256, 8)):
-        for layer in layers(backbone, side, images, precision):
+        for layer in layers_of(backbone, side, images, precision):
             offered = ours.candidates(layer, MOST)
             if not offered:
                 raise AssertionError(f"nothing is offered for {layer}")
@@ -92,14 +73,14 @@ def plans(gpu: str, precision: str) -> dict[str, Any]:
             except PlanRefused as error:
                 if NO_DRIVER not in str(error):
                     raise
-                found["compiled and not loaded"] += 1
+                found["compiled, not loaded"] += 1
     return found | {"fewest": fewest, "engines": sorted(engines)}
 
 
 def refused() -> list[str]:
     """An engine that cuDNN does not have, and knobs that an engine does not have."""
     ours = planner("H100")
-    layer = layers("resnet18", 64, 1, "fp16")[1]
+    layer = layers_of("resnet18", 64, 1, "fp16")[1]
     (offered,) = ours.candidates(layer, 1)
     told = []
     for choice in (Choice(9999), Choice(offered.engine, ((2, 2**30),))):
@@ -110,9 +91,24 @@ def refused() -> list[str]:
     return told
 
 
+def barred() -> list[str]:
+    """One plan with the notes that are not wanted as they are, and with one that it has."""
+    ours, told = planner("H100"), []
+    layer = layers_of("resnet18", 64, 1, "fp16")[1]
+    (offered,) = ours.candidates(layer, 1)
+    for unwanted in (UNWANTED, ("TENSOR_CORE",)):
+        cudnn_plans.UNWANTED = unwanted
+        try:
+            ours.way(layer, offered)
+            told.append("compiled")
+        except PlanRefused:
+            told.append("refused")
+    return told
+
+
 def main() -> None:
     check, *arguments = sys.argv[1:]
-    print(json.dumps({"plans": plans, "refused": refused}[check](*arguments)))
+    print(json.dumps({"plans": plans, "refused": refused, "barred": barred}[check](*arguments)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How convolutions run, chosen and kept: by ways that a CPU has, too."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from time import perf_counter
 
@@ -12,23 +12,28 @@ from torch import Tensor
 from scrd_fast.backends import cudnn_plans
 from scrd_fast.backends.backend import CompileRequest
 from scrd_fast.backends.convolutions import (
+    MOST,
     Choice,
     Choices,
     PlanRefused,
     candidates,
     choose,
     is_right,
-    make_ways,
+    make_way,
+    suits_kernel,
 )
 from scrd_fast.backends.layers import Layer, Operands, Way, run_in_pytorch
+from scrd_fast.backends.registry import native_precisions
 from scrd_fast.backends.source import Source
-from scrd_fast.backends.torch_cuda import BACKEND, CONVOLUTIONS, _choose_ways
+from scrd_fast.backends.torch_cuda import CONVOLUTIONS, _settle_ways, _settle_with
 from scrd_fast.backends.torch_network import TorchNetwork
-from scrd_fast.errors import EngineFileError
+from scrd_fast.errors import EngineBuildError, EngineFileError
 from scrd_fast.graph.portable import build_graph, network_graph
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.progress import silent
 from scrd_fast.spec import ScoringSpec
+from scrd_fast.torch_state import exact_convolutions
+from tests.convolutions.layers import layers_of
 
 CPU = torch.device("cpu")
 LAYER = Layer(images=1, channels=16, height=4, width=4, outputs=8, kernel=1, stride=1, padding=0,
@@ -48,8 +53,14 @@ class Ways:
     """Ways of a CPU, in the place of cuDNN's plans: engine 0 is PyTorch's own again, 1 forgets the
     ReLU, 2 makes 0 of NaN, 3 is refused when it is compiled and 4 when it is run."""
 
+    def __init__(self, engines: Sequence[int] = range(5)) -> None:
+        self.engines = engines
+
+    def version(self) -> int:
+        return 91900
+
     def candidates(self, layer: Layer, most: int) -> Sequence[Choice]:
-        return [Choice(engine) for engine in range(5)][:most]
+        return [Choice(engine) for engine in self.engines][:most]
 
     def way(self, layer: Layer, choice: Choice) -> Way:
         if choice.engine == 3:
@@ -82,7 +93,12 @@ def test_files_that_hold_something_else():
         good | {"ways": [way | {"engine": "x"}]},
         good | {"ways": [way | {"layer": asdict(LAYER) | {"reads": "fp64"}}]},
         good | {"ways": [way | {"layer": asdict(LAYER) | {"width": 2.5}}]},
-        good | {"ways": [way | {"layer": asdict(LAYER) | {"depth": 2}}]}]
+        good | {"ways": [way | {"layer": asdict(LAYER) | {"depth": 2}}]},
+        good | {"ways": [way | {"layer": asdict(LAYER) | {"stride": 0}}]},
+        good | {"ways": [way | {"layer": asdict(LAYER) | {"relu": 1}}]},
+        good | {"ways": [way | {"layer": asdict(WIDE), "engine": None}]},
+        good | {"ways": [way | {"knobs": [[2, 2**70]]}]},
+        good | {"ways": [way | {"engine": 2**31 - 1}]}]
     for each in bad:
         with pytest.raises(EngineFileError, match=r"^convolutions\.json: expected how"):
             Choices.from_bytes(json.dumps(each).encode())
@@ -93,8 +109,8 @@ def test_files_that_hold_something_else():
 def test_another_gpu_or_another_cudnn():
     choices = Choices("NVIDIA H100", 91900)
     assert choices.differs("NVIDIA H100", 91900) is None
-    assert "chosen on NVIDIA H100, this is NVIDIA L4" in choices.differs("NVIDIA L4", 91900)
-    assert "with cuDNN 91900, this is 91000" in choices.differs("NVIDIA H100", 91000)
+    assert choices.differs("NVIDIA L4", 91900) == "it was chosen on NVIDIA H100, this is NVIDIA L4"
+    assert choices.differs("NVIDIA H100", 91000) == "it was chosen with cuDNN 91900, this is 91000"
 
 
 @pytest.mark.parametrize(("engine", "right"), [(0, True), (1, False), (2, False)])
@@ -127,7 +143,7 @@ def test_the_fastest_that_is_right_is_chosen():
 
     told: list[tuple[int, int, str]] = []
     chosen = choose([LAYER], Ways(), time, CPU, lambda *step: told.append(step))
-    assert chosen == {LAYER: Choice(0)}
+    assert {layer: choice for layer, (choice, _) in chosen.items()} == {LAYER: Choice(0)}
     assert len(timed) == 3  # wrong and refused ones were not timed
     assert told == [(0, 1, "choosing how convolutions run"),
                     (1, 1, "choosing how convolutions run")]
@@ -138,8 +154,9 @@ def test_pytorchs_own_call_stays_where_nothing_is_clearly_faster():
 
 
 def test_the_kernel_is_for_convolutions_of_one_pixel():
-    assert candidates(LAYER, None) == [Choice()]
-    assert candidates(WIDE, None) == candidates(replace(LAYER, padding=1), None) == []
+    none = Ways([])
+    assert candidates(LAYER, none) == [Choice()]
+    assert candidates(WIDE, none) == candidates(replace(LAYER, padding=1), none) == []
     assert candidates(LAYER, Ways())[-1] == Choice()
 
 
@@ -172,8 +189,9 @@ def test_a_network_runs_in_the_ways_that_were_chosen(backbone):
     place = torch.device("cuda") if torch.cuda.is_available() else CPU
     ours = network(backbone, device=place)
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(4)).to(place)
-    plain = ours.run(pixels)
-    ways = {layer: Choice() for layer in ours.layers(pixels) if candidates(layer, None)}
+    with exact_convolutions:
+        plain = ours.run(pixels)
+    ways = {layer for layer in ours.layers(pixels) if suits_kernel(layer)}
     assert len(ways) >= 8
     used = []
 
@@ -184,10 +202,10 @@ def test_a_network_runs_in_the_ways_that_were_chosen(backbone):
 
         return run
 
-    ours.ways = {layer: counted(layer, way) for layer, way in make_ways(
-        Choices(ways=ways), None).items()}
-    found = ours.run(pixels)
-    assert set(used) == set(ways)
+    ours.ways = {layer: counted(layer, make_way(layer, Choice(), Ways())) for layer in ways}
+    with exact_convolutions:
+        found = ours.run(pixels)
+    assert set(used) == ways
     for one, other in zip(found, plain, strict=True):
         assert one.shape == other.shape
         assert float((one - other).abs().max()) <= 1e-5 * float(other.abs().max())
@@ -199,36 +217,137 @@ def test_the_kernel_is_right_in_half_precision():
     place = torch.device("cuda") if torch.cuda.is_available() else CPU
     for layer in network(precision="fp16", device=place).layers(
             torch.zeros(1, 3, 64, 64, device=place)):
-        for choice in candidates(layer, None):
-            (way,) = make_ways(Choices(ways={layer: choice}), None).values()
-            assert is_right(layer, way, place), layer
+        if suits_kernel(layer):
+            assert is_right(layer, make_way(layer, Choice(), Ways()), place), layer
 
 
-def test_times_of_a_cpu_choose_something():
-    """With a clock, and real times: what is chosen is one of the right ones."""
-    def time(call) -> float:
-        begin = perf_counter()
-        for _ in range(3):
-            call()
-        return perf_counter() - begin
-
-    assert set(choose([WIDE], Ways(), time, CPU, silent).values()) <= {Choice(0)}
+def clock(call: Callable[[], object]) -> float:
+    begin = perf_counter()
+    for _ in range(3):
+        call()
+    return perf_counter() - begin
 
 
-def request(compiled: dict[str, bytes]) -> CompileRequest:
-    return CompileRequest(Source(b""), ScoringSpec(input_size=64), "fp16", (1,), compiled=compiled)
+def test_a_clock_of_a_cpu_chooses():
+    """Of 8 bits the fastest that is right, whatever PyTorch takes: it has none of them."""
+    layer = replace(WIDE, reads="int8", writes="int8")
+    chosen = choose([layer], Ways(), clock, CPU, silent)
+    assert {layer: choice for layer, (choice, _) in chosen.items()} in (
+        {layer: Choice(0)}, {layer: Choice(2)})  # int8 has no NaN that could be lost
+
+
+def test_what_does_not_fit_into_memory_is_passed_over():
+    def time(call: object) -> float:
+        seen.append(call)
+        if len(seen) == 2:  # the first plan
+            raise torch.cuda.OutOfMemoryError("no room")
+        return 1.0 / len(seen)
+
+    seen: list[object] = []
+    chosen = choose([WIDE], Ways([0, 0]), time, CPU, silent)
+    assert [choice for choice, _ in chosen.values()] == [Choice(0)]
+    assert len(seen) == 3
+
+
+def request(compiled: dict[str, bytes] | None, precision: str = "fp16") -> CompileRequest:
+    return CompileRequest(Source(b""), ScoringSpec(input_size=64), precision, (1, 2),
+                          compiled=compiled)
+
+
+def kept(choices: Choices) -> dict[str, bytes]:
+    return {CONVOLUTIONS: choices.to_bytes()}
+
+
+def test_built_and_loaded():
+    """What a build chooses is what runs where the file is loaded, and nothing is measured there."""
+    gpu, built = "NVIDIA H100", network()
+    made = _settle_with(built, request(None), None, Ways([0]), gpu, count_down(), CPU)
+    assert (made.gpu, made.cudnn) == (gpu, 91900)
+    assert {layer.images for layer in made.ways} == {1, 2}
+    assert set(built.ways) == set(made.ways)
+
+    def time(call: object) -> float:
+        raise AssertionError("measured where it is loaded")
+
+    loaded, read = network(), Choices.from_bytes(made.to_bytes())
+    assert _settle_with(loaded, request(kept(made)), read, Ways([0]), gpu, time, CPU) == made
+    assert set(loaded.ways) == set(built.ways)
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    for one, other in zip(loaded.run(pixels), built.run(pixels), strict=True):
+        assert torch.equal(one, other)
+    elsewhere = network()
+    with pytest.warns(UserWarning, match="it was chosen on NVIDIA H100, this is NVIDIA L4"):
+        assert _settle_with(elsewhere, request(kept(made)), read, Ways([0]), "NVIDIA L4", time,
+                            CPU) == made
+    assert not elsewhere.ways
+    refused = Choices(gpu, 91900, {WIDE: Choice(3)})
+    with pytest.raises(EngineFileError, match=r"^convolutions\.json: not compiled"):
+        _settle_with(network(), request(kept(refused)), refused, Ways(), gpu, time, CPU)
+
+
+def count_down() -> Callable[[Callable[[], object]], float]:
+    """A clock by which each call is faster than the one before."""
+    left = iter(range(10**6, 0, -1))
+    return lambda call: 0.9 ** (10**6 - next(left))
+
+
+def test_8_bits_without_a_plan():
+    """PyTorch would take longer for them than for fp16: neither built nor loaded."""
+    layer = replace(WIDE, reads="int8")
+
+    class Network:
+        fused = True
+
+        def layers(self, pixels: Tensor) -> list[Layer]:
+            return [layer]
+
+    with pytest.raises(EngineBuildError, match="^precision 'int8': cuDNN 91900 computes 1"):
+        _settle_with(Network(), request(None, "int8"), None, Ways([1]), "a", clock, CPU)
+    chosen = Choices("NVIDIA H100", 91900, {layer: Choice(0)})
+    with pytest.raises(EngineFileError, match=r"^convolutions\.json: how .* this is NVIDIA L4"):
+        _settle_with(Network(), request(kept(chosen), "int8"), chosen, Ways(), "NVIDIA L4", clock,
+                     CPU)
 
 
 def test_without_the_frontend_pytorch_runs_all(monkeypatch):
     """What an engine file has chosen is kept for a machine that has it, with a warning here."""
-    monkeypatch.setattr(cudnn_plans, "find_spec", lambda name: None)
+    monkeypatch.setattr(cudnn_plans, "frontend_version", lambda: None)
     ours, chosen = network(), Choices("NVIDIA H100", 91900, {LAYER: Choice(41)})
-    assert _choose_ways(ours, request({}), CPU) == Choices()
-    assert _choose_ways(ours, request({CONVOLUTIONS: Choices().to_bytes()}), CPU) == Choices()
+    for compiled in (None, {}, kept(Choices())):
+        assert _settle_ways(ours, request(compiled), CPU) == Choices()
     with pytest.warns(UserWarning, match="as PyTorch runs them, .* pip install 'scrd-fast.cudnn.'"):
-        assert _choose_ways(ours, request({CONVOLUTIONS: chosen.to_bytes()}), CPU) == chosen
+        assert _settle_ways(ours, request(kept(chosen)), CPU) == chosen
     assert not ours.ways
-    assert BACKEND.to_offer("int8") == cudnn_plans.frontend_missing()
-    assert BACKEND.to_offer("bf16") is None
     with pytest.raises(EngineFileError, match=r"^convolutions\.json: expected how"):
-        _choose_ways(ours, request({CONVOLUTIONS: b"{}"}), CPU)
+        _settle_ways(ours, request({CONVOLUTIONS: b"{}"}), CPU)
+
+
+@pytest.mark.parametrize(("version", "told"), [
+    (None, "got none"), ("1.9.0", "got 1.9.0"), ("1.26.0", None), ("2.0", None)])
+def test_which_frontend_will_do(monkeypatch, version, told):
+    monkeypatch.setattr(cudnn_plans, "frontend_version", lambda: version)
+    missing = cudnn_plans.frontend_missing()
+    assert (missing is None) if told is None else (told in missing)
+
+
+def test_an_engine_file_of_an_older_release_is_not_measured(monkeypatch):
+    """It has no such member; what it gave it gives again."""
+    monkeypatch.setattr(cudnn_plans, "frontend_version", lambda: "1.29.1")
+    assert _settle_ways(network(), request({}), CPU) == Choices()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
+def test_cudnns_plans_are_right(precision):
+    """The first that cuDNN offers for each convolution of a network, on the GPU at hand."""
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    if reason := cudnn_plans.frontend_missing():
+        pytest.skip(reason)
+    if precision not in native_precisions("torch_cuda"):
+        pytest.skip(f"this GPU has no tensor cores of {precision}")
+    device = torch.device("cuda", torch.cuda.current_device())
+    planner = cudnn_plans.CudnnPlanner(device)
+    for layer in layers_of("resnet18", 64, 2, precision):
+        (first, *_) = planner.candidates(layer, MOST)
+        assert is_right(layer, planner.way(layer, first), device), layer

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scrd_fast.backends.backend import CompileRequest
-from scrd_fast.backends.convolutions import candidates, is_right
+from scrd_fast.backends.convolutions import is_right, suits_kernel
 from scrd_fast.backends.layers import Layer, Operands, run_in_pytorch, to_eight_bits
 from scrd_fast.backends.source import Source
 from scrd_fast.backends.torch_cuda import _network
@@ -96,16 +96,16 @@ def test_what_lies_between_convolutions_is_of_8_bits(portable, kind):
     fused = TorchNetwork(graph, "fp16", fuse=True)
     nodes = {node.output: node for node in fused.nodes}
     dtypes = {name: value.dtype for _, name, value in fused.values(pixels)}
-    eight = [node for node in fused.nodes if node.attributes.get("kind") and node.roles]
+    eight = [node for node in fused.nodes if "reads" in node.attributes]
     for node in eight:
-        assert dtypes[node.reads("x")] == EIGHT_BITS[kind]
-        assert fused.weights[node.reads("weight")].dtype == EIGHT_BITS[kind]
-        assert fused.weights[node.reads("scale")].dtype == torch.float32
+        assert dtypes[node.by_role["x"]] == EIGHT_BITS[kind]
+        assert fused.weights[node.by_role["weight"]].dtype == EIGHT_BITS[kind]
+        assert fused.weights[node.by_role["scale"]].dtype == torch.float32
     written = [node for node in eight if "writes" in node.attributes]
     assert all(dtypes[node.output] == EIGHT_BITS[kind] for node in written)
     alone = [node for node in nodes.values() if node.operator == "EightBits"]
     assert len(written) > len(alone)
-    added = [node.reads("residual") for node in eight if node.reads("residual")]
+    added = [node.by_role["residual"] for node in eight if "residual" in node.by_role]
     assert sum(dtypes[name] == EIGHT_BITS[kind] for name in added) >= len(added) - 2
     assert all(node.operator != "QuantizeLinear" for node in fused.nodes)
 
@@ -155,9 +155,20 @@ def test_which_ways_of_8_bits_are_right():
     lost = lambda o: run(floats, o).float().nan_to_num().to(torch.float8_e4m3fn)  # noqa: E731
     assert not is_right(floats, lost, CPU)
 
+    def unsaturated(o: Operands) -> torch.Tensor:
+        """NaN instead of the largest number, where a result is beyond it."""
+        wide = run(replace(floats, writes="fp16"), replace(o, out_factor=None)).float()
+        wide = wide * o.out_factor
+        return torch.where(wide.abs() > 464, float("nan"), wide).to(torch.float8_e4m3fn)
+
+    assert not is_right(floats, unsaturated, CPU)
+
 
 def test_the_kernel_is_not_for_8_bits():
-    assert candidates(replace(LAYER, kernel=1, padding=0), None) == []
+    one = replace(LAYER, kernel=1, padding=0)
+    assert not suits_kernel(one)
+    assert not suits_kernel(replace(one, reads="fp16", writes="fp16"))  # but for the residual
+    assert suits_kernel(replace(one, reads="fp16", writes="fp16", residual="fp16"))
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
@@ -176,3 +187,12 @@ def test_the_backends_network_is_the_fused_one(portable, kind):
     pixels[1, 2, 30, 31] = float("nan")
     first, *_ = network.run(pixels.half())
     assert first.isfinite().flatten(1).all(dim=1).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("fuse", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_all_weights_go_to_the_device(portable, kind, fuse):
+    proto, quantisation, _ = portable
+    graph = quantise(network_graph(proto, SPEC, features=True), kind, quantisation)
+    network = TorchNetwork(graph, "fp16", device=torch.device("meta"), fuse=fuse)
+    assert {weight.device.type for weight in network.weights.values()} == {"meta"}

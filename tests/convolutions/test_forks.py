@@ -49,6 +49,7 @@ def test_what_is_beside_in_a_network():
     assert "network/teacher.conv1" not in beside
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_two_lanes_give_what_one_gives():
     device = torch.device("cuda")

@@ -90,7 +90,7 @@ class TensorRt(CrossCompiler):
         assert device is not None
         self.flavour.check_options(options)
         graph, ours = _graph(request), library(self.flavour)
-        plan = request.compiled.get(PLAN)
+        plan = (request.compiled or {}).get(PLAN)
         loaded = bytes(plan) if plan else build_plan(ours, graph, spec, request.buckets, options,
                                                      device, request.progress)
         try:
