@@ -83,9 +83,11 @@ def _read_way(each: Mapping[str, object]) -> tuple[Layer, Choice]:
     choice = Choice(engine, tuple((knob, value) for knob, value in knobs))
     whole = [getattr(layer, name) for name in _SIZES]
     numbers = [*whole, layer.padding, *(() if engine is None else (engine,)),
-               *(number for pair in choice.knobs for number in pair)]
+               *(knob for knob, _ in choice.knobs)]
     if not all(type(number) is int and 0 <= number < 2**16 for number in numbers):
         raise ValueError("a size, an engine or a knob is no such number")
+    if not all(type(value) is int and abs(value) < 2**31 for _, value in choice.knobs):
+        raise ValueError("a knob is set to no such number")
     if 0 in whole or not all(type(getattr(layer, name)) is bool for name in _FLAGS):
         raise ValueError("a size is 0, or a flag is none")
     if not {layer.reads, layer.writes, layer.residual or layer.reads} <= set(TYPES):

@@ -79,7 +79,7 @@ class Ways:
 
 def test_what_was_chosen_is_read_as_it_was_written():
     choices = Choices("NVIDIA H100", 91900, {
-        LAYER: Choice(), WIDE: Choice(41, ((2, 7), (13, 1)))})
+        LAYER: Choice(), WIDE: Choice(41, ((2, 7), (13, -1)))})
     assert Choices.from_bytes(choices.to_bytes()) == choices
     assert Choices.from_bytes(Choices().to_bytes()) == Choices()
 
@@ -301,7 +301,7 @@ def test_8_bits_without_a_plan():
         def layers(self, pixels: Tensor) -> list[Layer]:
             return [layer]
 
-    with pytest.raises(EngineBuildError, match="^precision 'int8': cuDNN 91900 computes 1"):
+    with pytest.raises(EngineBuildError, match=r"^precision 'int8': cuDNN 91900 computes 1"):
         _settle_with(Network(), request(None, "int8"), None, Ways([1]), "a", clock, CPU)
     chosen = Choices("NVIDIA H100", 91900, {layer: Choice(0)})
     with pytest.raises(EngineFileError, match=r"^convolutions\.json: how .* this is NVIDIA L4"):
