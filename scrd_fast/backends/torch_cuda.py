@@ -103,15 +103,17 @@ def _settle_ways(
         kept = request.compiled.get(CONVOLUTIONS)
         loaded = Choices.from_bytes(bytes(kept)) if kept else Choices()
     missing = frontend_missing()
-    if not network.fused or (not loaded and missing) or (loaded and not loaded.ways):
+    if not network.fused or (request.precision not in QUANTISED and (
+            missing if loaded is None else not loaded.ways)):
         return loaded or Choices()
     if missing:
-        return _as_pytorch(loaded, missing)
+        return _as_pytorch(request, loaded, missing)
     with torch.no_grad(), torch.cuda.device(device), exact_convolutions:
         try:
             planner = CudnnPlanner(device)
         except (ImportError, OSError, RuntimeError) as error:
-            return _as_pytorch(loaded, f"cuDNN's graph API does not start here ({error})")
+            return _as_pytorch(request, loaded,
+                               f"cuDNN's graph API does not start here ({error})")
         return _settle_with(network, request, loaded, planner, torch.cuda.get_device_name(device),
                             milliseconds, device)
 
@@ -128,7 +130,7 @@ def _settle_with(
 
     if loaded is not None:
         if reason := loaded.differs(gpu, planner.version()):
-            return _as_pytorch(loaded, reason)
+            return _as_pytorch(request, loaded, reason)
         with _refusals_of(request):
             network.ways = {layer: make_way(layer, choice, planner)
                             for layer, choice in loaded.ways.items()}
@@ -152,16 +154,20 @@ def _settle_with(
     return Choices(gpu, planner.version(), {layer: choice for layer, (choice, _) in chosen.items()})
 
 
-def _as_pytorch(loaded: "Choices | None", reason: str) -> "Choices":
-    """What was loaded, for a machine that can use it; PyTorch runs the convolutions here."""
+def _as_pytorch(
+    request: CompileRequest, loaded: "Choices | None", reason: str
+) -> "Choices":
+    """What was loaded, for a machine that can use it; PyTorch runs the convolutions here, but for
+    those of 8 bits, which it does not have."""
     from scrd_fast.backends.convolutions import Choices
 
-    choices = loaded or Choices()
-    if any(layer.eight_bits for layer in choices.ways):  # which PyTorch has none of
+    if request.precision in QUANTISED and loaded is None:
+        raise EngineBuildError(f"precision {request.precision!r}: {reason}")
+    if request.precision in QUANTISED:
         raise EngineFileError(f"{CONVOLUTIONS}: how its convolutions run: {reason}")
     warnings.warn(f"the convolutions run as PyTorch runs them, which may be slower and rounds"
                   f" otherwise than what was chosen for them: {reason}", stacklevel=4)
-    return choices
+    return loaded or Choices()
 
 
 @contextmanager
@@ -179,7 +185,7 @@ def _refusals_of(request: CompileRequest) -> Iterator[None]:
 
 def _network(request: CompileRequest, device: "torch.device") -> "TorchNetwork":
     """The network with what follows its convolutions inside them, where cuDNN has such ones: in
-    half precision and in 8 bits."""
+    half precision and in 8 bits. Raises EngineBuildError where 8 bits cannot be had."""
     import torch
 
     from scrd_fast.backends.torch_network import TorchNetwork
@@ -194,6 +200,9 @@ def _network(request: CompileRequest, device: "torch.device") -> "TorchNetwork":
         fused = TorchNetwork(graph, base, device=device, fuse=True)
         if (reason := _unusable(fused, spec.input_size, device)) is None:
             return fused
+        if precision in QUANTISED:
+            raise EngineBuildError(f"precision {precision!r}: cuDNN"
+                                   f" {torch.backends.cudnn.version()} {reason}; build in fp16")
         warnings.warn(f"cuDNN {torch.backends.cudnn.version()} {reason}; the network runs with"
                       " plain convolutions, which are slower", stacklevel=2)
     return TorchNetwork(graph, base, device=device)

@@ -322,6 +322,15 @@ def test_without_the_frontend_pytorch_runs_all(monkeypatch):
         _settle_ways(ours, request({CONVOLUTIONS: b"{}"}), CPU)
 
 
+def test_8_bits_without_the_frontend(monkeypatch):
+    monkeypatch.setattr(cudnn_plans, "frontend_version", lambda: None)
+    with pytest.raises(EngineBuildError, match=r"^precision 'int8': expected nvidia-cudnn"):
+        _settle_ways(network(), request(None, "int8"), CPU)
+    for compiled in ({}, kept(Choices("a", 1, {replace(WIDE, reads="int8"): Choice(1)}))):
+        with pytest.raises(EngineFileError, match=r"^convolutions\.json: how .* got none: pip"):
+            _settle_ways(network(), request(compiled, "int8"), CPU)
+
+
 @pytest.mark.parametrize(("version", "told"), [
     (None, "got none"), ("1.9.0", "got 1.9.0"), ("1.26.0", None), ("2.0", None)])
 def test_which_frontend_will_do(monkeypatch, version, told):
