@@ -50,6 +50,15 @@ def _dequantise(a: Attributes, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor
     return x * (scale[:, None, None, None] if scale.ndim else scale)
 
 
+def _eight_bits(a: Attributes, x: Tensor, factor: Tensor) -> Tensor:
+    """x in the network's precision or float32, of which the nearest 8-bit numbers are taken."""
+    if x.is_cuda:
+        from scrd_fast.kernels.eight_bits import round_to_eight_bits
+
+        return round_to_eight_bits(x, factor, a["kind"])
+    return to_eight_bits(x.float() * factor, NAMES[a["kind"]])
+
+
 def _scale_head(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x in the network's precision; the rest of the head and its result are float32."""
     if x.is_cuda:
@@ -75,7 +84,7 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Softmax": lambda a, x: torch.softmax(x, a["axis"]),
     "Concat": lambda a, *xs: torch.cat(xs, a["axis"]),
     "QuantizeLinear": _quantise,
-    "EightBits": lambda a, x, factor: to_eight_bits(x.float() * factor, NAMES[a["kind"]]),
+    "EightBits": _eight_bits,
     "DequantizeLinear": _dequantise,
     "DepthToSpace": lambda a, x: F.pixel_shuffle(x, a["blocksize"]),
     "ScaleHead": _scale_head,

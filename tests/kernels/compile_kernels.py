@@ -23,7 +23,8 @@ BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 # A string is the type of a run-time argument ("*fp16", "i32", or "i32:16", a multiple of 16, for
 # which Triton compiles another kernel), anything else the value of a compile-time one. The
-# compile-time arguments of the autotuner's configurations are added.
+# compile-time arguments of the autotuner's configurations are added; "since" is the first
+# generation that it is for.
 Arguments = dict[str, Any]
 
 
@@ -73,6 +74,7 @@ def compile_case(kernel: Any, arguments: Arguments, capability: int) -> Iterator
         yield {"config": str(config), "shared": compiled.metadata.shared, "fma_f64": fused,
                "loads_of_16_bytes": len(
                    re.findall(r"ld\.global[\w:.]*\.(?:v4\.\w32|v2\.\w64)", ptx)),
+               "float8": sorted(set(re.findall(r"\bcvt\.[\w.]*e4m3[\w.]*", ptx))),
                "tensor_cores": sorted(set(re.findall(r"\b(?:wgmma|tcgen05|mma)\b", ptx))),
                **resources(cubin)}
 
@@ -82,8 +84,9 @@ def main() -> None:
     only = sys.argv[1:]
     for module, name, arguments in cases():
         kernel = getattr(import_module(f"scrd_fast.kernels.{module}"), name)
+        since = arguments.pop("since", 0)
         for capability in CAPABILITIES:
-            if only and name not in only:
+            if (only and name not in only) or capability < since:
                 continue
             for row in compile_case(kernel, arguments, capability):
                 print(json.dumps({"kernel": name, "sm": capability, **row,

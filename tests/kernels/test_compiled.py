@@ -46,7 +46,7 @@ def test_no_spills_and_little_shared_memory(compiled):
 
 def test_maps_are_read_16_bytes_at_a_time(compiled):
     for name in ("distances_kernel", "plugin_distances_kernel", "partial_sums_kernel",
-                 "student_gradient_kernel"):
+                 "student_gradient_kernel", "eight_bits_kernel"):
         for row in compiled:
             assert row["kernel"] != name or row["loads_of_16_bytes"] > 0, row
 
@@ -64,6 +64,15 @@ def test_convolutions_are_made_by_tensor_cores(compiled):
     assert all(row["tensor_cores"] for row in rows)
     assert {name for row in rows if row["sm"] == 90 for name in row["tensor_cores"]} == {
         "mma", "wgmma"}
+
+
+def test_float8_is_rounded_to_the_nearest(compiled):
+    """To the largest where it is beyond; by PTX NaN stays NaN in this conversion."""
+    rows = [row for row in compiled if row["float8"]]
+    assert {row["sm"] for row in rows} == {90, 100}
+    for row in rows:
+        assert row["kernel"] == "eight_bits_kernel"
+        assert row["float8"] == ["cvt.rn.satfinite.e4m3x2.f32"]
 
 
 def test_noise_is_rounded_as_the_original(compiled):
