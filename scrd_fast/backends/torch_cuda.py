@@ -62,7 +62,8 @@ class _TorchCuda(Backend):
         one_stream(self.name, request.mode)
         spec, device = request.spec, request.device
         assert device is not None
-        with own_state():  # its weights and buffers outlive the caller's inference mode
+        # Its weights outlive the caller's inference mode, and Triton launches on the current GPU.
+        with own_state(), torch.cuda.device(device):
             try:
                 network = _network(request, device)
                 choices = _settle_ways(network, request, device)
@@ -108,7 +109,7 @@ def _settle_ways(
         return loaded or Choices()
     if missing:
         return _as_pytorch(request, loaded, missing)
-    with torch.no_grad(), torch.cuda.device(device), exact_convolutions:
+    with torch.no_grad(), exact_convolutions:
         try:
             planner = CudnnPlanner(device)
         except (ImportError, OSError, RuntimeError) as error:
