@@ -251,8 +251,8 @@ needs_cudnn = pytest.mark.skipif(find_spec("cudnn") is None, reason="nvidia-cudn
 
 
 @needs_cudnn
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
+@pytest.mark.parametrize("precision", ["fp16", *(
+    pytest.param(precision, marks=pytest.mark.slow) for precision in ("bf16", "int8", "fp8"))])
 def test_convolutions_run_as_they_were_chosen(small_path, tmp_path, precision, monkeypatch):
     """Measured once, when the engine is built; an engine that is loaded computes the same."""
     if precision not in native_precisions("torch_cuda"):
