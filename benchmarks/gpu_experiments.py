@@ -293,75 +293,6 @@ def heuristics() -> Found:
     return found
 
 
-def _chosen(network: "TorchNetwork", n: int) -> tuple[Found, "dict[Layer, Choice]"]:
-    """Let a network run in the ways that are fastest for a batch of n; what came of it."""
-    import torch
-
-    from scrd_fast.backends.convolutions import choose, milliseconds
-    from scrd_fast.backends.cudnn_plans import CudnnPlanner
-    from scrd_fast.progress import silent
-    from scrd_fast.torch_state import exact_convolutions
-
-    planner, begin = CudnnPlanner(_device()), time.perf_counter()
-    with torch.no_grad(), exact_convolutions:
-        layers = network.layers(torch.zeros(n, 3, SIDE, SIDE, device=_device()))
-        chosen = choose(layers, planner, milliseconds, _device(), silent)
-    network.ways = {layer: way for layer, (_, way) in chosen.items()}
-    told = {"cudnn": planner.version(), "layers": len(layers), "chosen": len(chosen),
-            "of 8 bits without": sum(layer.eight_bits and layer not in chosen for layer in layers),
-            "seconds": time.perf_counter() - begin}
-    return told, {layer: choice for layer, (choice, _) in chosen.items()}
-
-
-@experiment("ways", 420)
-def ways() -> Found:
-    """Each convolution by PyTorch, by cuDNN's plans and by the Triton kernel; the whole graph."""
-    import torch
-
-    from scrd_fast.backends.convolutions import milliseconds
-    from scrd_fast.backends.layers import run_in_pytorch
-    from scrd_fast.backends.torch_network import TorchNetwork
-
-    spec, graph = _spec_and_graph()
-    found: Found = {}
-    for n in (1, 32):
-        plain, network = (TorchNetwork(graph, "fp16", device=_device(), fuse=True)
-                          for _ in range(2))
-        told, chosen = _chosen(network, n)
-        rows = {}
-        with torch.no_grad():
-            for layer, choice in chosen.items():
-                operands = layer.draw_operands(_device())
-                rows[str(layer)] = [str(choice), *(milliseconds(partial(way, operands)) for way in (
-                    partial(run_in_pytorch, layer), network.ways[layer]))]
-        buckets = (n,) if n == 1 else (1, n)
-        found[str(n)] = told | {"rows": rows} | _replays(
-            {"pytorch": _captured_network(plain.run, spec, buckets),
-             "ways": _captured_network(network.run, spec, buckets)}, n)
-    return found
-
-
-@experiment("eight_bits", 600)
-def eight_bits() -> Found:
-    """The whole graph in fp16, int8 and fp8, each in the ways that are fastest."""
-    from scrd_fast.backends.torch_network import TorchNetwork
-    from scrd_fast.graph.quantize import BASE, Quantisation, Ranges, quantise, quantised_tensors
-
-    spec, graph = _spec_and_graph()
-    ones = dict.fromkeys(quantised_tensors(graph), 1.0)
-    found: Found = {}
-    for n in (1, 32):
-        captured, told = {}, {}
-        for kind in ("fp16", "int8", "fp8"):
-            chosen = graph if kind == "fp16" else quantise(
-                graph, kind, Quantisation(Ranges(ones, ones)))
-            network = TorchNetwork(chosen, BASE, device=_device(), fuse=True)
-            told[kind], _ = _chosen(network, n)
-            captured[kind] = _captured_network(network.run, spec, (n,) if n == 1 else (1, n))
-        found[str(n)] = {"ms": _replays(captured, n), "told": told}
-    return found
-
-
 @experiment("forks", 150)
 def forks() -> Found:
     """The graph in two lanes: shortcuts, and the bottleneck's first convolutions, beside others."""
@@ -426,6 +357,72 @@ def map_halves() -> Found:
         other.synchronize()
 
     return {"in_order_ms": _host_ms(in_order, 40) / 2, "beside_ms": _host_ms(beside, 40) / 2}
+
+
+def _chosen(network: "TorchNetwork", n: int) -> tuple[Found, "dict[Layer, Choice]"]:
+    """Let a network run in the ways that are fastest for a batch of n; what came of it."""
+    import torch
+
+    from scrd_fast.backends.convolutions import choose, milliseconds
+    from scrd_fast.backends.cudnn_plans import CudnnPlanner
+    from scrd_fast.progress import silent
+    from scrd_fast.torch_state import exact_convolutions
+
+    planner, begin = CudnnPlanner(_device()), time.perf_counter()
+    with torch.no_grad(), exact_convolutions:
+        layers = network.layers(torch.zeros(n, 3, SIDE, SIDE, device=_device()))
+        chosen = choose(layers, planner, milliseconds, _device(), silent)
+    network.ways = {layer: way for layer, (_, way) in chosen.items()}
+    told = {"cudnn": planner.version(), "layers": len(layers), "chosen": len(chosen),
+            "of 8 bits without": sum(layer.eight_bits and layer not in chosen for layer in layers),
+            "seconds": time.perf_counter() - begin}
+    return told, {layer: choice for layer, (choice, _) in chosen.items()}
+
+
+@experiment("ways", 420)
+def ways() -> Found:
+    """Each convolution by PyTorch, by cuDNN's plans and by the Triton kernel; the whole graph."""
+    import torch
+
+    from scrd_fast.backends.convolutions import milliseconds
+    from scrd_fast.backends.layers import run_in_pytorch
+    from scrd_fast.backends.torch_network import TorchNetwork
+
+    spec, graph = _spec_and_graph()
+    found: Found = {}
+    for n in (1, 32):
+        plain, network = (TorchNetwork(graph, "fp16", device=_device(), fuse=True)
+                          for _ in range(2))
+        told, chosen = _chosen(network, n)
+        rows = {}
+        with torch.no_grad():
+            for layer, choice in chosen.items():
+                operands = layer.draw_operands(_device())
+                rows[str(layer)] = [str(choice), *(milliseconds(partial(way, operands)) for way in (
+                    partial(run_in_pytorch, layer), network.ways[layer]))]
+        buckets = (n,) if n == 1 else (1, n)
+        found[str(n)] = told | {"rows": rows} | _replays(
+            {"pytorch": _captured_network(plain.run, spec, buckets),
+             "ways": _captured_network(network.run, spec, buckets)}, n)
+    return found
+
+
+@experiment("eight_bits", 600)
+def eight_bits() -> Found:
+    """The whole graph in fp16, int8 and fp8 for 32 images, each in the ways that are fastest."""
+    from scrd_fast.backends.torch_network import TorchNetwork
+    from scrd_fast.graph.quantize import BASE, Quantisation, Ranges, quantise, quantised_tensors
+
+    spec, graph = _spec_and_graph()
+    ones = dict.fromkeys(quantised_tensors(graph), 1.0)
+    captured, told = {}, {}
+    for kind in ("fp16", "int8", "fp8"):
+        chosen = graph if kind == "fp16" else quantise(
+            graph, kind, Quantisation(Ranges(ones, ones)))
+        network = TorchNetwork(chosen, BASE, device=_device(), fuse=True)
+        told[kind], _ = _chosen(network, 32)
+        captured[kind] = _captured_network(network.run, spec, (1, 32))
+    return {"ms": _replays(captured, 32), "told": told}
 
 
 @experiment("training", 240)
