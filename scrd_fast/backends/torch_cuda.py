@@ -223,11 +223,11 @@ def _unusable(fused: "TorchNetwork", side: int, device: "torch.device") -> str |
         raise
     except RuntimeError as error:
         return f"does not run its fused convolutions in {fused.precision} ({error})"
-    # Some releases have a ReLU that makes 0 of NaN: an overflow would become a score. int8 has no
-    # NaN: what overflows before is found in the features of the teacher's first stage, which is not
-    # quantised.
+    # Some releases have a ReLU that makes 0 of NaN: an overflow would become a score. In 8 bits it
+    # may, where the features of the teacher's first stage, which is not quantised, show it.
     finite = [bool(output.isfinite().all()) for output in outputs]
-    if all(finite) if "i8" in fused.precision_used()["convolutions"] else any(finite):
+    eight_bits = fused.precision_used()["convolutions"].keys() & {"i8", "f8"}
+    if all(finite) if eight_bits else any(finite):
         return f"loses what is not finite in its fused convolutions in {fused.precision}"
     return None
 

@@ -152,8 +152,6 @@ def test_which_ways_of_8_bits_are_right():
                         CPU)
     floats = replace(LAYER, reads="fp8", writes="fp8", residual="fp8")
     assert is_right(floats, lambda o: run(floats, o), CPU)
-    lost = lambda o: run(floats, o).float().nan_to_num().to(torch.float8_e4m3fn)  # noqa: E731
-    assert not is_right(floats, lost, CPU)
 
     def unsaturated(o: Operands) -> torch.Tensor:
         """NaN instead of the largest number, where a result is beyond it."""
