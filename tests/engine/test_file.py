@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from scrd_fast.backends.tensorrt.plan import PlanTies, TensorRtOptions
-from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
+from scrd_fast.engine.engine_file import describe, read_engine_file, write_engine_file
 from scrd_fast.engine.manifest import (
     FORMAT,
     Attempt,
@@ -31,6 +31,7 @@ from scrd_fast.metrics.agreement import Limits, Report
 from scrd_fast.metrics.decisions import Decisions
 from scrd_fast.metrics.map_scale import MapScale
 from scrd_fast.spec import DecodingRule, ScoringSpec
+from tests.support.priors import random_prior
 
 MEMBERS = {"network.onnx": bytes(range(40)), "golden.safetensors": b"golden"}
 REPORT = Report(images=24, map_error=1e-7, score_error=2e-7, rank_correlation=None, auroc=None,
@@ -221,6 +222,21 @@ def test_format_6_had_neither_a_prior_nor_a_slim_student(tmp_path):
     refused(newer, r"manifest.spec: expected all the fields .* none for \['prior'\]")
 
 
+def test_what_a_file_says_of_itself_is_for_a_screen(tmp_path):
+    """All of the manifest but the numbers of a normal map, whose length is told."""
+    prior = random_prior(4)
+    manifest = replace(MANIFEST, spec=replace(MANIFEST.spec, prior=prior))
+    write_engine_file(tmp_path / "x.scrd", manifest, MEMBERS)
+    told = json.loads(json.dumps(describe(tmp_path / "x.scrd")))
+    whole = json.loads(json.dumps(asdict(read_engine_file(tmp_path / "x.scrd")[0])))
+    assert told["spec"]["prior"].pop("values") == (
+        f"{len(prior.values)} characters, left out here")
+    assert whole["spec"]["prior"].pop("values") == prior.values
+    assert told == whole
+    write_engine_file(tmp_path / "y.scrd", MANIFEST, MEMBERS)
+    assert describe(tmp_path / "y.scrd")["spec"]["prior"] is None
+
+
 def test_format_5_knew_no_targets(tmp_path):
     plan = PlanTies("10.16.1.11", None, TensorRtOptions())
     values = listed(asdict(replace(MANIFEST, plan=plan))) | {"format": 5}
@@ -398,7 +414,7 @@ def test_missing_file_and_folder(tmp_path):
 def test_a_disk_that_takes_no_more(path, run_with_file_limit):
     before = path.read_bytes()
     printed = run_with_file_limit(f"""
-from scrd_fast.engine.engine_file import read_engine_file, write_engine_file
+from scrd_fast.engine.engine_file import describe, read_engine_file, write_engine_file
 from scrd_fast.errors import OutputError
 manifest, members = read_engine_file({str(path)!r})
 try:
