@@ -36,6 +36,7 @@ from scrd_fast.torch_state import exact_convolutions
 from tests.convolutions.layers import layers_of
 
 CPU = torch.device("cpu")
+SIDE = 32
 LAYER = Layer(images=1, channels=16, height=4, width=4, outputs=8, kernel=1, stride=1, padding=0,
               reads="fp32", writes="fp32", bias=True, residual=None, relu=True, shuffle=False)
 WIDE = replace(LAYER, kernel=3, padding=1)
@@ -44,7 +45,7 @@ WIDE = replace(LAYER, kernel=3, padding=1)
 def network(backbone: str = "resnet18", precision: str = "fp32",
             device: torch.device = CPU) -> TorchNetwork:
     torch.manual_seed(3)
-    spec = ScoringSpec(input_size=64)
+    spec = ScoringSpec(input_size=SIDE)
     graph = network_graph(build_graph(SCRD(backbone).eval(), spec), spec, features=True)
     return TorchNetwork(graph, precision, device=device, fuse=True)
 
@@ -169,7 +170,7 @@ def test_layers_of_a_network():
             asked.append(layer)
             return default
 
-    pixels = torch.randn(2, 3, 64, 64)
+    pixels = torch.randn(2, 3, SIDE, SIDE)
     layers = ours.layers(pixels)
     ours.ways = Asked()
     ours.run(pixels)
@@ -188,7 +189,7 @@ def test_a_network_runs_in_the_ways_that_were_chosen(backbone):
     pytest.importorskip("triton", reason="the kernel needs Triton")
     place = torch.device("cuda") if torch.cuda.is_available() else CPU
     ours = network(backbone, device=place)
-    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(4)).to(place)
+    pixels = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(4)).to(place)
     with exact_convolutions:
         plain = ours.run(pixels)
     ways = {layer for layer in ours.layers(pixels) if suits_kernel(layer)}
@@ -216,7 +217,7 @@ def test_the_kernel_is_right_in_half_precision():
     pytest.importorskip("triton", reason="the kernel needs Triton")
     place = torch.device("cuda") if torch.cuda.is_available() else CPU
     for layer in network(precision="fp16", device=place).layers(
-            torch.zeros(1, 3, 64, 64, device=place)):
+            torch.zeros(1, 3, SIDE, SIDE, device=place)):
         if suits_kernel(layer):
             assert is_right(layer, make_way(layer, Choice(), Ways()), place), layer
 
@@ -250,7 +251,7 @@ def test_what_does_not_fit_into_memory_is_passed_over():
 
 
 def request(compiled: dict[str, bytes] | None, precision: str = "fp16") -> CompileRequest:
-    return CompileRequest(Source(b""), ScoringSpec(input_size=64), precision, (1, 2),
+    return CompileRequest(Source(b""), ScoringSpec(input_size=SIDE), precision, (1, 2),
                           compiled=compiled)
 
 
@@ -258,31 +259,43 @@ def kept(choices: Choices) -> dict[str, bytes]:
     return {CONVOLUTIONS: choices.to_bytes()}
 
 
+class Network:
+    """What is asked of a network while its ways are settled."""
+
+    fused = True
+
+    def __init__(self, *layers: Layer) -> None:
+        self.its, self.ways = layers, dict[Layer, Way]()
+
+    def layers(self, pixels: Tensor) -> list[Layer]:
+        return [replace(layer, images=len(pixels)) for layer in self.its]
+
+
 def test_built_and_loaded():
     """What a build chooses is what runs where the file is loaded, and nothing is measured there."""
-    gpu, built = "NVIDIA H100", network()
+    gpu, built = "NVIDIA H100", Network(LAYER, WIDE)
     made = _settle_with(built, request(None), None, Ways([0]), gpu, count_down(), CPU)
     assert (made.gpu, made.cudnn) == (gpu, 91900)
-    assert {layer.images for layer in made.ways} == {1, 2}
-    assert set(built.ways) == set(made.ways)
+    assert set(made.ways) == set(built.ways) == {
+        replace(layer, images=n) for layer in (LAYER, WIDE) for n in (1, 2)}
 
     def time(call: object) -> float:
         raise AssertionError("measured where it is loaded")
 
-    loaded, read = network(), Choices.from_bytes(made.to_bytes())
+    loaded, read = Network(LAYER, WIDE), Choices.from_bytes(made.to_bytes())
     assert _settle_with(loaded, request(kept(made)), read, Ways([0]), gpu, time, CPU) == made
-    assert set(loaded.ways) == set(built.ways)
-    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(4))
-    for one, other in zip(loaded.run(pixels), built.run(pixels), strict=True):
-        assert torch.equal(one, other)
-    elsewhere = network()
+    for layer, way in loaded.ways.items():
+        operands = layer.draw_operands(CPU)
+        assert torch.equal(way(operands), built.ways[layer](operands))
+    assert set(loaded.ways) == set(made.ways)
+    elsewhere = Network(LAYER, WIDE)
     with pytest.warns(UserWarning, match="it was chosen on NVIDIA H100, this is NVIDIA L4"):
         assert _settle_with(elsewhere, request(kept(made)), read, Ways([0]), "NVIDIA L4", time,
                             CPU) == made
     assert not elsewhere.ways
     refused = Choices(gpu, 91900, {WIDE: Choice(3)})
     with pytest.raises(EngineFileError, match=r"^convolutions\.json: not compiled"):
-        _settle_with(network(), request(kept(refused)), refused, Ways(), gpu, time, CPU)
+        _settle_with(Network(), request(kept(refused)), refused, Ways(), gpu, time, CPU)
 
 
 def count_down() -> Callable[[Callable[[], object]], float]:
@@ -294,15 +307,8 @@ def count_down() -> Callable[[Callable[[], object]], float]:
 def test_8_bits_without_a_plan():
     """PyTorch would take longer for them than for fp16: neither built nor loaded."""
     layer = replace(WIDE, reads="int8")
-
-    class Network:
-        fused = True
-
-        def layers(self, pixels: Tensor) -> list[Layer]:
-            return [layer]
-
-    with pytest.raises(EngineBuildError, match=r"^precision 'int8': cuDNN 91900 computes 1"):
-        _settle_with(Network(), request(None, "int8"), None, Ways([1]), "a", clock, CPU)
+    with pytest.raises(EngineBuildError, match=r"^precision 'int8': cuDNN 91900 computes 2"):
+        _settle_with(Network(layer), request(None, "int8"), None, Ways([1]), "a", clock, CPU)
     chosen = Choices("NVIDIA H100", 91900, {layer: Choice(0)})
     with pytest.raises(EngineFileError, match=r"^convolutions\.json: how .* this is NVIDIA L4"):
         _settle_with(Network(), request(kept(chosen), "int8"), chosen, Ways(), "NVIDIA L4", clock,
@@ -312,7 +318,7 @@ def test_8_bits_without_a_plan():
 def test_without_the_frontend_pytorch_runs_all(monkeypatch):
     """What an engine file has chosen is kept for a machine that has it, with a warning here."""
     monkeypatch.setattr(cudnn_plans, "frontend_version", lambda: None)
-    ours, chosen = network(), Choices("NVIDIA H100", 91900, {LAYER: Choice(41)})
+    ours, chosen = Network(), Choices("NVIDIA H100", 91900, {LAYER: Choice(41)})
     for compiled in (None, {}, kept(Choices())):
         assert _settle_ways(ours, request(compiled), CPU) == Choices()
     with pytest.warns(UserWarning, match="as PyTorch runs them, .* pip install 'scrd-fast.cudnn.'"):
@@ -325,10 +331,10 @@ def test_without_the_frontend_pytorch_runs_all(monkeypatch):
 def test_8_bits_without_the_frontend(monkeypatch):
     monkeypatch.setattr(cudnn_plans, "frontend_version", lambda: None)
     with pytest.raises(EngineBuildError, match=r"^precision 'int8': expected nvidia-cudnn"):
-        _settle_ways(network(), request(None, "int8"), CPU)
+        _settle_ways(Network(), request(None, "int8"), CPU)
     for compiled in ({}, kept(Choices("a", 1, {replace(WIDE, reads="int8"): Choice(1)}))):
         with pytest.raises(EngineFileError, match=r"^convolutions\.json: how .* got none: pip"):
-            _settle_ways(network(), request(compiled, "int8"), CPU)
+            _settle_ways(Network(), request(compiled, "int8"), CPU)
 
 
 @pytest.mark.parametrize(("version", "told"), [
@@ -342,7 +348,7 @@ def test_which_frontend_will_do(monkeypatch, version, told):
 def test_an_engine_file_of_an_older_release_is_not_measured(monkeypatch):
     """It has no such member; what it gave it gives again."""
     monkeypatch.setattr(cudnn_plans, "frontend_version", lambda: "1.29.1")
-    assert _settle_ways(network(), request({}), CPU) == Choices()
+    assert _settle_ways(Network(), request({}), CPU) == Choices()
 
 
 @pytest.mark.gpu
