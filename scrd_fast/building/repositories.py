@@ -16,6 +16,8 @@ from scrd_fast.spec import ScoringSpec
 
 LARGEST_BATCH = 64
 QUEUE_MICROSECONDS = 2000  # about a tenth of what a batch takes on a CPU
+# For OpenVINO Model Server: on CPUs with bf16 OpenVINO computes in that unless it is told.
+PLUGIN_CONFIG = '{"INFERENCE_PRECISION_HINT": "f32"}'
 
 
 def write_triton_repository(checkpoint: str | os.PathLike[str], folder: str | os.PathLike[str], *,
@@ -39,7 +41,8 @@ def write_openvino_repository(checkpoint: str | os.PathLike[str], folder: str | 
     """Write a checkpoint as a model of an OpenVINO Model Server repository; gives its folder.
 
     folder/name/version/model.onnx: the server is told the model's name and folder when it is
-    started, and needs no file for that. name and errors: as of `write_triton_repository`.
+    started, and PLUGIN_CONFIG as its `--plugin_config`, and needs no file for that. name and
+    errors: as of `write_triton_repository`.
     """
     return _write_graph(checkpoint, folder, name, version)
 

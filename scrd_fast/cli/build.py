@@ -134,6 +134,7 @@ def export(
     """
     from scrd_fast.building.build import export_onnx
     from scrd_fast.building.repositories import (
+        PLUGIN_CONFIG,
         write_openvino_repository,
         write_triton_repository,
     )
@@ -155,6 +156,9 @@ def export(
     for each in written:
         typer.echo(f"{each}: input images uint8 (batch, height, width, 3);"
                    " outputs score, map, scale_weights")
+    if openvino is not None:
+        typer.echo(f"start OpenVINO Model Server with --plugin_config '{PLUGIN_CONFIG}', else it"
+                   " computes in bf16 where the CPU has it, and scores are off by a part in 200")
 
 
 @app.command(epilog=example("scrd-fast info model.scrd"))

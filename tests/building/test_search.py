@@ -37,11 +37,11 @@ def trained_path(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(trained):
-    """Graph, judge, ranges and correction of the trained model."""
+    """Source, judge, ranges and correction of the trained model."""
     checkpoint, normals = trained
     proto = build_graph(checkpoint.model, checkpoint.spec)
     pixels = range_pixels(checkpoint.spec, normals)
-    return (proto, Judge(checkpoint, normals, lambda *_: None),
+    return (Source.of(proto), Judge(checkpoint, normals, lambda *_: None),
             Quantisation(measure_ranges(proto, checkpoint.spec, pixels)),
             BiasCorrection(proto, checkpoint.spec, pixels))
 
