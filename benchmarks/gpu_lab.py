@@ -11,11 +11,15 @@ import json
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
-from benchmarks.gpu_experiments import EXPERIMENTS, Found
+from benchmarks.gpu_networks import EXPERIMENTS, Found
 from scrd_fast.backends.registry import cuda_missing
 from scrd_fast.files import atomic_write
+
+for module in ("gpu_experiments", "gpu_convolutions"):  # which fill the list, in this order
+    import_module(f"benchmarks.{module}")
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "build" / "gpu_lab.json"

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import report, results
 from benchmarks.classes import shown_classes
-from benchmarks.gpu_lab import run_apart
+from benchmarks.gpu_lab import EXPERIMENTS, run_apart
 from scrd_fast.machine import cpu_flags
 
 ROOT = Path(__file__).parent.parent
@@ -71,6 +71,14 @@ def test_every_benchmark_runs_and_every_peer_agrees(tmp_path):
     assert "published loop" in text
     assert "images that arrive at random" in text
     assert "mode, best precision" in text
+
+
+def test_the_list_of_experiments():
+    """The short ones first, and each told in a line of the help."""
+    names = list(EXPERIMENTS)
+    assert (names[0], names[-1], len(names)) == ("baseline", "compile", 16)
+    assert {"nan", "rewrites", "heuristics", "forks", "ways", "eight_bits"} < set(names)
+    assert all(each.about.endswith(".") for each in EXPERIMENTS.values())
 
 
 @pytest.mark.slow
