@@ -158,7 +158,7 @@ def export(
                    " outputs score, map, scale_weights")
     if openvino is not None:
         typer.echo(f"start OpenVINO Model Server with --plugin_config '{PLUGIN_CONFIG}', else it"
-                   " computes in bf16 where the CPU has it, and scores are off by a part in 200")
+                   " computes in bf16 where the CPU has it, and scores differ from the engine's")
 
 
 @app.command(epilog=example("scrd-fast info model.scrd"))
