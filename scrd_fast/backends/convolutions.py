@@ -19,6 +19,7 @@ from torch import Tensor
 
 from scrd_fast.backends.layers import TYPES, Layer, Operands, Way, run_in_pytorch
 from scrd_fast.errors import EngineBuildError, EngineFileError
+from scrd_fast.graph.stored import CONVOLUTIONS
 from scrd_fast.graph.tensors import DTYPES
 from scrd_fast.progress import Progress
 
@@ -70,7 +71,7 @@ class Choices:
             ways = dict(_read_way(each) for each in read["ways"])
             return Choices(str(read["gpu"]), int(read["cudnn"]), ways)
         except (KeyError, RecursionError, TypeError, ValueError) as error:
-            raise EngineFileError("convolutions.json: expected how convolutions run, got something"
+            raise EngineFileError(f"{CONVOLUTIONS}: expected how convolutions run, got something"
                                   f" else ({error!r})") from error
 
 
@@ -147,11 +148,11 @@ def candidates(layer: Layer, planner: Planner) -> list[Choice]:
     return [*plans, Choice()] if suits_kernel(layer) else plans
 
 
-def is_right(layer: Layer, way: Way, device: torch.device) -> bool:
-    """Whether a way gives what PyTorch's own call gives, but for the order of sums, and makes no
-    number of what is not finite; in 8 bits the first stage, which is not quantised, shows that."""
-    operands = layer.draw_operands(device)
-    found, expected = way(operands), run_in_pytorch(layer, operands)
+def is_right(layer: Layer, way: Way, operands: Operands, expected: Tensor) -> bool:
+    """Whether a way gives what PyTorch's own call gives of these operands, but for the order of
+    sums, and makes no number of what is not finite; in 8 bits the first stage, which is not
+    quantised, shows that."""
+    found = way(operands)
     if (found.dtype, found.shape) != (expected.dtype, expected.shape):
         return False
     off, size = (found.float() - expected.float()).abs(), expected.float().abs()
@@ -184,6 +185,7 @@ def choose(
         progress(done, len(layers), "choosing how convolutions run")
         try:
             operands = layer.draw_operands(device)
+            expected = run_in_pytorch(layer, operands)
             best = float("inf") if layer.eight_bits else FASTER * time(
                 partial(run_in_pytorch, layer, operands))
         except torch.cuda.OutOfMemoryError:  # of a batch that will be too large
@@ -192,7 +194,8 @@ def choose(
         for choice in candidates(layer, planner):
             try:
                 way = make_way(layer, choice, planner)
-                if is_right(layer, way, device) and (ms := time(partial(way, operands))) < best:
+                if is_right(layer, way, operands, expected) and (
+                        ms := time(partial(way, operands))) < best:
                     best, chosen[layer] = ms, (choice, way)
             except PlanRefused:
                 continue

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from scrd_fast.backends.backend import Backend, CompileRequest
 from scrd_fast.backends.runner import Runner, one_stream
 from scrd_fast.errors import PYTORCH_MISSING, EngineBuildError, EngineFileError
+from scrd_fast.graph.stored import CONVOLUTIONS
 from scrd_fast.precisions import QUANTISED
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 # Compute capabilities whose tensor cores cuDNN's fused convolutions use; PyTorch has none.
 _EIGHT_BITS_FROM = {"int8": (8, 0), "fp8": (8, 9)}
-CONVOLUTIONS = "convolutions.json"  # the member of an engine file: how they run
 
 
 class _TorchCuda(Backend):

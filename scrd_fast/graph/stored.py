@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import onnx
 
 QUANTISATION = "quantisation.json"  # the member of an engine file that graph.quantize makes
+CONVOLUTIONS = "convolutions.json"  # how those of torch_cuda run
 _SMALL = 256  # bytes; smaller weights stay in the graph
 _READ_LATER = 65536  # bytes; see _keep
 

@@ -10,9 +10,9 @@ import torch
 import scrd_fast
 from scrd_fast.backends.convolutions import Choices
 from scrd_fast.backends.registry import native_precisions
-from scrd_fast.backends.torch_cuda import CONVOLUTIONS
 from scrd_fast.engine.engine_file import EngineFile
 from scrd_fast.errors import BackendUnavailable, DeviceMemoryError, InputError, NotFiniteError
+from scrd_fast.graph.stored import CONVOLUTIONS
 from scrd_fast.metrics.agreement import Limits
 from scrd_fast.model.reference import score_images
 from tests.support.gpu import ON_GPU

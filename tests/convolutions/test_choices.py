@@ -18,22 +18,22 @@ from scrd_fast.backends.convolutions import (
     PlanRefused,
     candidates,
     choose,
-    is_right,
     make_way,
     suits_kernel,
 )
 from scrd_fast.backends.layers import Layer, Operands, Way, run_in_pytorch
 from scrd_fast.backends.registry import native_precisions
 from scrd_fast.backends.source import Source
-from scrd_fast.backends.torch_cuda import CONVOLUTIONS, _settle_ways, _settle_with
+from scrd_fast.backends.torch_cuda import _settle_ways, _settle_with
 from scrd_fast.backends.torch_network import TorchNetwork
 from scrd_fast.errors import EngineBuildError, EngineFileError
 from scrd_fast.graph.portable import build_graph, network_graph
+from scrd_fast.graph.stored import CONVOLUTIONS
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.progress import silent
 from scrd_fast.spec import ScoringSpec
 from scrd_fast.torch_state import exact_convolutions
-from tests.convolutions.layers import layers_of
+from tests.convolutions.layers import computes, layers_of
 
 CPU = torch.device("cpu")
 SIDE = 32
@@ -116,8 +116,8 @@ def test_another_gpu_or_another_cudnn():
 
 @pytest.mark.parametrize(("engine", "right"), [(0, True), (1, False), (2, False)])
 @pytest.mark.parametrize("layer", [LAYER, replace(WIDE, residual="fp32")], ids=["1x1", "3x3"])
-def test_what_is_right(layer, engine, right):
-    assert is_right(layer, Ways().way(layer, Choice(engine)), CPU) == right
+def test_what_computes(layer, engine, right):
+    assert computes(layer, Ways().way(layer, Choice(engine)), CPU) == right
 
 
 def test_the_order_of_sums_is_free_and_little_else():
@@ -129,8 +129,8 @@ def test_the_order_of_sums_is_free_and_little_else():
     def coarse(o: Operands) -> Tensor:
         return run_in_pytorch(layer, o) * 1.02
 
-    assert is_right(layer, reordered, CPU)
-    assert not is_right(layer, coarse, CPU)
+    assert computes(layer, reordered, CPU)
+    assert not computes(layer, coarse, CPU)
 
 
 def test_the_fastest_that_is_right_is_chosen():
@@ -219,7 +219,7 @@ def test_the_kernel_is_right_in_half_precision():
     for layer in network(precision="fp16", device=place).layers(
             torch.zeros(1, 3, SIDE, SIDE, device=place)):
         if suits_kernel(layer):
-            assert is_right(layer, make_way(layer, Choice(), Ways()), place), layer
+            assert computes(layer, make_way(layer, Choice(), Ways()), place), layer
 
 
 def clock(call: Callable[[], object]) -> float:
@@ -365,4 +365,4 @@ def test_cudnns_plans_are_right(precision):
     planner = cudnn_plans.CudnnPlanner(device)
     for layer in layers_of("resnet18", 64, 2, precision):
         (first, *_) = planner.candidates(layer, MOST)
-        assert is_right(layer, planner.way(layer, first), device), layer
+        assert computes(layer, planner.way(layer, first), device), layer

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scrd_fast.backends.backend import CompileRequest
-from scrd_fast.backends.convolutions import is_right, suits_kernel
+from scrd_fast.backends.convolutions import suits_kernel
 from scrd_fast.backends.layers import Layer, Operands, run_in_pytorch, to_eight_bits
 from scrd_fast.backends.source import Source
 from scrd_fast.backends.torch_cuda import _network
@@ -19,6 +19,7 @@ from scrd_fast.graph.tensors import EIGHT_BITS
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.reference.preprocess import normalise
 from scrd_fast.spec import ScoringSpec
+from tests.convolutions.layers import computes
 from tests.support.models import organs
 
 CPU = torch.device("cpu")
@@ -143,15 +144,15 @@ def test_which_ways_of_8_bits_are_right():
     def run(layer: Layer, o: Operands) -> torch.Tensor:
         return run_in_pytorch(layer, o)
 
-    assert is_right(LAYER, lambda o: run(LAYER, o), CPU)
+    assert computes(LAYER, lambda o: run(LAYER, o), CPU)
     halved = replace(LAYER, writes="fp16")
-    assert not is_right(LAYER, lambda o: run(halved, replace(o, out_factor=None)), CPU)
-    assert not is_right(LAYER, lambda o: run(LAYER, replace(o, bias=o.bias + 1)), CPU)
+    assert not computes(LAYER, lambda o: run(halved, replace(o, out_factor=None)), CPU)
+    assert not computes(LAYER, lambda o: run(LAYER, replace(o, bias=o.bias + 1)), CPU)
     # One number off everywhere: a rounding that is not to the nearest.
-    assert not is_right(LAYER, lambda o: (run(LAYER, o).float() + 1).clamp(max=127).to(torch.int8),
+    assert not computes(LAYER, lambda o: (run(LAYER, o).float() + 1).clamp(max=127).to(torch.int8),
                         CPU)
     floats = replace(LAYER, reads="fp8", writes="fp8", residual="fp8")
-    assert is_right(floats, lambda o: run(floats, o), CPU)
+    assert computes(floats, lambda o: run(floats, o), CPU)
 
     def unsaturated(o: Operands) -> torch.Tensor:
         """NaN instead of the largest number, where a result is beyond it."""
@@ -159,7 +160,7 @@ def test_which_ways_of_8_bits_are_right():
         wide = wide * o.out_factor
         return torch.where(wide.abs() > 464, float("nan"), wide).to(torch.float8_e4m3fn)
 
-    assert not is_right(floats, unsaturated, CPU)
+    assert not computes(floats, unsaturated, CPU)
 
 
 def test_the_kernel_is_not_for_8_bits():
